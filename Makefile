@@ -1,0 +1,50 @@
+# Every target sets itself up: the first one run builds .venv from pyproject.toml, with the
+# versions of constraints.txt. Nothing outside this folder is touched.
+
+PYTHON ?= python3
+# At most four workers: more of them cost memory (each imports torch) and gain little.
+PYTEST_ARGS ?= -n auto --maxprocesses 4
+LAB_ARGS ?=
+
+RUN = .venv/bin/python -m
+READY = .venv/.ready
+
+.PHONY: demo test lab lint format clean
+
+# The figures and tables of the paper, in figures/index.html.
+demo: $(READY)
+	.venv/bin/goatviz reproduce --out figures
+
+# Every test. `make test BROWSER=no` leaves out those that need a Chromium.
+test: $(READY)
+ifeq ($(BROWSER),no)
+	@echo "*** BROWSER=no: THE BROWSER TESTS ARE LEFT OUT OF THIS RUN ***"
+	$(RUN) pytest $(PYTEST_ARGS) -m "not browser"
+	@echo "*** BROWSER=no: THE BROWSER TESTS WERE LEFT OUT OF THIS RUN ***"
+else
+	$(RUN) pytest $(PYTEST_ARGS)
+endif
+
+# JupyterLab on notebooks/. In a container run by root: make lab LAB_ARGS=--allow-root
+lab: $(READY)
+	$(RUN) jupyterlab --ServerApp.root_dir=notebooks $(LAB_ARGS)
+
+lint: $(READY)
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+format: $(READY)
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+# The stamp is taken away first and written last. A set-up that stopped half-way has none, and is
+# begun again from an empty .venv: what pip left there cannot be trusted.
+$(READY): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit("goatviz needs Python 3.11, 3.12 or 3.13, and PYTHON=$(PYTHON) is %d.%d.%d. Name another: make PYTHON=python3.12" % v[:3])'
+	@if [ -e $(READY) ]; then rm -f $(READY); else "$(PYTHON)" -m venv --clear .venv; fi
+	$(RUN) pip install -c constraints.txt -e '.[notebook,dev]'
+	@touch $(READY)
+
+clean:
+	rm -rf .venv figures build dist .pytest_cache .ruff_cache .hypothesis
+	find goatviz tests -name __pycache__ -type d -prune -exec rm -rf {} +

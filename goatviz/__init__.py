@@ -1,0 +1,62 @@
+"""goatviz: attention as entropic optimal transport, its learned priors, and pictures of both.
+
+The names below are resolved when they are first used, so that `import goatviz` stays light: it
+loads neither torch nor plotly. Start with `plot_prior(load_pretrained("copy-mixture-1-goat"))`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ALiBiPrior": "goatviz.priors",
+    "Attention": "goatviz.attention",
+    "BucketPrior": "goatviz.priors",
+    "CausalLM": "goatviz.models",
+    "CopyMixture": "goatviz.tasks",
+    "ModelConfig": "goatviz.models",
+    "Prior": "goatviz.priors",
+    "RecencyPrior": "goatviz.priors",
+    "SinkPrior": "goatviz.priors",
+    "SpectralPrior": "goatviz.priors",
+    "TrainConfig": "goatviz.training",
+    "TransportPlan": "goatviz.transport",
+    "UniformPrior": "goatviz.priors",
+    "attention_plan": "goatviz.attention",
+    "convert": "goatviz.adapters",
+    "cross_check": "goatviz.transport",
+    "doubly_stochastic": "goatviz.transport",
+    "goat_prior": "goatviz.models",
+    "list_pretrained": "goatviz.training",
+    "load_checkpoint": "goatviz.training",
+    "load_pretrained": "goatviz.training",
+    "load_result": "goatviz.results",
+    "plan_slice": "goatviz.analysis",
+    "plot_plan": "goatviz.figures",
+    "plot_prior": "goatviz.figures",
+    "prior_attention": "goatviz.attention",
+    "prior_profile": "goatviz.analysis",
+    "reproduce": "goatviz.paper",
+    "save_checkpoint": "goatviz.training",
+    "save_html": "goatviz.plots",
+    "save_result": "goatviz.results",
+    "solve_rows": "goatviz.transport",
+    "train": "goatviz.training",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'goatviz' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,255 @@
+"""The paper's own package, goat-attention: its modules become our priors and our layer.
+
+Parameters are copied, so the module stays as it was. What the package does at call time and a
+prior cannot know (is_causal, the current length, a query-norm gate) is reported, not guessed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from goatviz.attention.layer import Attention
+from goatviz.priors.base import Prior, ScaledPrior, SumPrior
+from goatviz.priors.fixed import UniformPrior
+from goatviz.priors.sink import RecencyPrior, SinkPrior
+from goatviz.priors.spectral import SpectralPrior
+
+
+@dataclass(frozen=True)
+class GoatAttentionRecord:
+    """What one GoatAttention module holds.
+
+    Attributes
+    ----------
+    path : str
+        Its name in the module tree, "" for the module itself.
+    prior : Prior
+        One head for each key-value head; gains, bump, prior scale and recency included. With a
+        query-norm gate, the prior of a query of norm 0 and gate 1 (see `query_dependent`).
+    causal : bool
+        Whether recency is included: the package adds it to causal calls only.
+    query_dependent : bool
+        The module gates its prior by each query's norm, so no one prior describes it.
+    length_dependent : bool
+        The module has no training_seq_len and normalises its sink by the current length.
+    """
+
+    path: str
+    prior: Prior
+    causal: bool
+    query_dependent: bool
+    length_dependent: bool
+
+    @property
+    def notes(self) -> list[str]:
+        """What a figure has to say beside this prior."""
+        notes = []
+        if self.query_dependent:
+            notes.append("gated by the query's norm: the prior shown is the ungated one")
+        if self.length_dependent:
+            notes.append("no training_seq_len: this prior holds at the length shown only")
+        return notes
+
+
+def is_goat_attention(module: object) -> bool:
+    """Whether `module` is goat-attention's GoatAttention, told without importing the package."""
+    return any(
+        cls.__name__ == "GoatAttention" and cls.__module__.split(".")[0] == "goat"
+        for cls in type(module).__mro__
+    )
+
+
+def find_goat_attention(module: nn.Module) -> dict[str, nn.Module]:
+    """Every GoatAttention in a module tree, by path, in the tree's order."""
+    return {path: child for path, child in module.named_modules() if is_goat_attention(child)}
+
+
+def read_goat_attention(
+    module: nn.Module,
+    *,
+    causal: bool | None = None,
+    length: int | None = None,
+    axes: int | None = None,
+    path: str = "",
+) -> GoatAttentionRecord:
+    """The prior of one GoatAttention module.
+
+    Parameters
+    ----------
+    module : GoatAttention
+        From the package goat-attention.
+    causal : bool, optional
+        How the module is called (its is_causal); default: causal unless it is on a grid.
+    length : int, optional
+        Current length in tokens; needed only by modules without training_seq_len.
+    axes : int, optional
+        0 or 2; needed only by modules with pos_encoding="auto", which decide on every call.
+    path : str
+        Kept in the record.
+
+    Raises
+    ------
+    TypeError
+        If `module` is not a GoatAttention.
+    ValueError
+        If `length` or `axes` is needed and missing.
+    """
+    if not is_goat_attention(module):
+        raise TypeError(
+            f"module must be goat-attention's GoatAttention, got {type(module).__name__}"
+        )
+    axes = _axes(module, axes)
+    causal = axes == 0 if causal is None else bool(causal)
+    heads = module.kv_num_heads
+    relative = SpectralPrior(heads, rank=module.R, axes=axes, init="uniform")
+    _copy(relative.alpha, module.lambda_sym)
+    _copy(relative.beta, module.lambda_asym)
+    relative.frequencies = module.rel_freqs_base.detach().clone()
+    parts: list[Prior] = [relative]
+    length_dependent = False
+    if module.enable_key_bias:
+        length_dependent = module.training_seq_len is None
+        if length_dependent and length is None:
+            raise ValueError(
+                "length is needed: this module has no training_seq_len and normalises its sink "
+                "by the current length"
+            )
+        training_length = max(length - 1, 1) if length_dependent else module.training_seq_len
+        scale = float(module.goat_prior_scale)
+        for part in _key_terms(module, training_length, axes, causal):
+            parts.append(part if scale == 1.0 else ScaledPrior(part, scale))
+    prior = SumPrior(parts) if len(parts) > 1 else parts[0]
+    if module.R == 0 and len(parts) == 1:
+        prior = UniformPrior(heads)
+    return GoatAttentionRecord(
+        path=path,
+        prior=prior.to(module.lambda_sym.device),
+        causal=causal,
+        query_dependent=module.prior_gate == "query_norm",
+        length_dependent=length_dependent,
+    )
+
+
+def convert(
+    module: nn.Module,
+    *,
+    causal: bool | None = None,
+    length: int | None = None,
+    axes: int | None = None,
+) -> Attention:
+    """Our `Attention` with the same outputs as a GoatAttention module in evaluation mode.
+
+    Parameters
+    ----------
+    module : GoatAttention
+        Self-attention; left unchanged.
+    causal, length, axes
+        As in `read_goat_attention`.
+
+    Returns
+    -------
+    Attention
+        Takes (batch, length, embed_dim), whatever the module's batch_first.
+
+    Raises
+    ------
+    TypeError
+        If `module` is not a GoatAttention.
+    ValueError
+        For what our layer does not have: a query-norm gate, appended bias or zero keys, keys and
+        values of other sizes, dropout in training mode.
+    """
+    record = read_goat_attention(module, causal=causal, length=length, axes=axes)
+    for hindrance, what in (
+        (record.query_dependent, "a prior gated by the query's norm (prior_gate='query_norm')"),
+        (module.add_bias_kv or module.add_zero_attn, "appended keys (add_bias_kv, add_zero_attn)"),
+        (module.kdim != module.embed_dim or module.vdim != module.embed_dim,
+         "keys or values of another size (kdim, vdim)"),
+        (module.training and module.dropout > 0, "dropout in training mode (call eval() first)"),
+    ):
+        if hindrance:
+            raise ValueError(f"module cannot be converted: it has {what}")
+    bias = module.out_proj.bias is not None
+    layer = Attention(
+        module.embed_dim,
+        module.num_heads,
+        num_kv_heads=module.kv_num_heads,
+        content_dim=module.content_dim,
+        prior=record.prior,
+        causal=record.causal,
+        bias=bias,
+    )
+    layer.to(device=module.out_proj.weight.device, dtype=module.out_proj.weight.dtype)
+    if module.in_proj is not None:
+        sizes = [module.embed_dim, module.kv_embed_dim, module.kv_embed_dim]
+        weights = module.in_proj.weight.split(sizes)
+        biases = module.in_proj.bias.split(sizes) if bias else (None, None, None)
+    else:
+        theirs = (module.q_proj, module.k_proj, module.v_proj)
+        weights = [linear.weight for linear in theirs]
+        biases = [linear.bias for linear in theirs]
+    ours = (layer.q_proj, layer.k_proj, layer.v_proj)
+    for linear, weight, offset, is_value in zip(
+        ours, weights, biases, (False, False, True), strict=True
+    ):
+        keep = module.head_dim if is_value else module.content_dim
+        _copy(linear.weight, _content_rows(weight, module.head_dim, keep))
+        if offset is not None:
+            _copy(linear.bias, _content_rows(offset, module.head_dim, keep))
+    _copy(layer.out_proj.weight, module.out_proj.weight)
+    if bias:
+        _copy(layer.out_proj.bias, module.out_proj.bias)
+    return layer.train(module.training)
+
+
+def _axes(module: nn.Module, axes: int | None) -> int:
+    encoding = module.pos_encoding
+    if encoding == "auto":
+        if axes not in (0, 2):
+            raise ValueError(
+                "axes must be 0 (a sequence) or 2 (a grid): this module has pos_encoding='auto' "
+                f"and decides on every call; got {axes!r}"
+            )
+        return axes
+    own = 2 if encoding == "2d" else 0
+    if axes is not None and axes != own:
+        raise ValueError(f"axes must be {own} for pos_encoding={encoding!r}, got {axes!r}")
+    return own
+
+
+def _key_terms(
+    module: nn.Module, training_length: int, axes: int, causal: bool
+) -> list[Prior]:
+    hidden = module.key_bias.fc1.out_features
+    sink = SinkPrior(
+        module.kv_num_heads,
+        rank=module.M,
+        training_length=training_length,
+        hidden=hidden,
+        axes=axes,
+        init="uniform",
+    )
+    sink.frequencies = module.abs_freqs_base.detach().clone()
+    for ours, theirs in ((sink.mlp[0], module.key_bias.fc1), (sink.mlp[2], module.key_bias.fc2)):
+        _copy(ours.weight, theirs.weight)
+        _copy(ours.bias, theirs.bias)
+    _copy(sink.gain, module.sink_gain)
+    _copy(sink.bump, module.sink_bump)
+    if not causal:
+        return [sink]
+    recency = RecencyPrior(module.kv_num_heads)
+    _copy(recency.raw_slope, module.recency_slope_raw)
+    return [sink, recency]
+
+
+def _content_rows(tensor: Tensor, head_dim: int, keep: int) -> Tensor:
+    """The first `keep` output features of every head."""
+    return tensor.unflatten(0, (-1, head_dim))[:, :keep].flatten(0, 1)
+
+
+@torch.no_grad()
+def _copy(ours: Tensor, theirs: Tensor) -> None:
+    ours.copy_(theirs)

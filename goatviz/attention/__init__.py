@@ -1,0 +1,25 @@
+"""Attention with a prior: the function, the layer, and the position schemes it is compared with.
+
+`functional.prior_attention` is one head group's computation, `layer.Attention` adds projections
+and a cache. What a prior is lives in `goatviz.priors`.
+"""
+
+from goatviz.attention.functional import attention_plan, prior_attention
+from goatviz.attention.layer import Attention, LayerCache
+from goatviz.attention.positions import (
+    InterpolatedRotaryEmbedding,
+    LearnedEmbedding,
+    RotaryEmbedding,
+    SinusoidalEmbedding,
+)
+
+__all__ = [
+    "Attention",
+    "InterpolatedRotaryEmbedding",
+    "LayerCache",
+    "LearnedEmbedding",
+    "RotaryEmbedding",
+    "SinusoidalEmbedding",
+    "attention_plan",
+    "prior_attention",
+]

@@ -1,0 +1,272 @@
+"""The attention layer: projections, a prior or a rotary scheme, grouped heads and a cache.
+
+The computation itself is `functional.prior_attention`; the layer owns weights and shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from goatviz.attention.functional import IMPLEMENTATIONS, prior_attention
+from goatviz.attention.positions import RotaryEmbedding
+from goatviz.priors.base import PositionsLike, Prior, as_positions
+from goatviz.priors.fixed import UniformPrior, check_heads
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of one layer, as far as they have been seen.
+
+    Attributes
+    ----------
+    k, v : Tensor or None
+        Shapes (batch, key-value heads, length, content_dim) and (..., head_dim). Keys carry no
+        lanes: those are recomputed from `positions`.
+    positions : Tensor or None
+        As `as_positions` returns them, shape (length, 1 + axes).
+    padding_mask : Tensor or None
+        Boolean, shape (batch, length).
+    """
+
+    k: Tensor | None = None
+    v: Tensor | None = None
+    positions: Tensor | None = None
+    padding_mask: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return 0 if self.k is None else self.k.shape[2]
+
+    def append(
+        self, k: Tensor, v: Tensor, positions: Tensor, padding_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Add the newest keys and values; return everything held."""
+        if self.k is None:
+            self.k, self.v, self.positions, self.padding_mask = k, v, positions, padding_mask
+            return k, v, positions, padding_mask
+        if k.shape[0] != self.k.shape[0]:
+            raise ValueError(f"cache holds a batch of {self.k.shape[0]}, got {k.shape[0]}")
+        if padding_mask is not None or self.padding_mask is not None:
+            before, now = self.padding_mask, padding_mask
+            if before is None:
+                before = self.k.new_ones(self.k.shape[0], self.length, dtype=torch.bool)
+            if now is None:
+                now = k.new_ones(k.shape[0], k.shape[2], dtype=torch.bool)
+            self.padding_mask = torch.cat([before, now], dim=1)
+        self.k = torch.cat([self.k, k], dim=2)
+        self.v = torch.cat([self.v, v], dim=2)
+        self.positions = torch.cat([self.positions, positions])
+        return self.k, self.v, self.positions, self.padding_mask
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention whose prior is an object.
+
+    Parameters
+    ----------
+    embed_dim : int
+        Size of the tokens.
+    num_heads : int
+        Query heads.
+    num_kv_heads : int, optional
+        Key-value heads, a divisor of `num_heads`; default the same.
+    head_dim : int, optional
+        Size of values for each head; default embed_dim / num_heads.
+    content_dim : int, optional
+        Size of content queries and keys. Default: head_dim less the prior's lanes, so that the
+        fused call is as wide as without a prior (Litman and Guo 2026, d_c = d - 2R - 1).
+    prior : Prior, optional
+        1 or `num_kv_heads` heads; default uniform.
+    rotary : RotaryEmbedding, optional
+        Turns content queries and keys; its dim must be `content_dim`.
+    causal : bool
+        Forbid keys after the query.
+    bias : bool
+        Give the projections biases.
+    impl : str, optional
+        As in `prior_attention`; default "sdpa", or "sdpa_bias" for a prior without lanes.
+
+    Raises
+    ------
+    ValueError
+        If sizes or head counts do not divide or fit, or the lanes leave no content.
+
+    Examples
+    --------
+    >>> from goatviz.priors import SpectralPrior
+    >>> layer = Attention(16, 2, prior=SpectralPrior(2, rank=2))
+    >>> layer(torch.zeros(1, 5, 16)).shape
+    torch.Size([1, 5, 16])
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        content_dim: int | None = None,
+        prior: Prior | None = None,
+        rotary: RotaryEmbedding | None = None,
+        causal: bool = True,
+        bias: bool = True,
+        impl: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_heads(num_heads)
+        num_kv_heads = num_heads if num_kv_heads is None else check_heads(num_kv_heads)
+        if num_heads % num_kv_heads:
+            raise ValueError(
+                f"num_heads must be a multiple of num_kv_heads, got {num_heads} and {num_kv_heads}"
+            )
+        if head_dim is None:
+            if embed_dim % num_heads:
+                raise ValueError(
+                    f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}"
+                )
+            head_dim = embed_dim // num_heads
+        prior = UniformPrior() if prior is None else prior
+        if not isinstance(prior, Prior):
+            raise TypeError(f"prior must be a goatviz Prior, got {type(prior).__name__}")
+        if prior.num_heads not in (1, num_kv_heads):
+            raise ValueError(
+                f"prior must have 1 or {num_kv_heads} heads (num_kv_heads), got {prior.num_heads}"
+            )
+        if content_dim is None:
+            lanes = prior.num_lanes(torch.float32) if prior.has_lanes else 0
+            content_dim = head_dim - lanes
+            if content_dim < 1:
+                raise ValueError(
+                    f"the prior's {lanes} lanes leave no content in head_dim={head_dim}; "
+                    "lower its rank or pass content_dim"
+                )
+        if content_dim < 1 or head_dim < 1:
+            raise ValueError(f"content_dim and head_dim must be positive, got {content_dim}, "
+                             f"{head_dim}")
+        if rotary is not None and rotary.dim != content_dim:
+            raise ValueError(f"rotary.dim must be content_dim={content_dim}, got {rotary.dim}")
+        if impl is None:
+            impl = "sdpa" if prior.has_lanes else "sdpa_bias"
+        if impl not in IMPLEMENTATIONS:
+            raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+        if impl == "sdpa" and not prior.has_lanes:
+            raise ValueError(f"impl='sdpa' needs lanes, and {type(prior).__name__} has none")
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.content_dim = content_dim
+        self.prior = prior
+        self.rotary = rotary
+        self.causal = bool(causal)
+        self.impl = impl
+        self.q_proj = nn.Linear(embed_dim, num_heads * content_dim, bias=bias)
+        self.k_proj = nn.Linear(embed_dim, num_kv_heads * content_dim, bias=bias)
+        self.v_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=bias)
+        self.out_proj = nn.Linear(num_heads * head_dim, embed_dim, bias=bias)
+
+    def extra_repr(self) -> str:
+        return (
+            f"heads={self.num_heads}, kv_heads={self.num_kv_heads}, head_dim={self.head_dim}, "
+            f"content_dim={self.content_dim}, causal={self.causal}, impl={self.impl!r}"
+        )
+
+    def project(
+        self, x: Tensor, *, positions: PositionsLike | None = None, start: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Content queries, keys, values and positions of `x`, before the prior enters.
+
+        Parameters
+        ----------
+        x : Tensor
+            Shape (batch, length, embed_dim).
+        positions : int, sequence or Tensor, optional
+            See `as_positions`; default start, start + 1, ...
+        start : int
+            First index when `positions` is not given.
+
+        Returns
+        -------
+        q, k, v, positions
+            Shapes (batch, heads, length, content_dim), (batch, kv heads, length, content_dim),
+            (batch, kv heads, length, head_dim), (length, 1 + axes).
+        """
+        if x.ndim != 3 or x.shape[-1] != self.embed_dim:
+            raise ValueError(
+                f"x must have shape (batch, length, {self.embed_dim}), got {tuple(x.shape)}"
+            )
+        batch, length, _ = x.shape
+        if length == 0 or batch == 0:
+            raise ValueError(f"x must not be empty, got {tuple(x.shape)}")
+        if positions is None:
+            points = torch.arange(start, start + length, dtype=torch.float64).unsqueeze(-1)
+        else:
+            points = as_positions(positions)
+            if len(points) != length:
+                raise ValueError(f"positions must hold {length} positions, got {len(points)}")
+        q = self.q_proj(x).view(batch, length, self.num_heads, -1).transpose(1, 2)
+        k = self.k_proj(x).view(batch, length, self.num_kv_heads, -1).transpose(1, 2)
+        v = self.v_proj(x).view(batch, length, self.num_kv_heads, -1).transpose(1, 2)
+        if self.rotary is not None:
+            q, k = self.rotary(q, points[:, 0]), self.rotary(k, points[:, 0])
+        return q, k, v, points
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        positions: PositionsLike | None = None,
+        padding_mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Attend within `x`, or from `x` to everything cached and itself.
+
+        Parameters
+        ----------
+        x : Tensor
+            Shape (batch, length, embed_dim).
+        positions : int, sequence or Tensor, optional
+            See `as_positions`; default consecutive, after what is cached.
+        padding_mask : Tensor, optional
+            Boolean, shape (batch, length), True at real tokens of `x`.
+        cache : LayerCache, optional
+            Extended in place; only for causal layers.
+
+        Returns
+        -------
+        Tensor
+            Shape (batch, length, embed_dim).
+        """
+        if cache is not None and not self.causal:
+            raise ValueError("cache needs a causal layer, and this one is bidirectional")
+        start = 0 if cache is None else cache.length
+        q, k, v, points = self.project(x, positions=positions, start=start)
+        if padding_mask is not None and padding_mask.shape != x.shape[:2]:
+            raise ValueError(
+                f"padding_mask must have shape {tuple(x.shape[:2])} (batch, length), "
+                f"got {tuple(padding_mask.shape)}"
+            )
+        custom = positions is not None
+        key_points = points
+        if cache is not None:
+            k, v, key_points, padding_mask = cache.append(k, v, points, padding_mask)
+            custom = custom or bool(
+                (key_points[:, 0] != torch.arange(len(key_points), dtype=torch.float64)).any()
+            )
+        out = prior_attention(
+            q,
+            k,
+            v,
+            prior=self.prior,
+            query_pos=points if custom else None,
+            key_pos=key_points if custom else None,
+            causal=self.causal,
+            padding_mask=padding_mask,
+            impl=self.impl,
+        )
+        return self.out_proj(out.transpose(1, 2).flatten(2))

@@ -1,0 +1,312 @@
+"""Small transformers built from one block, in which only the position scheme changes.
+
+`CausalLM` is what the shipped checkpoints are. Layers live in `goatviz.attention`, priors in
+`goatviz.priors`; reading a model's priors is the business of `goatviz.analysis`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from goatviz.attention.layer import Attention, LayerCache
+from goatviz.attention.positions import (
+    InterpolatedRotaryEmbedding,
+    LearnedEmbedding,
+    RotaryEmbedding,
+    SinusoidalEmbedding,
+)
+from goatviz.priors.base import Prior
+from goatviz.priors.fixed import ALiBiPrior, BucketPrior, UniformPrior
+from goatviz.priors.sink import RecencyPrior, SinkPrior
+from goatviz.priors.spectral import SpectralPrior
+
+POSITION_SCHEMES = (
+    "goat",
+    "none",
+    "rope",
+    "rope-interpolated",
+    "alibi",
+    "bucket",
+    "sinusoidal",
+    "learned",
+)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that determines a `CausalLM` but its weights.
+
+    Attributes
+    ----------
+    vocab_size, embed_dim, num_layers, num_heads : int
+        The usual sizes.
+    num_kv_heads : int or None
+        Key-value heads; None: as many as query heads.
+    content_dim : int or None
+        Content size of queries and keys; None: the head size less the prior's lanes.
+    mlp_ratio : float
+        Hidden size of the MLP over embed_dim; 0 leaves the MLP out.
+    positions : str
+        One of `POSITION_SCHEMES`; "none" has a uniform prior and no positions at all.
+    training_length : int
+        T, tokens: normalises the sink, bounds learned positions, anchors interpolation.
+    prior_rank, sink_rank : int
+        R and M of the GOAT prior.
+    prior_init : str
+        "seeded" or "uniform".
+    base : float
+        Base of relative, absolute and rotary frequencies.
+    skip : bool
+        Add the stream to what attention brings. Without it a token reaches the output only
+        through the transport plan, even the query's own: nothing is copied past attention.
+    """
+
+    vocab_size: int
+    training_length: int
+    embed_dim: int = 64
+    num_layers: int = 1
+    num_heads: int = 2
+    num_kv_heads: int | None = None
+    content_dim: int | None = None
+    mlp_ratio: float = 4.0
+    positions: str = "goat"
+    prior_rank: int = 4
+    sink_rank: int = 4
+    prior_init: str = "seeded"
+    base: float = 10_000.0
+    skip: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "training_length", "embed_dim", "num_layers", "num_heads"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        if self.positions not in POSITION_SCHEMES:
+            raise ValueError(
+                f"positions must be one of {', '.join(POSITION_SCHEMES)}, got {self.positions!r}"
+            )
+        if self.prior_init not in ("seeded", "uniform"):
+            raise ValueError(
+                f"prior_init must be 'seeded' or 'uniform', got {self.prior_init!r}"
+            )
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim must be a multiple of num_heads, got {self.embed_dim} and "
+                f"{self.num_heads}"
+            )
+
+
+def goat_prior(
+    num_heads: int,
+    *,
+    rank: int,
+    sink_rank: int,
+    training_length: int,
+    causal: bool = True,
+    base: float = 10_000.0,
+    init: str = "seeded",
+) -> Prior:
+    r"""GOAT's log-prior: relative + sink, + recency when causal (THEORY section 3).
+
+    Parameters
+    ----------
+    num_heads : int
+        Key-value heads.
+    rank, sink_rank : int
+        R relative and M absolute frequencies.
+    training_length : int
+        T, tokens.
+    causal : bool
+        Whether the recency term, which is for causal attention only, is there.
+    base : float
+        Base of both sets of frequencies.
+    init : str
+        "seeded": small random spectrum and sink, ALiBi's slopes; "uniform": a flat prior with a
+        slope of 0.001, from which everything can still be learned.
+
+    Examples
+    --------
+    >>> list(goat_prior(2, rank=4, sink_rank=4, training_length=64).components())
+    ['relative', 'sink', 'recency']
+    """
+    prior = SpectralPrior(num_heads, rank=rank, base=base, init=init) + SinkPrior(
+        num_heads, rank=sink_rank, training_length=training_length, base=base, init=init
+    )
+    if causal:
+        slopes = None if init == "seeded" else [1e-3] * num_heads
+        prior = prior + RecencyPrior(num_heads, slopes=slopes)
+    return prior
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the stream (attention only if `skip`)."""
+
+    def __init__(self, attention: Attention, mlp_ratio: float, *, skip: bool = True) -> None:
+        super().__init__()
+        self.skip = skip
+        width = attention.embed_dim
+        hidden = int(mlp_ratio * width)
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = attention
+        self.mlp_norm = nn.LayerNorm(width) if hidden else None
+        self.mlp = (
+            nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+            if hidden
+            else None
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Shape (batch, length, embed_dim) in and out."""
+        carried = self.attention(self.attention_norm(x), padding_mask=padding_mask, cache=cache)
+        x = x + carried if self.skip else carried
+        if self.mlp is not None:
+            x = x + self.mlp(self.mlp_norm(x))
+        return x
+
+
+class CausalLM(nn.Module):
+    """A decoder-only language model with one of the position schemes.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Sizes and the position scheme.
+
+    Examples
+    --------
+    >>> model = CausalLM(ModelConfig(vocab_size=8, training_length=16, embed_dim=32))
+    >>> model(torch.zeros(1, 4, dtype=torch.long)).shape
+    torch.Size([1, 4, 8])
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if not isinstance(config, ModelConfig):
+            raise TypeError(f"config must be a ModelConfig, got {type(config).__name__}")
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
+        self.position_embedding = _position_embedding(config)
+        self.blocks = nn.ModuleList(
+            Block(_attention(config), config.mlp_ratio, skip=config.skip)
+            for _ in range(config.num_layers)
+        )
+        self.norm = nn.LayerNorm(config.embed_dim)
+        self.head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
+        self._reset_weights()
+
+    def new_cache(self) -> list[LayerCache]:
+        """An empty cache, one entry a layer, to be handed to `forward` again and again."""
+        return [LayerCache() for _ in self.blocks]
+
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+        cache: list[LayerCache] | None = None,
+    ) -> Tensor:
+        """Next-token logits.
+
+        Parameters
+        ----------
+        ids : Tensor
+            Integers in [0, vocab_size), shape (batch, length).
+        padding_mask : Tensor, optional
+            Boolean, shape (batch, length), True at real tokens (padding on the right).
+        cache : list of LayerCache, optional
+            From `new_cache`; `ids` continue what it holds, and it grows in place.
+
+        Returns
+        -------
+        Tensor
+            Shape (batch, length, vocab_size).
+        """
+        if ids.ndim != 2 or ids.numel() == 0:
+            raise ValueError(f"ids must have shape (batch, length), got {tuple(ids.shape)}")
+        if ids.is_floating_point() or ids.dtype == torch.bool:
+            raise TypeError(f"ids must be integers, got {ids.dtype}")
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(
+                f"ids must lie in [0, {self.config.vocab_size}), got values from {low} to {high}"
+            )
+        if cache is not None and len(cache) != len(self.blocks):
+            raise ValueError(f"cache must have {len(self.blocks)} entries, got {len(cache)}")
+        start = 0 if cache is None else cache[0].length
+        x = self.embedding(ids)
+        if self.position_embedding is not None:
+            index = torch.arange(start, start + ids.shape[1], device=ids.device)
+            x = x + self.position_embedding(index)
+        for depth, block in enumerate(self.blocks):
+            x = block(x, padding_mask=padding_mask, cache=None if cache is None else cache[depth])
+        return self.head(self.norm(x))
+
+    def _reset_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Attention):
+                projections = (module.q_proj, module.k_proj, module.v_proj, module.out_proj)
+            elif isinstance(module, Block) and module.mlp is not None:
+                projections = (module.mlp[0], module.mlp[2])
+            else:
+                continue
+            for linear in projections:
+                nn.init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))
+                nn.init.zeros_(linear.bias)
+            # The residual stream sums 2 x layers outputs: keep its variance at the start.
+            projections[-1].weight.data /= math.sqrt(2 * len(self.blocks))
+        nn.init.normal_(self.embedding.weight, std=1.0)
+        nn.init.normal_(self.head.weight, std=0.02)
+
+
+def _attention(config: ModelConfig) -> Attention:
+    heads = config.num_heads if config.num_kv_heads is None else config.num_kv_heads
+    head_dim = config.embed_dim // config.num_heads
+    content_dim = head_dim if config.content_dim is None else config.content_dim
+    prior: Prior = UniformPrior()
+    rotary = None
+    if config.positions == "goat":
+        prior = goat_prior(
+            heads,
+            rank=config.prior_rank,
+            sink_rank=config.sink_rank,
+            training_length=config.training_length,
+            base=config.base,
+            init=config.prior_init,
+        )
+        content_dim = config.content_dim
+    elif config.positions == "alibi":
+        prior = ALiBiPrior(heads)
+    elif config.positions == "bucket":
+        prior = BucketPrior(heads)
+    elif config.positions == "rope":
+        rotary = RotaryEmbedding(content_dim, base=config.base)
+    elif config.positions == "rope-interpolated":
+        rotary = InterpolatedRotaryEmbedding(
+            content_dim, training_length=config.training_length, base=config.base
+        )
+    return Attention(
+        config.embed_dim,
+        config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        content_dim=content_dim,
+        prior=prior,
+        rotary=rotary,
+    )
+
+
+def _position_embedding(config: ModelConfig) -> nn.Module | None:
+    if config.positions == "sinusoidal":
+        return SinusoidalEmbedding(config.embed_dim)
+    if config.positions == "learned":
+        return LearnedEmbedding(config.embed_dim, max_length=config.training_length)
+    return None

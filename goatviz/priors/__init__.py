@@ -1,0 +1,27 @@
+"""Log-priors as objects: a function of positions, its low-rank lanes, and its named parts.
+
+A prior is asked for any window of positions and never stores a length x length array. Priors add
+(`p + q`), temper (`0.5 * p`) and name their parts (`components()`). Attention, analysis and
+drawing know priors only through this interface. Content scores do not live here.
+"""
+
+from goatviz.priors.base import Lanes, Prior, ScaledPrior, SumPrior, as_positions, grid_positions
+from goatviz.priors.fixed import ALiBiPrior, BucketPrior, UniformPrior, alibi_slopes
+from goatviz.priors.sink import RecencyPrior, SinkPrior
+from goatviz.priors.spectral import SpectralPrior
+
+__all__ = [
+    "ALiBiPrior",
+    "BucketPrior",
+    "Lanes",
+    "Prior",
+    "RecencyPrior",
+    "ScaledPrior",
+    "SinkPrior",
+    "SpectralPrior",
+    "SumPrior",
+    "UniformPrior",
+    "alibi_slopes",
+    "as_positions",
+    "grid_positions",
+]

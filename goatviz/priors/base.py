@@ -1,0 +1,441 @@
+"""The interface every prior keeps, positions, sums, and the splitting of lanes.
+
+What a prior *is* stands in `Prior.log_prior`; everything else here is an exact, faster or smaller
+way of saying the same thing. The concrete priors live in `fixed`, `spectral` and `sink`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+PositionsLike = int | Sequence[int] | Sequence[float] | Tensor
+
+#: How many pieces of a low-precision number carry one value, and the constant on the query side
+#: of a key-only lane (a power of two, so that it is exact; fp16 would overflow at 65,504 without).
+_PIECES = {torch.float64: 1, torch.float32: 1, torch.bfloat16: 3, torch.float16: 3}
+_QUERY_UNIT = {torch.float16: 256.0}
+
+
+def as_positions(positions: PositionsLike, name: str = "positions") -> Tensor:
+    """Validate positions and return them as float64, shape (length, 1 + axes).
+
+    Parameters
+    ----------
+    positions : int, sequence or Tensor
+        A length n (meaning 0 .. n - 1), indices of shape (length,), or shape (length, 1 + axes):
+        the sequence index first, then one coordinate for each axis of a grid. A row whose
+        coordinates are NaN has an index and no place on the grid (a class token).
+    name : str
+        The argument's name, for the error.
+
+    Returns
+    -------
+    Tensor
+        float64; column 0 is the sequence index, in tokens.
+
+    Raises
+    ------
+    TypeError
+        If `positions` is not numeric.
+    ValueError
+        If it is empty, negative, infinite, has a NaN index, or has the wrong number of dimensions.
+
+    Examples
+    --------
+    >>> as_positions(3).flatten().tolist()
+    [0.0, 1.0, 2.0]
+    """
+    if isinstance(positions, bool) or isinstance(positions, str):
+        raise TypeError(f"{name} must be a length, a sequence or a tensor, got {positions!r}")
+    if isinstance(positions, int):
+        if positions < 1:
+            raise ValueError(f"{name} must name at least one position, got a length of {positions}")
+        return torch.arange(positions, dtype=torch.float64).unsqueeze(-1)
+    try:
+        points = torch.as_tensor(positions)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} must be a length, a sequence of numbers or a tensor, "
+            f"got {type(positions).__name__}"
+        ) from error
+    if points.dtype == torch.bool or points.is_complex():
+        raise TypeError(f"{name} must hold integers or floats, got dtype {points.dtype}")
+    points = points.to(torch.float64)
+    if points.ndim == 1:
+        points = points.unsqueeze(-1)
+    if points.ndim != 2 or points.shape[1] == 0:
+        raise ValueError(
+            f"{name} must have shape (length,) or (length, 1 + axes), got {tuple(points.shape)}"
+        )
+    if points.shape[0] == 0:
+        raise ValueError(f"{name} must name at least one position, got an empty one")
+    index = points[:, 0]
+    if not bool(torch.isfinite(index).all()) or bool(torch.isinf(points).any()):
+        raise ValueError(f"{name} must be finite (only grid coordinates may be NaN)")
+    lowest = torch.where(points.isnan(), 0.0, points).min()
+    if float(lowest) < 0:
+        raise ValueError(f"{name} must not be negative, got {float(lowest):g}")
+    return points
+
+
+def grid_positions(height: int, width: int, *, class_token: bool = False) -> Tensor:
+    """Positions of a row-major grid, shape (tokens, 3): index, row, column.
+
+    Parameters
+    ----------
+    height, width : int
+        Patches along each axis.
+    class_token : bool
+        Put one token without coordinates in front (Litman and Guo 2026, vision section).
+
+    Examples
+    --------
+    >>> grid_positions(1, 2, class_token=True).tolist()
+    [[0.0, nan, nan], [1.0, 0.0, 0.0], [2.0, 0.0, 1.0]]
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"height and width must be at least 1, got {height} x {width}")
+    rows, columns = torch.meshgrid(
+        torch.arange(height, dtype=torch.float64),
+        torch.arange(width, dtype=torch.float64),
+        indexing="ij",
+    )
+    points = torch.stack([rows.flatten(), columns.flatten()], dim=-1)
+    if class_token:
+        points = torch.cat([points.new_full((1, 2), math.nan), points])
+    index = torch.arange(points.shape[0], dtype=torch.float64).unsqueeze(-1)
+    return torch.cat([index, points], dim=-1)
+
+
+class Lanes(NamedTuple):
+    """Query and key lanes: `scale * query @ key.mT` is the log-prior up to a constant per row.
+
+    Attributes
+    ----------
+    query : Tensor
+        Shape (heads, n_queries, lanes).
+    key : Tensor
+        Shape (heads, n_keys, lanes).
+    """
+
+    query: Tensor
+    key: Tensor
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A prior's exact finite factorisation: `query @ key.mT + key_bias`, up to row constants.
+
+    Attributes
+    ----------
+    query, key : Tensor
+        Shapes (heads, n_queries, rank) and (heads, n_keys, rank); rank may be 0.
+    key_bias : Tensor
+        Shape (heads, n_keys): every key-only term in one number.
+    """
+
+    query: Tensor
+    key: Tensor
+    key_bias: Tensor
+
+
+class Prior(nn.Module):
+    r"""A log-prior over keys: log pi(j | i) = K_ij, any K, normalised or not.
+
+    A row constant changes no attention weight, so two priors are the same prior when they differ
+    by a function of the query alone. `log_prior` fixes one gauge (recency is 0 on the diagonal).
+
+    Attributes
+    ----------
+    name : str
+        The part's name in `components()`.
+    kind : str
+        "uniform", "relative" (a function of the lag), "recency" (linear in the lag), "key" (a
+        function of the key), or "sum".
+    num_heads : int
+        Parameter sets: 1 (shared), or one for each key-value head.
+    axes : int
+        0 for sequences; the number of grid axes otherwise.
+    has_lanes : bool
+        Whether the prior has a finite factorisation, so that one fused call computes it.
+    """
+
+    name: ClassVar[str] = "prior"
+    kind: ClassVar[str] = "relative"
+    num_heads: int = 1
+    axes: int = 0
+    has_lanes: bool = True
+
+    def log_prior(self, query_pos: PositionsLike, key_pos: PositionsLike) -> Tensor:
+        """K_ij on any window of positions (THEORY: the definition), no causal mask applied.
+
+        Parameters
+        ----------
+        query_pos, key_pos : int, sequence or Tensor
+            See `as_positions`.
+
+        Returns
+        -------
+        Tensor
+            Shape (heads, n_queries, n_keys), in nats.
+        """
+        query, key = self._positions(query_pos, key_pos)
+        return self._log_prior(query, key)
+
+    def lanes(
+        self,
+        query_pos: PositionsLike,
+        key_pos: PositionsLike,
+        *,
+        dtype: torch.dtype | None = None,
+        scale: float = 1.0,
+    ) -> Lanes:
+        r"""Lanes phi_i, psi_j with scale * <phi_i, psi_j> = K_ij + a constant of row i.
+
+        In bfloat16 and float16 every value is carried by several lanes (high part, remainder of
+        it, and so on), because one bfloat16 lane holding u(j) + m j is wrong by up to m j / 256.
+
+        Parameters
+        ----------
+        query_pos, key_pos : int, sequence or Tensor
+            See `as_positions`.
+        dtype : torch.dtype, optional
+            float64, float32, bfloat16 or float16; default: the parameters' own.
+        scale : float
+            What the attention kernel multiplies inner products by; divided out here.
+
+        Raises
+        ------
+        TypeError
+            If `dtype` is not one of the four.
+        ValueError
+            If the prior has no finite factorisation (`has_lanes` is False).
+        """
+        query, key = self._positions(query_pos, key_pos)
+        dtype = dtype or self._dtype()
+        if dtype not in _PIECES:
+            raise TypeError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype}")
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"scale must be positive and finite, got {scale}")
+        factors = self.factors(query, key)
+        pieces = _PIECES[dtype]
+        query_lanes, key_lanes = _split_product(
+            factors.query.double() / scale, factors.key.double(), dtype, pieces
+        )
+        if self._has_key_bias():
+            unit = _QUERY_UNIT.get(dtype, 1.0)
+            bias = _split(factors.key_bias.double() / (scale * unit), dtype, pieces)
+            ones = bias[0].new_full((*factors.query.shape[:2], len(bias)), unit)
+            query_lanes.append(ones)
+            key_lanes.append(torch.stack(bias, dim=-1))
+        return Lanes(torch.cat(query_lanes, dim=-1), torch.cat(key_lanes, dim=-1))
+
+    def factors(self, query_pos: PositionsLike, key_pos: PositionsLike) -> Factors:
+        """The exact factorisation in the parameters' precision (phases in float64).
+
+        Raises
+        ------
+        ValueError
+            If the prior has no finite factorisation.
+        """
+        if not self.has_lanes:
+            raise ValueError(
+                f"{type(self).__name__} has no finite factorisation into lanes; "
+                "use impl='reference' or impl='sdpa_bias'"
+            )
+        query, key = self._positions(query_pos, key_pos)
+        return self._factors(query, key)
+
+    def num_lanes(self, dtype: torch.dtype | None = None) -> int:
+        """Lanes that `lanes(dtype=dtype)` appends to every query and key."""
+        point = torch.zeros(1, 1 + self.axes, dtype=torch.float64)
+        return self.lanes(point, point, dtype=dtype).key.shape[-1]
+
+    def components(self) -> dict[str, Prior]:
+        """The named parts whose log-priors add up to this one."""
+        return {self.name: self}
+
+    def __add__(self, other: Prior) -> Prior:
+        if not isinstance(other, Prior):
+            return NotImplemented
+        return SumPrior([self, other])
+
+    def __mul__(self, factor: float) -> Prior:
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            return NotImplemented
+        return ScaledPrior(self, float(factor))
+
+    __rmul__ = __mul__
+
+    def _positions(self, query: PositionsLike, key: PositionsLike) -> tuple[Tensor, Tensor]:
+        device = self._device()
+        points = []
+        for value, name in ((query, "query_pos"), (key, "key_pos")):
+            point = as_positions(value, name)
+            if self.axes and point.shape[1] != 1 + self.axes:
+                raise ValueError(
+                    f"{name} must have shape (length, {1 + self.axes}) for a prior on "
+                    f"{self.axes} axes, got {tuple(point.shape)}; see grid_positions"
+                )
+            points.append(point.to(device))
+        return points[0], points[1]
+
+    def _log_prior(self, query: Tensor, key: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not define its log-prior")
+
+    def _factors(self, query: Tensor, key: Tensor) -> Factors:
+        raise TypeError(f"{type(self).__name__} does not define its factors")
+
+    def _has_key_bias(self) -> bool:
+        return False
+
+    def _anchor(self) -> Tensor | None:
+        floats = (b for b in self.buffers() if b.is_floating_point())
+        return next(iter(self.parameters()), next(floats, None))
+
+    def _device(self) -> torch.device:
+        reference = self._anchor()
+        return torch.device("cpu") if reference is None else reference.device
+
+    def _dtype(self) -> torch.dtype:
+        reference = self._anchor()
+        return torch.float32 if reference is None else reference.dtype
+
+
+class SumPrior(Prior):
+    """The sum of log-priors: pi = normalise(pi_1 pi_2 ...).
+
+    Parameters
+    ----------
+    parts : iterable of Prior
+        Sums among them are flattened. Head counts must be equal or 1.
+
+    Raises
+    ------
+    TypeError
+        If a part is not a Prior.
+    ValueError
+        If head counts or axes do not fit together.
+    """
+
+    name = "total"
+    kind = "sum"
+
+    def __init__(self, parts: Iterable[Prior]) -> None:
+        super().__init__()
+        flat: list[Prior] = []
+        for part in parts:
+            if not isinstance(part, Prior):
+                raise TypeError(f"parts must be priors, got {type(part).__name__}")
+            flat.extend(part.parts if isinstance(part, SumPrior) else [part])
+        if not flat:
+            raise ValueError("parts must hold at least one prior, got none")
+        heads = {part.num_heads for part in flat} - {1}
+        axes = {part.axes for part in flat} - {0}
+        if len(heads) > 1:
+            raise ValueError(f"parts must have equal head counts (or 1), got {sorted(heads)}")
+        if len(axes) > 1:
+            raise ValueError(f"parts must live on the same grid axes, got {sorted(axes)}")
+        self.parts = nn.ModuleList(flat)
+        self.num_heads = heads.pop() if heads else 1
+        self.axes = axes.pop() if axes else 0
+        self.has_lanes = all(part.has_lanes for part in flat)
+
+    def components(self) -> dict[str, Prior]:
+        named: dict[str, Prior] = {}
+        for part in self.parts:
+            name, number = part.name, 2
+            while name in named:
+                name, number = f"{part.name}_{number}", number + 1
+            named[name] = part
+        return named
+
+    def _log_prior(self, query: Tensor, key: Tensor) -> Tensor:
+        total = self.parts[0].log_prior(query, key)
+        for part in list(self.parts)[1:]:
+            total = total + part.log_prior(query, key)
+        return total.expand(self.num_heads, -1, -1)
+
+    def _factors(self, query: Tensor, key: Tensor) -> Factors:
+        each = [part.factors(query, key) for part in self.parts]
+        heads = self.num_heads
+        bias = sum(f.key_bias.expand(heads, -1) for f in each)
+        return Factors(
+            torch.cat([f.query.expand(heads, -1, -1) for f in each], dim=-1),
+            torch.cat([f.key.expand(heads, -1, -1) for f in each], dim=-1),
+            bias,
+        )
+
+    def _has_key_bias(self) -> bool:
+        return any(part._has_key_bias() for part in self.parts)
+
+
+class ScaledPrior(Prior):
+    """A tempered prior: log pi^c = c log pi, for any real c.
+
+    Parameters
+    ----------
+    prior : Prior
+        What is scaled; its parts keep their names.
+    factor : float
+        c; 0 is the uniform prior, a negative one inverts preferences.
+    """
+
+    def __init__(self, prior: Prior, factor: float) -> None:
+        super().__init__()
+        if not math.isfinite(factor):
+            raise ValueError(f"factor must be finite, got {factor}")
+        self.prior = prior
+        self.factor = factor
+        self.num_heads = prior.num_heads
+        self.axes = prior.axes
+        self.has_lanes = prior.has_lanes
+        self.name = prior.name
+        self.kind = prior.kind
+
+    def components(self) -> dict[str, Prior]:
+        parts = self.prior.components()
+        if list(parts.values()) == [self.prior]:
+            return {self.name: self}
+        return {name: ScaledPrior(part, self.factor) for name, part in parts.items()}
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor:g}"
+
+    def _log_prior(self, query: Tensor, key: Tensor) -> Tensor:
+        return self.factor * self.prior.log_prior(query, key)
+
+    def _factors(self, query: Tensor, key: Tensor) -> Factors:
+        inner = self.prior.factors(query, key)
+        return Factors(self.factor * inner.query, inner.key, self.factor * inner.key_bias)
+
+    def _has_key_bias(self) -> bool:
+        return self.prior._has_key_bias()
+
+
+def _split(value: Tensor, dtype: torch.dtype, pieces: int) -> list[Tensor]:
+    """Numbers of `dtype` that sum to `value`; the gradient reaches `value` once, by the first."""
+    parts: list[Tensor] = []
+    rest = value
+    for _ in range(pieces):
+        part = rest.to(dtype)
+        parts.append(part)
+        rest = rest - part.to(value.dtype)
+    return parts
+
+
+def _split_product(
+    query: Tensor, key: Tensor, dtype: torch.dtype, pieces: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Lanes whose inner product is `query @ key.mT` to twice the precision of `dtype`."""
+    if pieces == 1:
+        return [query.to(dtype)], [key.to(dtype)]
+    query_high, query_low = _split(query, dtype, 2)
+    key_high, key_low = _split(key, dtype, 2)
+    return [query_high, query_low, query_high], [key_high, key_high, key_low]

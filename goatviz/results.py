@@ -1,0 +1,253 @@
+"""Everything that crosses from computing to drawing: labelled datasets with a named schema.
+
+A result is an xarray Dataset whose attributes name its schema and whose variables carry units. It
+saves, loads, selects and draws on a machine without torch. Nothing is computed or drawn here.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+
+@dataclass(frozen=True)
+class Field:
+    """One variable of a schema.
+
+    Attributes
+    ----------
+    dims : tuple of str
+        Its dimensions, in order.
+    units : str
+        "nats", "probability", "tokens", "score", "radian/token", "count", or "1".
+    long_name : str
+        What an axis title says.
+    """
+
+    dims: tuple[str, ...]
+    units: str
+    long_name: str
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A named list of fields; `optional` ones may be missing."""
+
+    name: str
+    fields: Mapping[str, Field]
+    optional: frozenset[str] = frozenset()
+
+
+_HEAD = ("layer", "head")
+_ROW = (*_HEAD, "query")
+_CELL = (*_ROW, "key_bin")
+
+PRIOR_PROFILE = Schema(
+    "prior_profile",
+    {
+        "layer_name": Field(("layer",), "1", "layer"),
+        "present": Field(_HEAD, "1", "whether this layer has this head"),
+        "causal": Field(("layer",), "1", "whether keys after the query are forbidden"),
+        "sink": Field((*_HEAD, "key"), "nats", "sink u(j)"),
+        "sink_low": Field((*_HEAD, "key"), "nats", "smallest u(j) in the bin"),
+        "sink_high": Field((*_HEAD, "key"), "nats", "largest u(j) in the bin"),
+        "key_stop": Field(("key",), "tokens", "end of the key bin (exclusive)"),
+        "kernel": Field((*_HEAD, "lag"), "nats", "kernel, recency included"),
+        "kernel_low": Field((*_HEAD, "lag"), "nats", "smallest kernel in the bin"),
+        "kernel_high": Field((*_HEAD, "lag"), "nats", "largest kernel in the bin"),
+        "relative": Field((*_HEAD, "lag"), "nats", "relative term"),
+        "recency": Field((*_HEAD, "lag"), "nats", "recency, 0 at lag 0"),
+        "lag_stop": Field(("lag",), "tokens", "end of the lag bin (exclusive)"),
+        "recency_slope": Field(_HEAD, "nats/token", "recency slope m"),
+        "frequency": Field(("layer", "rank"), "radian/token", "frequency"),
+        "amplitude": Field((*_HEAD, "rank"), "nats", "amplitude"),
+        "phase": Field((*_HEAD, "rank"), "radian", "phase, the peak's lag times the frequency"),
+        "log_prior": Field(_CELL, "nats", "log-prior, mean over the bin"),
+        "row_centred": Field(_CELL, "nats", "log-prior less its mean over the row"),
+        "probability": Field(_CELL, "probability", "prior mass in the bin"),
+        "allowed": Field(_CELL, "1", "whether the bin holds a key the query may see"),
+        "bin_stop": Field(("key_bin",), "tokens", "end of the key bin (exclusive)"),
+        "margin": Field(_ROW, "nats", "lead of the top key over the runner-up"),
+        "margin_key": Field(_ROW, "tokens", "the top key"),
+        "top_mass": Field(_ROW, "probability", "prior mass on the top key"),
+        "prior_entropy": Field(_ROW, "nats", "entropy of the prior"),
+    },
+)
+
+PLAN_SLICE = Schema(
+    "plan_slice",
+    {
+        "weights": Field(("query", "key"), "probability", "attention weight"),
+        "prior": Field(("query", "key"), "probability", "prior"),
+        "scores": Field(("query", "key"), "score", "content score"),
+        "log_prior": Field(("query", "key"), "nats", "log-prior"),
+        "logits": Field(("query", "key"), "nats", "score/temperature + log-prior"),
+        "allowed": Field(("query", "key"), "1", "whether the query may see the key"),
+        "potential": Field(("query",), "score", "potential (free energy)"),
+        "transport_cost": Field(("query",), "score", "transport cost, minus the mean score"),
+        "entropy": Field(("query",), "nats", "entropy"),
+        "kl_to_prior": Field(("query",), "nats", "KL to the prior"),
+        "kkt_residual": Field(("query",), "score", "KKT residual"),
+        "duality_gap": Field(("query",), "score", "duality gap"),
+        "content_range": Field(("query",), "score", "content range"),
+        "margin": Field(("query",), "nats", "margin of the prior"),
+        "incoming_mass": Field(("key",), "probability", "incoming mass"),
+        "query_token": Field(("query",), "1", "query token"),
+        "key_token": Field(("key",), "1", "key token"),
+    },
+    optional=frozenset({"query_token", "key_token"}),
+)
+
+SCHEMAS = {schema.name: schema for schema in (PRIOR_PROFILE, PLAN_SLICE)}
+
+
+def make_result(
+    schema: Schema,
+    data: Mapping[str, Any],
+    *,
+    coords: Mapping[str, Any],
+    attrs: Mapping[str, str | int | float] | None = None,
+) -> xr.Dataset:
+    """Build a result and check it against its schema.
+
+    Parameters
+    ----------
+    schema : Schema
+        Which result this is.
+    data : mapping
+        Arrays by field name, with the dimensions the schema gives them.
+    coords : mapping
+        Coordinates by dimension; all in tokens or indices.
+    attrs : mapping, optional
+        Strings and numbers.
+
+    Raises
+    ------
+    ValueError
+        If a field is missing or unknown, or an array does not have the schema's dimensions.
+    """
+    unknown = set(data) - set(schema.fields)
+    if unknown:
+        raise ValueError(f"data holds fields {schema.name} does not have: {sorted(unknown)}")
+    variables = {}
+    for name, values in data.items():
+        field = schema.fields[name]
+        array = np.asarray(values)
+        if array.ndim != len(field.dims):
+            raise ValueError(
+                f"{name} must have dimensions {field.dims}, got an array of shape {array.shape}"
+            )
+        variables[name] = (
+            field.dims,
+            array,
+            {"units": field.units, "long_name": field.long_name},
+        )
+    dataset = xr.Dataset(variables, coords=dict(coords), attrs=dict(attrs or {}))
+    dataset.attrs["schema"] = schema.name
+    check_result(dataset, schema)
+    return dataset
+
+
+def check_result(dataset: object, schema: Schema) -> xr.Dataset:
+    """Return `dataset` if it is a result of this schema, or say what it is instead.
+
+    Raises
+    ------
+    TypeError
+        If it is no Dataset, or one of another schema.
+    ValueError
+        If fields are missing or have other dimensions.
+    """
+    if not isinstance(dataset, xr.Dataset):
+        raise TypeError(f"expected a {schema.name} Dataset, got {type(dataset).__name__}")
+    found = dataset.attrs.get("schema")
+    if found != schema.name:
+        raise TypeError(f"expected a Dataset of schema {schema.name!r}, got {found!r}")
+    missing = [
+        name
+        for name in schema.fields
+        if name not in dataset.variables and name not in schema.optional
+    ]
+    if missing:
+        raise ValueError(f"{schema.name} lacks {', '.join(missing)}")
+    for name, field in schema.fields.items():
+        if name not in dataset.variables:
+            continue
+        dims = tuple(str(d) for d in dataset[name].dims)
+        # Selecting one layer or head drops that dimension, and the result stays a result.
+        if tuple(d for d in field.dims if d in dims) != dims:
+            raise ValueError(f"{name} must have dimensions {field.dims}, got {dims}")
+    return dataset
+
+
+def save_result(dataset: xr.Dataset, path: str | os.PathLike) -> Path:
+    """Write a result as netCDF-4, whole or not at all.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Any goatviz result.
+    path : path-like
+        Ends in .nc, in an existing folder.
+
+    Returns
+    -------
+    Path
+        Of the file.
+
+    Raises
+    ------
+    TypeError
+        If `dataset` is not a goatviz result.
+    ValueError
+        If `path` does not end in .nc or its folder does not exist.
+    """
+    path = Path(path)
+    schema = dataset.attrs.get("schema") if isinstance(dataset, xr.Dataset) else None
+    if schema not in SCHEMAS:
+        raise TypeError(f"dataset must be a goatviz result, got {type(dataset).__name__}")
+    check_result(dataset, SCHEMAS[schema])
+    if path.suffix != ".nc":
+        raise ValueError(f"path must end in .nc, got {path.name}")
+    if not path.parent.is_dir():
+        raise ValueError(f"path must lie in an existing folder, got {path}")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".nc")
+    os.close(handle)
+    try:
+        dataset.to_netcdf(temporary, engine="h5netcdf")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def load_result(path: str | os.PathLike) -> xr.Dataset:
+    """Read a result that `save_result` wrote, and check it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged, is no netCDF-4 file, or holds no goatviz result.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        dataset = xr.load_dataset(path, engine="h5netcdf")
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path.name} is not a readable netCDF-4 file: {error}") from error
+    schema = dataset.attrs.get("schema")
+    if schema not in SCHEMAS:
+        raise ValueError(f"{path.name} holds no goatviz result (schema {schema!r})")
+    return check_result(dataset, SCHEMAS[schema])

@@ -1,0 +1,26 @@
+"""Training: configs as data, a loop, and checkpoints that carry their own card.
+
+What is trained lives in `goatviz.models`, on what in `goatviz.tasks`.
+"""
+
+from goatviz.training.checkpoint import (
+    Checkpoint,
+    list_pretrained,
+    load_checkpoint,
+    load_pretrained,
+    save_checkpoint,
+)
+from goatviz.training.config import TrainConfig
+from goatviz.training.loop import TrainResult, evaluate, train
+
+__all__ = [
+    "Checkpoint",
+    "TrainConfig",
+    "TrainResult",
+    "evaluate",
+    "list_pretrained",
+    "load_checkpoint",
+    "load_pretrained",
+    "save_checkpoint",
+    "train",
+]

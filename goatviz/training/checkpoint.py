@@ -1,0 +1,265 @@
+"""Checkpoints: safetensors beside a JSON card that says where they come from.
+
+Nothing here unpickles. The card carries the sha256 of the weights, and loading verifies it, so a
+damaged, truncated or foreign file is an error and never a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from goatviz.models import CausalLM, ModelConfig
+from goatviz.training.loop import TrainResult
+
+CARD_FORMAT = "goatviz-checkpoint-1"
+_PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes
+    ----------
+    name : str
+        File name without its ending.
+    model : CausalLM
+        In evaluation mode, on the CPU.
+    card : dict
+        Provenance: config, seed, command, data, device, steps, wall_time_s, losses, versions,
+        sha256.
+    """
+
+    name: str
+    model: CausalLM
+    card: dict[str, Any]
+
+
+def make_card(result: TrainResult, *, command: str, data: str) -> dict[str, Any]:
+    """The provenance of a finished run, without the weights' sha256 (added on saving).
+
+    Parameters
+    ----------
+    result : TrainResult
+        From `train`.
+    command : str
+        The command line that repeats the run.
+    data : str
+        What it was trained on, in words.
+    """
+    config = result.config
+    held_out = result.held_out
+    return {
+        "format": CARD_FORMAT,
+        "command": command,
+        "data": data,
+        "seed": config.seed,
+        "steps": config.steps,
+        "device": device_name(next(result.model.parameters()).device),
+        "wall_time_s": round(result.wall_time, 1),
+        "parameters": sum(p.numel() for p in result.model.parameters()),
+        "losses": {
+            "unit": "nats per predicted token",
+            "train_final": result.history[-1]["loss"],
+            "held_out": held_out.mean,
+            "held_out_standard_error": held_out.standard_error,
+            "held_out_sequences": held_out.sequences,
+            "bayes_optimal": config.task.bayes_loss(),
+        },
+        "history": result.history,
+        "model": _plain(config.model_config()),
+        "config": config.to_dict(),
+        "versions": {
+            name: metadata.version(name) for name in ("torch", "numpy", "safetensors")
+        }
+        | {"python": platform.python_version()},
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the processor a tensor lives on, for provenance."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    return f"CPU: {model}, {torch.get_num_threads()} threads"
+
+
+def save_checkpoint(model: CausalLM, card: dict[str, Any], path: str | os.PathLike) -> Path:
+    """Write `path`.safetensors and `path`.json, each whole or not at all; the card comes last.
+
+    Parameters
+    ----------
+    model : CausalLM
+        Whose weights to keep.
+    card : dict
+        From `make_card`; the sha256 is added.
+    path : path-like
+        Without an ending, in an existing folder.
+
+    Returns
+    -------
+    Path
+        Of the weights.
+    """
+    path = Path(path)
+    if path.suffix in _PICKLES:
+        raise ValueError(f"path must not end in {path.suffix}: checkpoints are never pickled")
+    if not path.parent.is_dir():
+        raise ValueError(f"path must lie in an existing folder, got {path}")
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    weights = save_tensors(tensors, metadata={"format": "pt"})
+    card = {**card, "sha256": hashlib.sha256(weights).hexdigest()}
+    target = path.with_name(path.name + ".safetensors")
+    _write_whole(target, weights)
+    text = json.dumps(card, indent=1, allow_nan=False) + "\n"
+    _write_whole(path.with_name(path.name + ".json"), text.encode())
+    return target
+
+
+def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
+    """Load `path`.safetensors after verifying it against `path`.json.
+
+    Parameters
+    ----------
+    path : path-like
+        With or without one of the two endings.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the weights or the card are missing.
+    ValueError
+        If the file is a pickle, its sha256 differs from the card's, it is no safetensors file,
+        the card is damaged or of another format, or the weights do not fit the model it names.
+    """
+    path = Path(path)
+    if path.suffix in _PICKLES:
+        raise ValueError(
+            f"path must name a safetensors checkpoint, got {path.name}: pickled files can run "
+            "code when they are opened and are refused"
+        )
+    stem = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
+    return _load(
+        stem.name,
+        lambda ending: stem.with_name(stem.name + ending).read_bytes(),
+    )
+
+
+def list_pretrained() -> list[str]:
+    """Names of the checkpoints that come with goatviz.
+
+    Examples
+    --------
+    >>> "copy-mixture-1-goat" in list_pretrained()
+    True
+    """
+    folder = importlib.resources.files("goatviz") / "checkpoints"
+    return sorted(
+        entry.name.removesuffix(".safetensors")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".safetensors")
+    )
+
+
+def load_pretrained(name: str) -> Checkpoint:
+    """Load a checkpoint that comes with goatviz, verified.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_pretrained()`.
+
+    Raises
+    ------
+    KeyError
+        If there is none of that name; the message lists those there are.
+    ValueError
+        If the file was damaged since it was shipped.
+
+    Examples
+    --------
+    >>> load_pretrained("copy-mixture-1-goat").model.config.positions
+    'goat'
+    """
+    known = list_pretrained()
+    if name not in known:
+        raise KeyError(f"name must be one of {', '.join(known)}; got {name!r}")
+    folder = importlib.resources.files("goatviz") / "checkpoints"
+    return _load(name, lambda ending: (folder / f"{name}{ending}").read_bytes())
+
+
+def _load(name: str, read: Callable[[str], bytes]) -> Checkpoint:
+    card = _read_card(name, read(".json"))
+    weights = read(".safetensors")
+    digest = hashlib.sha256(weights).hexdigest()
+    if digest != card["sha256"]:
+        raise ValueError(
+            f"{name}.safetensors is not the file its card describes: sha256 {digest[:12]}... "
+            f"over {len(weights)} bytes, the card says {card['sha256'][:12]}..."
+        )
+    try:
+        tensors = load_tensors(weights)
+    except SafetensorError as error:
+        raise ValueError(f"{name}.safetensors is not a safetensors file: {error}") from error
+    model = CausalLM(ModelConfig(**card["model"]))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name}.safetensors does not fit the model in its card: {error}"
+        ) from error
+    return Checkpoint(name=name, model=model.eval(), card=card)
+
+
+def _read_card(name: str, content: bytes) -> dict[str, Any]:
+    try:
+        card = json.loads(content)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name}.json is not a readable card: {error}") from error
+    if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
+        found = card.get("format") if isinstance(card, dict) else type(card).__name__
+        raise ValueError(f"{name}.json must have format {CARD_FORMAT!r}, got {found!r}")
+    missing = [key for key in ("sha256", "model", "config") if key not in card]
+    if missing:
+        raise ValueError(f"{name}.json lacks {', '.join(missing)}")
+    return card
+
+
+def _plain(config: ModelConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+def _write_whole(target: Path, content: bytes) -> None:
+    """Write beside the target, then rename: a reader sees the old file or the new one."""
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,103 @@
+"""What determines a training run: task, model, optimiser, seed. Pure data, no torch objects."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from goatviz.models import ModelConfig
+from goatviz.tasks.copy_mixture import CopyMixture
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run on the copy mixture, reproducible from these numbers alone on one device.
+
+    Attributes
+    ----------
+    task : CopyMixture
+        The data.
+    positions : str
+        Position scheme, see `goatviz.models.POSITION_SCHEMES`.
+    embed_dim, num_layers, num_heads, mlp_ratio, skip
+        As in `ModelConfig`.
+    prior_rank, sink_rank, prior_init
+        The GOAT prior.
+    steps, batch_size : int
+        Optimiser steps, and sequences in each.
+    learning_rate : float
+        Peak; linear warm-up over `warmup` steps, then a cosine down to a tenth.
+    prior_learning_rate : float or None
+        Peak for the prior's parameters; None: `learning_rate`.
+    weight_decay : float
+        On matrices only, never on the prior.
+    clip : float
+        Largest gradient norm.
+    seed : int
+        Weights from `seed`, data from `seed + 1`, held-out data from a stream of their own.
+    """
+
+    task: CopyMixture = field(default_factory=CopyMixture)
+    positions: str = "goat"
+    embed_dim: int = 64
+    num_layers: int = 1
+    num_heads: int = 2
+    mlp_ratio: float = 4.0
+    skip: bool = True
+    prior_rank: int = 4
+    sink_rank: int = 4
+    prior_init: str = "seeded"
+    steps: int = 1500
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    prior_learning_rate: float | None = None
+    weight_decay: float = 0.01
+    warmup: int = 100
+    clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.prior_learning_rate is not None and not self.prior_learning_rate > 0:
+            raise ValueError(
+                f"prior_learning_rate must be positive or None, got {self.prior_learning_rate}"
+            )
+        if self.weight_decay < 0 or self.warmup < 0:
+            raise ValueError(
+                f"weight_decay and warmup must be at least 0, got {self.weight_decay}, "
+                f"{self.warmup}"
+            )
+        self.model_config()
+
+    def model_config(self) -> ModelConfig:
+        """The model this run trains."""
+        return ModelConfig(
+            vocab_size=self.task.vocab_size,
+            training_length=self.task.length,
+            embed_dim=self.embed_dim,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            skip=self.skip,
+            positions=self.positions,
+            prior_rank=self.prior_rank,
+            sink_rank=self.sink_rank,
+            prior_init=self.prior_init,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """Inverse of `to_dict`."""
+        values = dict(values)
+        values["task"] = CopyMixture(**values["task"])
+        return cls(**values)
