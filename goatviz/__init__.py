@@ -39,6 +39,7 @@ _HOMES = {
     "plot_prior": "goatviz.figures",
     "prior_attention": "goatviz.attention",
     "prior_profile": "goatviz.analysis",
+    "prior_summary": "goatviz.analysis",
     "reproduce": "goatviz.paper",
     "save_checkpoint": "goatviz.training",
     "save_html": "goatviz.plots",

@@ -90,9 +90,7 @@ class ModelConfig:
                 f"positions must be one of {', '.join(POSITION_SCHEMES)}, got {self.positions!r}"
             )
         if self.prior_init not in ("seeded", "uniform"):
-            raise ValueError(
-                f"prior_init must be 'seeded' or 'uniform', got {self.prior_init!r}"
-            )
+            raise ValueError(f"prior_init must be 'seeded' or 'uniform', got {self.prior_init!r}")
         if self.embed_dim % self.num_heads:
             raise ValueError(
                 f"embed_dim must be a multiple of num_heads, got {self.embed_dim} and "
@@ -110,7 +108,7 @@ def goat_prior(
     base: float = 10_000.0,
     init: str = "seeded",
 ) -> Prior:
-    r"""GOAT's log-prior: relative + sink, + recency when causal (THEORY section 3).
+    r"""GOAT's log-prior: relative + sink, + recency when causal.
 
     Parameters
     ----------

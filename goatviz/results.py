@@ -208,6 +208,15 @@ def save_result(dataset: xr.Dataset, path: str | os.PathLike) -> Path:
         If `dataset` is not a goatviz result.
     ValueError
         If `path` does not end in .nc or its folder does not exist.
+
+    Examples
+    --------
+    >>> from goatviz import prior_profile, ALiBiPrior
+    >>> profile = prior_profile(ALiBiPrior(1), length=8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_result(profile, Path(folder) / "alibi.nc")
+    ...     load_result(path).identical(profile)
+    True
     """
     path = Path(path)
     schema = dataset.attrs.get("schema") if isinstance(dataset, xr.Dataset) else None
@@ -239,6 +248,13 @@ def load_result(path: str | os.PathLike) -> xr.Dataset:
         If there is no such file.
     ValueError
         If the file is damaged, is no netCDF-4 file, or holds no goatviz result.
+
+    Examples
+    --------
+    >>> load_result("nowhere.nc")
+    Traceback (most recent call last):
+    ...
+    FileNotFoundError: there is no file nowhere.nc
     """
     path = Path(path)
     if not path.is_file():

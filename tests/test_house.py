@@ -47,7 +47,7 @@ def pins() -> dict[str, SpecifierSet]:
     return requirements([line for line in lines if line and not line.startswith("#")])
 
 
-def environment() -> dict:
+def conda_environment() -> dict:
     return yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 
 
@@ -90,7 +90,7 @@ def test_install_files_name_no_registry(name):
 
 
 def test_conda_environment_agrees():
-    listed = environment()
+    listed = conda_environment()
     assert listed["name"] == "goatviz"
     (python,) = [each for each in listed["dependencies"] if str(each).startswith("python")]
     assert SpecifierSet(python.removeprefix("python")) == SpecifierSet(PROJECT["requires-python"])
@@ -147,7 +147,7 @@ def test_module_says_what_lives_in_it(path):
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     assert docstring, "no module docstring"
     lines = [line for line in docstring.splitlines() if line.strip()]
-    assert 3 <= len(lines) <= 8, f"a module docstring has three to eight lines, not {len(lines)}"
+    assert len(lines) <= 8, f"a module docstring has at most eight lines, not {len(lines)}"
 
 
 def test_no_module_is_a_drawer_of_odds_and_ends():
@@ -188,8 +188,17 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def make(folder: Path, *arguments: str, python: str = "./recording python"):
-    command = ["make", f"PYTHON={python}", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    # These tests may themselves run under make: what was said to that one is not for this one.
+    handed_down = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTEST_ARGS", "BROWSER"}
+    environment = {name: text for name, text in os.environ.items() if name not in handed_down}
+    return subprocess.run(
+        ["make", f"PYTHON={python}", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def calls(folder: Path) -> list[str]:

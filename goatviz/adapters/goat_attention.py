@@ -161,13 +161,22 @@ def convert(
     ValueError
         For what our layer does not have: a query-norm gate, appended bias or zero keys, keys and
         values of other sizes, dropout in training mode.
+
+    Examples
+    --------
+    >>> convert(nn.Linear(4, 4))
+    Traceback (most recent call last):
+    ...
+    TypeError: module must be goat-attention's GoatAttention, got Linear
     """
     record = read_goat_attention(module, causal=causal, length=length, axes=axes)
     for hindrance, what in (
         (record.query_dependent, "a prior gated by the query's norm (prior_gate='query_norm')"),
         (module.add_bias_kv or module.add_zero_attn, "appended keys (add_bias_kv, add_zero_attn)"),
-        (module.kdim != module.embed_dim or module.vdim != module.embed_dim,
-         "keys or values of another size (kdim, vdim)"),
+        (
+            module.kdim != module.embed_dim or module.vdim != module.embed_dim,
+            "keys or values of another size (kdim, vdim)",
+        ),
         (module.training and module.dropout > 0, "dropout in training mode (call eval() first)"),
     ):
         if hindrance:
@@ -220,9 +229,7 @@ def _axes(module: nn.Module, axes: int | None) -> int:
     return own
 
 
-def _key_terms(
-    module: nn.Module, training_length: int, axes: int, causal: bool
-) -> list[Prior]:
+def _key_terms(module: nn.Module, training_length: int, axes: int, causal: bool) -> list[Prior]:
     hidden = module.key_bias.fc1.out_features
     sink = SinkPrior(
         module.kv_num_heads,

@@ -4,6 +4,11 @@
 """
 
 from goatviz.analysis.plan import plan_slice
-from goatviz.analysis.prior import PriorSource, prior_profile, prior_sources
+from goatviz.analysis.prior import (
+    PriorSource,
+    prior_profile,
+    prior_sources,
+    prior_summary,
+)
 
-__all__ = ["PriorSource", "plan_slice", "prior_profile", "prior_sources"]
+__all__ = ["PriorSource", "plan_slice", "prior_profile", "prior_sources", "prior_summary"]

@@ -74,9 +74,8 @@ def plan_slice(
     TypeError
         If `source` is neither, or `inputs` is missing or too much.
     ValueError
-        If the input exceeds 4,096 tokens, or the model never called its attention layer.
-    IndexError
-        For a layer, head, batch entry or window that is not there.
+        If the input exceeds 4,096 tokens, the model never called its attention layer, or a layer,
+        head, batch entry or window is not there.
 
     Examples
     --------
@@ -190,7 +189,7 @@ def _one_head(plan: TransportPlan, batch: int, head: int) -> TransportPlan:
     index = (batch, head)[2 - len(shape) :]
     for value, size, name in zip(index, shape, ("batch", "head")[2 - len(shape) :], strict=True):
         if not 0 <= value < size:
-            raise IndexError(f"there is no {name} {value}: the plan has {size}")
+            raise ValueError(f"there is no {name} {value}: the plan has {size}")
     if not shape:
         return plan
     return TransportPlan.from_log_weights(
@@ -217,10 +216,10 @@ def _model_plan(
             "inside; compute the scores yourself and pass goatviz.solve_rows(scores)"
         )
     if not 0 <= layer < len(found):
-        raise IndexError(f"there is no layer {layer}: layers are 0 to {len(found) - 1}")
+        raise ValueError(f"there is no layer {layer}: layers are 0 to {len(found) - 1}")
     path, module = found[layer]
     if not 0 <= head < module.num_heads:
-        raise IndexError(f"there is no head {head}: heads are 0 to {module.num_heads - 1}")
+        raise ValueError(f"there is no head {head}: heads are 0 to {module.num_heads - 1}")
     seen: list[tuple[tuple, dict]] = []
     handle = module.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
@@ -241,11 +240,10 @@ def _model_plan(
         is_causal = kwargs.get("is_causal", args[8] if len(args) > 8 else False)
         own = convert(module, causal=bool(is_causal), length=x.shape[1])
     if not 0 <= batch < len(x):
-        raise IndexError(f"there is no batch entry {batch}: the inputs have {len(x)}")
+        raise ValueError(f"there is no batch entry {batch}: the inputs have {len(x)}")
     if x.shape[1] > MAX_DENSE_LENGTH:
         raise ValueError(
-            f"inputs must have at most {MAX_DENSE_LENGTH} tokens for a dense plan, "
-            f"got {x.shape[1]}"
+            f"inputs must have at most {MAX_DENSE_LENGTH} tokens for a dense plan, got {x.shape[1]}"
         )
     padding = kwargs.get("padding_mask")
     with torch.no_grad():
@@ -271,7 +269,7 @@ def _window(window: slice | None, length: int, name: str) -> slice:
         raise ValueError(f"{name} must have a step of 1, got {window.step}")
     start, stop, _ = window.indices(length)
     if start >= stop:
-        raise IndexError(f"{name} must hold at least one of {length} positions, got {window}")
+        raise ValueError(f"{name} must hold at least one of {length} positions, got {window}")
     return slice(start, stop)
 
 

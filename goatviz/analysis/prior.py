@@ -22,7 +22,7 @@ from goatviz.models import CausalLM
 from goatviz.priors.base import Prior, ScaledPrior
 from goatviz.priors.sink import SinkPrior
 from goatviz.priors.spectral import SpectralPrior
-from goatviz.results import PRIOR_PROFILE, make_result
+from goatviz.results import PRIOR_PROFILE, check_result, make_result
 
 #: Elements of the largest temporary block, float64: 32 MB.
 _BLOCK = 1 << 22
@@ -101,16 +101,24 @@ def prior_sources(
                 )
             )
         elif path in goats:
+            either = module.pos_encoding == "auto"
             record = read_goat_attention(
-                module, causal=causal, length=length or _fallback_length(module), path=path
+                module,
+                causal=causal,
+                length=length or _fallback_length(module),
+                axes=0 if either else None,
+                path=path,
             )
+            notes = record.notes
+            if either:
+                notes = [*notes, "pos_encoding='auto': read as a sequence, not as a grid"]
             found.append(
                 PriorSource(
                     path or type(module).__name__,
                     record.prior,
                     record.causal,
                     module.training_seq_len,
-                    record.notes,
+                    notes,
                 )
             )
     if not found:
@@ -168,13 +176,12 @@ def prior_profile(
     TypeError
         If `source` has no explicit prior.
     ValueError
-        For a length below 1, a window outside the length, or a prior on a grid.
-    IndexError
-        For a layer or head that is not there; the message says which are.
+        For a length below 1, a window outside the length, a prior on a grid, or a layer or head
+        that is not there (the message says which are).
 
     Notes
     -----
-    Source: THEORY sections 3 and 4; Litman and Guo 2026, Figure 1.
+    Source: Litman and Guo 2026 (arXiv 2601.15380), Figure 1.
 
     Examples
     --------
@@ -185,9 +192,10 @@ def prior_profile(
     """
     if length is not None:
         length = _check_length(length)
-    sources = prior_sources(source, causal=causal, length=length)
     if length is None:
-        length = next((s.training_length for s in sources if s.training_length), 128)
+        known = prior_sources(source, causal=causal)
+        length = next((s.training_length for s in known if s.training_length), 128)
+    sources = prior_sources(source, causal=causal, length=length)
     chosen = _choose(layers, len(sources), "layer")
     most = max(sources[index].prior.num_heads for index in chosen)
     head_ids = _choose(heads, most, "head")
@@ -277,9 +285,7 @@ def prior_profile(
         },
         attrs={
             "length": length,
-            "training_length": next(
-                (s.training_length for s in sources if s.training_length), 0
-            ),
+            "training_length": next((s.training_length for s in sources if s.training_length), 0),
             "source": type(source).__name__,
             "num_layers": len(sources),
             "pooled": int(pooled),
@@ -321,14 +327,14 @@ def _curves(
     kernel = relative + recency
     own = lag_edges[lag_edges >= first_lag]
     missing = len(lag_edges) - len(own)
-    out: dict[str, np.ndarray] = {"recency_slope": recency[:, -first_lag] - (
-        recency[:, -first_lag + 1] if lags > -first_lag + 1 else recency[:, -first_lag]
-    )}
+    out: dict[str, np.ndarray] = {
+        "recency_slope": recency[:, -first_lag]
+        - (recency[:, -first_lag + 1] if lags > -first_lag + 1 else recency[:, -first_lag])
+    }
     out["sink"], out["sink_low"], out["sink_high"] = _pool(sink, key_edges)
     pads = ((0, 0), (missing, 0))
     for name, values in (
-        *zip(("kernel", "kernel_low", "kernel_high"), _pool(kernel, own - first_lag),
-             strict=True),
+        *zip(("kernel", "kernel_low", "kernel_high"), _pool(kernel, own - first_lag), strict=True),
         ("relative", _pool(relative, own - first_lag)[0]),
         ("recency", _pool(recency, own - first_lag)[0]),
     ):
@@ -486,9 +492,7 @@ def _rows(queries: slice | None, length: int, resolution: int) -> tuple[np.ndarr
     return rows, f"{len(rows)} queries, evenly spaced"
 
 
-def _matrix_edges(
-    keys: slice | None, length: int, resolution: int
-) -> tuple[np.ndarray, slice]:
+def _matrix_edges(keys: slice | None, length: int, resolution: int) -> tuple[np.ndarray, slice]:
     """Bin edges over all keys, and which of the bins are shown."""
     if keys is None:
         bins = min(length, resolution)
@@ -540,7 +544,7 @@ def _choose(wanted: Sequence[int] | int | None, count: int, what: str) -> list[i
         if isinstance(index, bool) or not isinstance(index, int | np.integer):
             raise TypeError(f"{what}s must be integers, got {index!r}")
         if not 0 <= index < count:
-            raise IndexError(f"there is no {what} {index}: {what}s are 0 to {count - 1}")
+            raise ValueError(f"there is no {what} {index}: {what}s are 0 to {count - 1}")
     return [int(index) for index in chosen]
 
 
@@ -554,3 +558,42 @@ def _training_length(prior: Prior) -> int | None:
 def _fallback_length(module: nn.Module) -> int:
     """A length for modules that normalise by the current one, when the caller names none."""
     return module.training_seq_len or 128
+
+
+def prior_summary(profile: xr.Dataset) -> list[str]:
+    """One sentence for each head: where its sink and its kernel point, read at the last query.
+
+    Parameters
+    ----------
+    profile : xarray.Dataset
+        From `prior_profile`.
+
+    Returns
+    -------
+    list of str
+        For captions and screen readers.
+
+    Examples
+    --------
+    >>> from goatviz.priors import ALiBiPrior
+    >>> prior_summary(prior_profile(ALiBiPrior(1, slopes=[1.0]), length=8))
+    ['layer 0, head 0: top key 7 by 1.00 nats (63% of the prior), kernel highest at lag 0']
+    """
+    check_result(profile, PRIOR_PROFILE)
+    last = profile.isel(query=-1)
+    sentences = []
+    for layer in profile["layer"].values:
+        for head in profile["head"].values:
+            at = {"layer": layer, "head": head}
+            if not bool(profile["present"].sel(at)):
+                continue
+            row = last.sel(at)
+            kernel = profile["kernel"].sel(at).values
+            flat = not np.any(np.nan_to_num(kernel))
+            peak = int(profile["lag"].values[int(np.nanargmax(kernel))])
+            key, margin = int(row["margin_key"]), float(row["margin"])
+            tied = f"{float(row['top_mass']):.0%} of the prior"
+            lead = f"top key {key} by {margin:.2f} nats ({tied})" if margin > 0 else "no top key"
+            tail = "kernel flat" if flat else f"kernel highest at lag {peak}"
+            sentences.append(f"layer {int(layer)}, head {int(head)}: {lead}, {tail}")
+    return sentences

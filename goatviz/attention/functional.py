@@ -33,7 +33,9 @@ def prior_attention(
     temperature: float = 1.0,
     impl: str = "sdpa",
 ) -> Tensor:
-    r"""Attention with a prior: o_i = sum_j p_ij v_j, p_i = softmax_j(<q_i, k_j>/(tau sqrt d) + K_ij).
+    r"""Attention with a prior: o_i = sum_j p_ij v_j.
+
+    p_i = softmax_j(<q_i, k_j>/(tau sqrt d) + K_ij).
 
     Parameters
     ----------
@@ -73,7 +75,7 @@ def prior_attention(
 
     Notes
     -----
-    Source: THEORY sections 1 and 3; Litman and Guo 2026. The kernel multiplies by
+    Source: Litman and Guo 2026 (arXiv 2601.15380). The kernel multiplies by
     1/(tau sqrt d), so lanes carry K divided by that number.
 
     Examples
@@ -113,9 +115,11 @@ def prior_attention(
         )
         if is_causal:
             mask = _allowed(query_points, key_points, causal)
-        bias = bias.to(device=q.device, dtype=q.dtype).unsqueeze(0)
+        bias = bias.to(q.device).unsqueeze(0)
         if mask is not None:
             bias = bias.masked_fill(~mask.to(q.device), -math.inf)
+        # A row constant is free: with the top at 0, half precision is finest where the mass is.
+        bias = (bias - bias.detach().amax(dim=-1, keepdim=True)).to(q.dtype)
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=bias, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
         )
@@ -158,6 +162,12 @@ def attention_plan(
     -------
     TransportPlan
         Over scores of shape (batch, query heads, n_queries, n_keys).
+
+    Examples
+    --------
+    >>> q, k = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4)
+    >>> attention_plan(q, k).weights[0, 0].tolist()
+    [[1.0, 0.0], [0.5, 0.5]]
     """
     prior = UniformPrior() if prior is None else prior
     _check_query_key(q, k, prior, temperature)
@@ -181,11 +191,6 @@ def _append_lanes(
     q: Tensor, k: Tensor, prior: Prior, query_points: Tensor, key_points: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     query_heads, key_heads = q.shape[1], k.shape[1]
-    if prior.num_heads not in (1, key_heads):
-        raise ValueError(
-            f"prior must have 1 or {key_heads} heads (the key-value heads) under impl='sdpa', "
-            f"got {prior.num_heads}"
-        )
     lanes = prior.lanes(query_points, key_points, dtype=q.dtype, scale=scale)
     phi = _expand_heads(lanes.query.to(q.device), query_heads, "prior", head_dim=0)
     psi = lanes.key.to(k.device).expand(key_heads, -1, -1)
@@ -286,8 +291,10 @@ def _check_query_key(q: Tensor, k: Tensor, prior: Prior, temperature: float) -> 
             f"q and k must agree in batch and head size, got {tuple(q.shape)} and {tuple(k.shape)}"
         )
     if q.shape[1] % k.shape[1]:
+        raise ValueError(f"q must have a multiple of k's {k.shape[1]} heads, got {q.shape[1]}")
+    if prior.num_heads not in (1, k.shape[1]):
         raise ValueError(
-            f"q must have a multiple of k's {k.shape[1]} heads, got {q.shape[1]}"
+            f"prior must have 1 or {k.shape[1]} heads (the key-value heads), got {prior.num_heads}"
         )
     if q.dtype != k.dtype:
         raise TypeError(f"q and k must share a dtype, got {q.dtype} and {k.dtype}")

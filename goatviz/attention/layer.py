@@ -146,8 +146,9 @@ class Attention(nn.Module):
                     "lower its rank or pass content_dim"
                 )
         if content_dim < 1 or head_dim < 1:
-            raise ValueError(f"content_dim and head_dim must be positive, got {content_dim}, "
-                             f"{head_dim}")
+            raise ValueError(
+                f"content_dim and head_dim must be positive, got {content_dim}, {head_dim}"
+            )
         if rotary is not None and rotary.dim != content_dim:
             raise ValueError(f"rotary.dim must be content_dim={content_dim}, got {rotary.dim}")
         if impl is None:
@@ -244,7 +245,9 @@ class Attention(nn.Module):
         """
         if cache is not None and not self.causal:
             raise ValueError("cache needs a causal layer, and this one is bidirectional")
-        start = 0 if cache is None else cache.length
+        start = 0
+        if cache is not None and cache.positions is not None:
+            start = int(cache.positions[:, 0].max()) + 1
         q, k, v, points = self.project(x, positions=positions, start=start)
         if padding_mask is not None and padding_mask.shape != x.shape[:2]:
             raise ValueError(

@@ -173,7 +173,7 @@ class Prior(nn.Module):
     has_lanes: bool = True
 
     def log_prior(self, query_pos: PositionsLike, key_pos: PositionsLike) -> Tensor:
-        """K_ij on any window of positions (THEORY: the definition), no causal mask applied.
+        """K_ij on any window of positions, no causal mask applied: this defines the prior.
 
         Parameters
         ----------
@@ -349,7 +349,8 @@ class SumPrior(Prior):
 
     def components(self) -> dict[str, Prior]:
         named: dict[str, Prior] = {}
-        for part in self.parts:
+        # A part may be a scaled sum, whose own parts are the ones that have a kind.
+        for part in (p for each in self.parts for p in each.components().values()):
             name, number = part.name, 2
             while name in named:
                 name, number = f"{part.name}_{number}", number + 1

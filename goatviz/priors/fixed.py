@@ -16,7 +16,7 @@ from goatviz.priors.base import Factors, Prior
 
 
 class UniformPrior(Prior):
-    """The uniform prior, K = 0: standard attention (THEORY section 1).
+    """The uniform prior, K = 0: standard attention (Litman 2025, arXiv 2508.08369).
 
     Examples
     --------

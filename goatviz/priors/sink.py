@@ -47,7 +47,7 @@ class SinkPrior(Prior):
 
     Notes
     -----
-    Source: THEORY section 3; Litman and Guo 2026. The MLP is evaluated in float64 positions and
+    Source: Litman and Guo 2026 (arXiv 2601.15380). The MLP is evaluated in float64 positions and
     its parameters' precision.
     """
 
@@ -85,9 +85,7 @@ class SinkPrior(Prior):
         self.training_length = training_length
         steps = torch.arange(rank, dtype=torch.float64) / max(rank - 1, 1)
         self.register_buffer("frequencies", (float(base) ** -steps).float())
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * rank + 2, hidden), nn.SiLU(), nn.Linear(hidden, 1)
-        )
+        self.mlp = nn.Sequential(nn.Linear(2 * rank + 2, hidden), nn.SiLU(), nn.Linear(hidden, 1))
         self.gain = nn.Parameter(torch.ones(num_heads))
         self.bump = nn.Parameter(torch.zeros(num_heads))
         for layer in (self.mlp[0], self.mlp[2]):
@@ -159,7 +157,7 @@ class RecencyPrior(Prior):
 
     Notes
     -----
-    Source: THEORY section 3; Litman and Guo 2026. A slope near 0 learns slowly, since the
+    Source: Litman and Guo 2026 (arXiv 2601.15380). A slope near 0 learns slowly, since the
     gradient passes through softplus: a start of 1e-3 still moves, one of 1e-13 never does.
     """
 

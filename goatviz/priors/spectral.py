@@ -40,7 +40,7 @@ class SpectralPrior(Prior):
 
     Notes
     -----
-    Source: THEORY section 3; Litman and Guo 2026. With lanes [a cos(w i) + b sin(w i),
+    Source: Litman and Guo 2026 (arXiv 2601.15380). With lanes [a cos(w i) + b sin(w i),
     a sin(w i) - b cos(w i)] and [cos(w j), sin(w j)] the inner product is K. Phases are formed in
     float64: at position 10^6 a float32 phase is wrong by several hundredths of a radian.
 
@@ -103,8 +103,8 @@ class SpectralPrior(Prior):
         frequencies = self.frequencies.double()
         phase = lag.to(frequencies.device).double().unsqueeze(-1) * frequencies
         cosine, sine = phase.cos().to(self.alpha.dtype), phase.sin().to(self.alpha.dtype)
-        flat = self.alpha @ cosine.reshape(-1, self.rank).mT
-        flat = flat + self.beta @ sine.reshape(-1, self.rank).mT
+        flat = self.alpha @ cosine.reshape(lag.numel(), self.rank).mT
+        flat = flat + self.beta @ sine.reshape(lag.numel(), self.rank).mT
         return flat.reshape(self.num_heads, *lag.shape)
 
     def _coordinates(self, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -84,9 +84,7 @@ def make_card(result: TrainResult, *, command: str, data: str) -> dict[str, Any]
         "history": result.history,
         "model": _plain(config.model_config()),
         "config": config.to_dict(),
-        "versions": {
-            name: metadata.version(name) for name in ("torch", "numpy", "safetensors")
-        }
+        "versions": {name: metadata.version(name) for name in ("torch", "numpy", "safetensors")}
         | {"python": platform.python_version()},
     }
 
@@ -102,7 +100,8 @@ def device_name(device: torch.device) -> str:
             if line.startswith("model name"):
                 model = line.split(":", 1)[1].strip()
                 break
-    return f"CPU: {model}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU: {model}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def save_checkpoint(model: CausalLM, card: dict[str, Any], path: str | os.PathLike) -> Path:
@@ -121,6 +120,17 @@ def save_checkpoint(model: CausalLM, card: dict[str, Any], path: str | os.PathLi
     -------
     Path
         Of the weights.
+
+    Examples
+    --------
+    >>> from goatviz.training.config import TrainConfig
+    >>> from goatviz.training.loop import train
+    >>> tiny = TrainConfig(embed_dim=32, steps=1, batch_size=2)
+    >>> result = train(tiny, progress=False)
+    >>> card = make_card(result, command="python", data="copy mixture")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_checkpoint(result.model, card, Path(folder) / "tiny").name
+    'tiny.safetensors'
     """
     path = Path(path)
     if path.suffix in _PICKLES:
@@ -130,9 +140,10 @@ def save_checkpoint(model: CausalLM, card: dict[str, Any], path: str | os.PathLi
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     weights = save_tensors(tensors, metadata={"format": "pt"})
     card = {**card, "sha256": hashlib.sha256(weights).hexdigest()}
+    # Before anything is written: a card that is no JSON must not cost the checkpoint it replaces.
+    text = json.dumps(card, indent=1, allow_nan=False) + "\n"
     target = path.with_name(path.name + ".safetensors")
     _write_whole(target, weights)
-    text = json.dumps(card, indent=1, allow_nan=False) + "\n"
     _write_whole(path.with_name(path.name + ".json"), text.encode())
     return target
 
@@ -152,6 +163,12 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     ValueError
         If the file is a pickle, its sha256 differs from the card's, it is no safetensors file,
         the card is damaged or of another format, or the weights do not fit the model it names.
+
+    Examples
+    --------
+    >>> folder = importlib.resources.files("goatviz") / "checkpoints"
+    >>> load_checkpoint(folder / "copy-mixture-4-goat").card["steps"]
+    2000
     """
     path = Path(path)
     if path.suffix in _PICKLES:
@@ -222,7 +239,10 @@ def _load(name: str, read: Callable[[str], bytes]) -> Checkpoint:
         tensors = load_tensors(weights)
     except SafetensorError as error:
         raise ValueError(f"{name}.safetensors is not a safetensors file: {error}") from error
-    model = CausalLM(ModelConfig(**card["model"]))
+    try:
+        model = CausalLM(ModelConfig(**card["model"]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}.json describes no model: {error}") from error
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -243,6 +263,8 @@ def _read_card(name: str, content: bytes) -> dict[str, Any]:
     missing = [key for key in ("sha256", "model", "config") if key not in card]
     if missing:
         raise ValueError(f"{name}.json lacks {', '.join(missing)}")
+    if not isinstance(card["sha256"], str):
+        raise ValueError(f"{name}.json must hold its sha256 as text, got {card['sha256']!r}")
     return card
 
 

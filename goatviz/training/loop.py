@@ -157,9 +157,7 @@ def evaluate(
         ids = task.sample(count, generator=generator).to(device)
         losses.append(next_token_loss(model, ids).mean(dim=-1).double().cpu())
     each = torch.cat(losses)
-    return HeldOutLoss(
-        each.mean().item(), (each.std() / math.sqrt(len(each))).item(), len(each)
-    )
+    return HeldOutLoss(each.mean().item(), (each.std() / math.sqrt(len(each))).item(), len(each))
 
 
 def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:

@@ -1,0 +1,141 @@
+"""The verbs a user types: each computes a result and hands it to the drawing of the same name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import xarray as xr
+from torch import Tensor, nn
+
+from goatviz.analysis.plan import plan_slice
+from goatviz.analysis.prior import prior_profile, prior_sources
+from goatviz.plots.figure import Figure
+from goatviz.plots.plan import draw_plan
+from goatviz.plots.prior import MAX_CHOICES, PRIOR_KINDS, draw_prior
+from goatviz.priors.base import Prior
+from goatviz.training.checkpoint import Checkpoint
+from goatviz.transport.rows import TransportPlan
+
+
+def plot_prior(
+    source: Prior | nn.Module | Checkpoint | xr.Dataset,
+    *,
+    kind: str = "decomposition",
+    length: int | None = None,
+    layers: Sequence[int] | int | None = None,
+    heads: Sequence[int] | int | None = None,
+    **profile: Any,
+) -> Figure:
+    """Draw the learned prior of a model: K_ij = kappa(i - j) + u(j), taken apart.
+
+    Parameters
+    ----------
+    source : Prior, nn.Module, Checkpoint or xarray.Dataset
+        A prior; a goatviz model or layer; any model with goat-attention inside; a loaded
+        checkpoint; or a profile made before.
+    kind : {"decomposition", "heads", "kernel", "matrix"}
+        See `goatviz.plots.draw_prior`.
+    length : int, optional
+        Tokens; default the training length. A window or a pooled view is evaluated, never the
+        length x length whole, so 1,000,000 draws.
+    layers, heads : int or sequence of int, optional
+        Which; default all, as far as a menu holds them (then the last layers, and the caption
+        says so).
+    **profile
+        Passed to `goatviz.prior_profile`: queries, keys, causal, resolution, points.
+
+    Returns
+    -------
+    Figure
+        One plotly Figure, below 2 MB; layer and head are chosen inside it.
+
+    Raises
+    ------
+    TypeError
+        If `source` has no explicit prior; the message says what to do.
+    ValueError
+        See `goatviz.prior_profile`.
+
+    Examples
+    --------
+    >>> from goatviz.priors import ALiBiPrior
+    >>> plot_prior(ALiBiPrior(2), length=32).layout.title.text
+    'Learned prior'
+    """
+    if kind not in PRIOR_KINDS:
+        raise ValueError(f"kind must be one of {', '.join(PRIOR_KINDS)}, got {kind!r}")
+    if isinstance(source, xr.Dataset):
+        given = {"length": length, "layers": layers, "heads": heads, **profile}
+        excess = [name for name, value in given.items() if value is not None]
+        if excess:
+            raise TypeError(
+                f"{', '.join(excess)} cannot be changed in a finished profile; select from it, "
+                "or pass the model"
+            )
+        return draw_prior(source, kind=kind)
+    if isinstance(source, Checkpoint):
+        source = source.model
+    sources = prior_sources(source, length=length, causal=profile.get("causal"))
+    count = _count(heads, max(s.prior.num_heads for s in sources))
+    if kind == "heads":
+        profile = {"resolution": 2, "points": 512, **profile}
+    elif layers is None and count * len(sources) > MAX_CHOICES:
+        keep = max(1, MAX_CHOICES // count)
+        layers = list(range(len(sources) - keep, len(sources)))
+    pairs = count * _count(layers, len(sources))
+    if kind != "heads":
+        profile = {**_detail(pairs), **profile}
+    result = prior_profile(source, length=length, layers=layers, heads=heads, **profile)
+    return draw_prior(result, kind=kind)
+
+
+def plot_plan(
+    source: TransportPlan | nn.Module | Checkpoint | xr.Dataset,
+    inputs: Tensor | None = None,
+    **slice_options: Any,
+) -> Figure:
+    """Draw one head's transport plan, with its certificates and POT's verdict in the caption.
+
+    Parameters
+    ----------
+    source : TransportPlan, nn.Module, Checkpoint or xarray.Dataset
+        A plan from `goatviz.solve_rows`; a model, with `inputs`; or a plan slice made before.
+    inputs : Tensor, optional
+        What the model is called with, batch first.
+    **slice_options
+        Passed to `goatviz.plan_slice`: layer, head, batch, queries, keys, tokens, check.
+
+    Returns
+    -------
+    Figure
+        One plotly Figure, below 2 MB.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from goatviz.transport import solve_rows
+    >>> plot_plan(solve_rows(torch.zeros(4, 4))).layout.title.text
+    'A transport plan'
+    """
+    if isinstance(source, xr.Dataset):
+        if inputs is not None or slice_options:
+            raise TypeError("a finished plan slice takes neither inputs nor options")
+        return draw_plan(source)
+    if isinstance(source, Checkpoint):
+        source = source.model
+    return draw_plan(plan_slice(source, inputs, **slice_options))
+
+
+def _detail(pairs: int) -> dict[str, int]:
+    """Resolution and points at which `pairs` heads together stay below 2 MB."""
+    for most, resolution, points in ((4, 128, 1024), (12, 72, 512), (32, 36, 224)):
+        if pairs <= most:
+            return {"resolution": resolution, "points": points}
+    return {"resolution": 24, "points": 112}
+
+
+def _count(chosen: Sequence[int] | int | None, available: int) -> int:
+    if chosen is None:
+        return available
+    return 1 if isinstance(chosen, int) else len(chosen)

@@ -1,0 +1,12 @@
+"""Drawing results: each `draw_*` takes one, returns one plotly Figure, and computes nothing.
+
+Figures ask the network for nothing. This package never imports torch, so results draw on a
+machine without it.
+"""
+
+from goatviz.plots.figure import CONFIG, Figure, save_html
+from goatviz.plots.losses import draw_losses
+from goatviz.plots.plan import draw_plan
+from goatviz.plots.prior import PRIOR_KINDS, draw_prior
+
+__all__ = ["CONFIG", "PRIOR_KINDS", "Figure", "draw_losses", "draw_plan", "draw_prior", "save_html"]

@@ -1,0 +1,160 @@
+"""Training repeats itself bit for bit, compares schemes on the same data, learns, and fails loud."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from goatviz.models import POSITION_SCHEMES, CausalLM
+from goatviz.tasks import CopyMixture
+from goatviz.training import TrainConfig, evaluate, train
+
+TINY = TrainConfig(
+    task=CopyMixture(length=8, vocab_size=4),
+    embed_dim=32,
+    prior_rank=2,
+    sink_rank=2,
+    steps=4,
+    batch_size=8,
+    warmup=2,
+)
+
+
+def run(config=TINY, **changes):
+    return train(dataclasses.replace(config, **changes), progress=False)
+
+
+@pytest.fixture(autouse=True)
+def _small_held_out(monkeypatch):
+    # The held-out set that the loop itself draws is larger than these models deserve.
+    import goatviz.training.loop as loop
+
+    def small(model, task, *, sequences=64, batch_size=64, seed=0):
+        return evaluate(model, task, sequences=64, batch_size=64, seed=seed)
+
+    monkeypatch.setattr(loop, "evaluate", small)
+
+
+def seen_by(config, monkeypatch):
+    """Losses, and every batch that the run trained on."""
+    batches = []
+    original = CopyMixture.sample
+
+    def record(self, count, *, generator):
+        ids = original(self, count, generator=generator)
+        batches.append(ids)
+        return ids
+
+    monkeypatch.setattr(CopyMixture, "sample", record)
+    result = run(config)
+    monkeypatch.setattr(CopyMixture, "sample", original)
+    return [entry["loss"] for entry in result.history], batches
+
+
+@pytest.mark.parametrize("positions", ["goat", "rope", "bucket"])
+def test_one_seed_is_one_run(positions):
+    first, second = run(positions=positions), run(positions=positions)
+    assert first.history == second.history
+    assert first.held_out == second.held_out
+    for (name, a), b in zip(
+        first.model.state_dict().items(), second.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    assert run(positions=positions, seed=1).history != first.history
+
+
+def test_the_callers_random_state_is_left_alone_and_ignored():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = run()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert run().history == first.history
+
+
+def test_two_schemes_see_the_same_data(monkeypatch):
+    ours, our_data = seen_by(TINY, monkeypatch)
+    theirs, their_data = seen_by(dataclasses.replace(TINY, positions="none"), monkeypatch)
+    assert ours != theirs
+    assert len(our_data) == len(their_data) > TINY.steps
+    assert all(torch.equal(a, b) for a, b in zip(our_data, their_data, strict=True))
+    _, other = seen_by(dataclasses.replace(TINY, seed=1), monkeypatch)
+    assert not torch.equal(our_data[0], other[0])
+
+
+def test_held_out_data_are_not_training_data(monkeypatch):
+    _, batches = seen_by(dataclasses.replace(TINY, steps=20), monkeypatch)
+    # Identical sequences of 9 tokens may meet by chance; whole batches do not.
+    training, held_out = torch.cat(batches[:20]), batches[20]
+    assert not torch.equal(training[: len(held_out)], held_out)
+
+
+@pytest.mark.parametrize("positions", POSITION_SCHEMES)
+def test_every_scheme_trains(positions):
+    result = run(positions=positions)
+    assert [entry["step"] for entry in result.history] == [1, 2, 3, 4]
+    assert all(math.isfinite(entry["loss"]) for entry in result.history)
+    assert result.wall_time > 0
+    assert result.held_out.sequences == 64
+    assert not result.model.training
+
+
+def test_the_loss_falls_towards_the_optimum():
+    task = CopyMixture(length=8, vocab_size=4, first=0.0, previous=1.0)
+    result = run(
+        task=task, steps=150, batch_size=32, warmup=10, learning_rate=1e-2, mlp_ratio=0.0
+    )
+    assert result.history[0]["loss"] == pytest.approx(math.log(4), abs=0.1)
+    assert task.bayes_loss() - 1e-9 <= result.held_out.mean < 0.1
+
+
+def test_the_schedule_warms_up_and_ends_at_a_tenth():
+    history = run(steps=50, warmup=10, learning_rate=1e-3).history
+    rates = [entry["learning_rate"] for entry in history]
+    assert rates[:10] == pytest.approx([1e-4 * (k + 1) for k in range(10)])
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(1e-4, rel=0.02)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_the_prior_can_have_a_rate_of_its_own():
+    frozen = run(prior_learning_rate=1e-30, warmup=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(TINY.seed)
+        start = CausalLM(TINY.model_config())
+    for (name, before), after in zip(
+        start.named_parameters(), frozen.model.parameters(), strict=True
+    ):
+        moved = (before - after).abs().max().item()
+        assert (moved < 1e-12) if ".prior." in name else True, name
+    assert not torch.equal(start.head.weight, frozen.model.head.weight)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step [12]$"):
+        run(learning_rate=1e30, warmup=0)
+
+
+def test_evaluate_is_the_mean_cross_entropy():
+    model = run().model.train()
+    got = evaluate(model, TINY.task, sequences=50, batch_size=16, seed=7)
+    assert not model.training
+    generator = torch.Generator().manual_seed(7)
+    # The stream is drawn batch by batch.
+    ids = torch.cat([TINY.task.sample(n, generator=generator) for n in (16, 16, 16, 2)])
+    with torch.no_grad():
+        log_p = model(ids[:, :-1]).double().log_softmax(-1)
+    each = -log_p.gather(2, ids[:, 1:, None]).squeeze(-1).mean(-1)
+    assert got.mean == pytest.approx(each.mean().item(), rel=1e-6)
+    assert got.standard_error == pytest.approx(each.std().item() / math.sqrt(50), rel=1e-5)
+    assert got.sequences == 50
+    longer = dataclasses.replace(TINY.task, length=30)
+    assert math.isfinite(evaluate(model, longer, sequences=4).mean)
+
+
+def test_errors():
+    with pytest.raises(TypeError, match="config must be a TrainConfig, got dict"):
+        train({})
+    with pytest.raises(ValueError, match="sequences must be at least 2, got 1"):
+        evaluate(CausalLM(TINY.model_config()), TINY.task, sequences=1)
