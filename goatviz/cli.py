@@ -57,6 +57,8 @@ class Train:
     """Peak learning rate."""
     prior_learning_rate: float = 3e-2
     """Peak learning rate of the prior."""
+    content_dim: int = 4
+    """Content size of queries and keys; so narrow that tokens do not find themselves by content."""
     skip: bool = False
     """Add the stream to what attention brings; without it only the plan carries tokens."""
     seed: int = 0
@@ -84,6 +86,7 @@ class Train:
                 previous=self.previous,
             ),
             positions=self.positions,
+            content_dim=self.content_dim,
             skip=self.skip,
             steps=self.steps,
             batch_size=self.batch_size,

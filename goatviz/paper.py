@@ -207,8 +207,8 @@ def _plan(checkpoint: Checkpoint) -> Exhibit:
         title="Attention as a transport plan, checked by an independent solver",
         caption=(
             f"The first {PLAN_TOKENS} tokens of a held-out sequence, sink head {head}. Every row "
-            "ships its mass to the keys at least cost: softmax(scores/τ + log prior) is the optimum, "
-            "which the KKT residual certifies and POT confirms. The sink is the key whose incoming "
+            "ships its mass to the keys at least cost: softmax(scores/τ + log prior) is the "
+            "optimum, which the KKT residual certifies and POT confirms. The sink is the key whose incoming "
             "mass stands far above uniform."
         ),
         summary=[
@@ -277,6 +277,7 @@ def _provenance(checkpoint: Checkpoint) -> list[str]:
     return [
         f"{checkpoint.name}: {card['data']}",
         f"{model['num_layers']} layer, {model['num_heads']} heads, d = {model['embed_dim']}, "
+        f"{'with' if model['skip'] else 'without'} skip connection, "
         f"{card['parameters']:,} parameters; {card['steps']:,} steps, seed {card['seed']}, "
         f"{card['wall_time_s']:.0f} s on {card['device']}",
         f"{card['command']} (torch {card['versions']['torch']}; weights sha256 "

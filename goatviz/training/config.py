@@ -19,7 +19,7 @@ class TrainConfig:
         The data.
     positions : str
         Position scheme, see `goatviz.models.POSITION_SCHEMES`.
-    embed_dim, num_layers, num_heads, mlp_ratio, skip
+    embed_dim, num_layers, num_heads, content_dim, mlp_ratio, skip
         As in `ModelConfig`.
     prior_rank, sink_rank, prior_init
         The GOAT prior.
@@ -42,6 +42,7 @@ class TrainConfig:
     embed_dim: int = 64
     num_layers: int = 1
     num_heads: int = 2
+    content_dim: int | None = None
     mlp_ratio: float = 4.0
     skip: bool = True
     prior_rank: int = 4
@@ -83,6 +84,7 @@ class TrainConfig:
             embed_dim=self.embed_dim,
             num_layers=self.num_layers,
             num_heads=self.num_heads,
+            content_dim=self.content_dim,
             mlp_ratio=self.mlp_ratio,
             skip=self.skip,
             positions=self.positions,
