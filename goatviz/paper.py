@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import html
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from plotly.offline import get_plotlyjs
 from goatviz.analysis.plan import plan_slice
 from goatviz.analysis.prior import prior_profile, prior_summary
 from goatviz.figures import plot_prior
+from goatviz.files import whole_file
 from goatviz.plots.figure import CONFIG, Figure
 from goatviz.plots.losses import draw_losses
 from goatviz.plots.plan import draw_plan
@@ -91,12 +91,10 @@ def reproduce(out: str | os.PathLike = "figures") -> Path:
     out.mkdir(parents=True, exist_ok=True)
     for name in ("copy-mixture-1-goat", "copy-mixture-4-goat"):
         save_result(prior_profile(load_pretrained(name).model), out / f"{name}.nc")
-    handle, temporary = tempfile.mkstemp(dir=out, suffix=".html")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(gallery_page(exhibits))
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, out / "index.html")
-    return out / "index.html"
+    page = out / "index.html"
+    with whole_file(page) as temporary:
+        temporary.write_text(gallery_page(exhibits), encoding="utf-8")
+    return page
 
 
 def make_exhibits() -> list[Exhibit]:
@@ -176,7 +174,7 @@ def _losses(checkpoints: dict[tuple[int, str], Checkpoint]) -> Exhibit:
         title="What the prior buys: held-out loss against the optimum",
         caption=(
             "The same model, data order and steps with a learned prior and with a uniform one "
-            "(which knows no positions at all). The optimum is exact: the task's entropy. Bars "
+            "(which knows no positions at all). The optimum is exact: the task's entropy. Points "
             "are means over held-out sequences, whiskers two standard errors; one seed each."
         ),
         summary=[
@@ -208,8 +206,8 @@ def _plan(checkpoint: Checkpoint) -> Exhibit:
         caption=(
             f"The first {PLAN_TOKENS} tokens of a held-out sequence, sink head {head}. Every row "
             "ships its mass to the keys at least cost: softmax(scores/τ + log prior) is the "
-            "optimum, which the KKT residual certifies and POT confirms. The sink is the key whose incoming "
-            "mass stands far above uniform."
+            "optimum, which the KKT residual certifies and POT confirms. The sink is the key whose "
+            "incoming mass stands far above uniform."
         ),
         summary=[
             f"POT's verdict: {slice_.attrs['verdict']}",
@@ -358,8 +356,7 @@ h3 { font-size: .95rem; margin: 0 0 .3rem; }
 a { color: var(--link); } p, ul, ol { margin: .4rem 0; } ul, ol { padding-left: 1.2rem; }
 section { margin-top: 3rem; padding-top: 1.5rem; border-top: 1px solid var(--line); }
 .plot { margin: .75rem -0.25rem; overflow-x: auto; } .plot > div { min-width: 46rem; }
-.plot :is(.xtick, .ytick, .cbaxis, .g-xtitle, .g-ytitle, .g-gtitle, .annotation, .legend,
-  .colorbar, .updatemenu-header) text { fill: var(--ink) !important; }
+.plot :is(.xtick, .ytick, .infolayer, .menulayer) text { fill: var(--ink) !important; }
 .summary { color: var(--soft); font-size: .9rem; }
 .beside { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin-top: 1rem; }
 .beside > div { background: var(--card); border: 1px solid var(--line); border-radius: 8px;

@@ -7,7 +7,6 @@ saves, loads, selects and draws on a machine without torch. Nothing is computed 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+
+from goatviz.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,7 @@ def save_result(dataset: xr.Dataset, path: str | os.PathLike) -> Path:
 
     Examples
     --------
+    >>> import tempfile
     >>> from goatviz import prior_profile, ALiBiPrior
     >>> profile = prior_profile(ALiBiPrior(1), length=8)
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -227,15 +229,8 @@ def save_result(dataset: xr.Dataset, path: str | os.PathLike) -> Path:
         raise ValueError(f"path must end in .nc, got {path.name}")
     if not path.parent.is_dir():
         raise ValueError(f"path must lie in an existing folder, got {path}")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".nc")
-    os.close(handle)
-    try:
+    with whole_file(path) as temporary:
         dataset.to_netcdf(temporary, engine="h5netcdf")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
     return path
 
 

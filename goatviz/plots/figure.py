@@ -7,12 +7,13 @@ network. What is in a figure is the business of the other modules.
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io as pio
+
+from goatviz.files import whole_file
 
 #: plotly.js options of every goatviz figure; plotly's "Share chart" button uploads the data.
 CONFIG = {"showSendToCloud": False, "displaylogo": False, "responsive": True}
@@ -76,13 +77,6 @@ def save_html(figure: go.Figure, path: str | os.PathLike) -> Path:
     if not path.parent.is_dir():
         raise ValueError(f"path must lie in an existing folder, got {path}")
     text = pio.to_html(figure, config=CONFIG, include_mathjax=False, include_plotlyjs=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".html")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path

@@ -113,6 +113,50 @@ def grid_positions(height: int, width: int, *, class_token: bool = False) -> Ten
     return torch.cat([index, points], dim=-1)
 
 
+def geometric_frequencies(rank: int, base: float) -> Tensor:
+    """w_r = base^(-r/(R-1)), r = 0 .. R - 1, radians per token, float32 of shape (R,).
+
+    Raises
+    ------
+    ValueError
+        If `rank` is not an integer of at least 0, or `base` does not exceed 1.
+    """
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
+        raise ValueError(f"rank must be an integer of at least 0, got {rank!r}")
+    if not base > 1:
+        raise ValueError(f"base must exceed 1, got {base}")
+    steps = torch.arange(rank, dtype=torch.float64) / max(rank - 1, 1)
+    return (float(base) ** -steps).float()
+
+
+def frequency_axis(rank: int, axes: int) -> Tensor:
+    """The axis that each of `rank` frequencies runs along: shape (R,), the first axes first."""
+    shares = [len(share) for share in torch.arange(rank).tensor_split(max(axes, 1))]
+    return torch.repeat_interleave(torch.arange(len(shares)), torch.tensor(shares))
+
+
+def grid_coordinates(positions: Tensor, rank: int, axes: int) -> tuple[Tensor, Tensor]:
+    """The coordinate that each frequency runs along, and whether the token has it.
+
+    Parameters
+    ----------
+    positions : Tensor
+        As `as_positions` returns them.
+    rank, axes : int
+        Frequencies, shared between the axes of a grid (the first axis takes the first and
+        largest share); axes = 0 means the sequence index.
+
+    Returns
+    -------
+    coordinates, present : Tensor
+        Shape (length, rank); 0 and False where a token has no place on the grid.
+    """
+    columns = frequency_axis(rank, axes) + (1 if axes else 0)
+    coordinates = positions[:, columns.to(positions.device)]
+    present = ~coordinates.isnan()
+    return torch.where(present, coordinates, 0.0), present
+
+
 class Lanes(NamedTuple):
     """Query and key lanes: `scale * query @ key.mT` is the log-prior up to a constant per row.
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from goatviz.priors.base import Factors, Prior
+from goatviz.priors.base import Factors, Prior, geometric_frequencies, grid_coordinates
 from goatviz.priors.fixed import alibi_slopes, check_heads, linear_key_factors
 
 
@@ -68,8 +68,6 @@ class SinkPrior(Prior):
     ) -> None:
         super().__init__()
         self.num_heads = check_heads(num_heads)
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-            raise ValueError(f"rank must be an integer of at least 0, got {rank!r}")
         if isinstance(training_length, bool) or not isinstance(training_length, int):
             raise TypeError(
                 f"training_length must be an integer, got {type(training_length).__name__}"
@@ -83,8 +81,7 @@ class SinkPrior(Prior):
         self.rank = rank
         self.axes = axes
         self.training_length = training_length
-        steps = torch.arange(rank, dtype=torch.float64) / max(rank - 1, 1)
-        self.register_buffer("frequencies", (float(base) ** -steps).float())
+        self.register_buffer("frequencies", geometric_frequencies(rank, base))
         self.mlp = nn.Sequential(nn.Linear(2 * rank + 2, hidden), nn.SiLU(), nn.Linear(hidden, 1))
         self.gain = nn.Parameter(torch.ones(num_heads))
         self.bump = nn.Parameter(torch.zeros(num_heads))
@@ -98,7 +95,8 @@ class SinkPrior(Prior):
         """u(j) at positions as `as_positions` returns them, shape (heads, n_keys), nats."""
         key_pos = key_pos.to(self.gain.device)
         index = key_pos[:, 0]
-        phase, present = self._phases(key_pos)
+        coordinates, present = grid_coordinates(key_pos, self.rank, self.axes)
+        phase = coordinates * self.frequencies.double()
         length = float(self.training_length)
         inputs = torch.cat(
             [
@@ -115,17 +113,6 @@ class SinkPrior(Prior):
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, training_length={self.training_length}"
-
-    def _phases(self, key_pos: Tensor) -> tuple[Tensor, Tensor]:
-        if self.axes:
-            shares = [len(c) for c in torch.arange(self.rank).tensor_split(self.axes)]
-            axis = torch.repeat_interleave(torch.arange(self.axes), torch.tensor(shares))
-            coordinates = key_pos[:, 1 + axis.to(key_pos.device)]
-        else:
-            coordinates = key_pos[:, :1]
-        present = ~coordinates.isnan()
-        phase = torch.where(present, coordinates, 0.0) * self.frequencies.double()
-        return phase, present.expand_as(phase)
 
     def _log_prior(self, query: Tensor, key: Tensor) -> Tensor:
         return self.key_bias(key).unsqueeze(1).expand(-1, len(query), -1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from goatviz.priors.base import Factors, Prior
+from goatviz.priors.base import Factors, Prior, geometric_frequencies, grid_coordinates
 from goatviz.priors.fixed import check_heads
 
 
@@ -66,29 +66,17 @@ class SpectralPrior(Prior):
     ) -> None:
         super().__init__()
         self.num_heads = check_heads(num_heads)
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-            raise ValueError(f"rank must be an integer of at least 0, got {rank!r}")
-        if not base > 1:
-            raise ValueError(f"base must exceed 1, got {base}")
         if axes < 0:
             raise ValueError(f"axes must be at least 0, got {axes}")
         if init not in ("seeded", "uniform"):
             raise ValueError(f"init must be 'seeded' or 'uniform', got {init!r}")
         self.rank = rank
         self.axes = axes
-        steps = torch.arange(rank, dtype=torch.float64) / max(rank - 1, 1)
-        self.register_buffer("frequencies", (float(base) ** -steps).float())
+        self.register_buffer("frequencies", geometric_frequencies(rank, base))
         self.alpha = nn.Parameter(torch.zeros(num_heads, rank))
         self.beta = nn.Parameter(torch.zeros(num_heads, rank))
         if init == "seeded":
             nn.init.normal_(self.alpha, std=1e-2)
-
-    def frequency_axis(self) -> Tensor:
-        """The axis that each frequency runs along, integers of shape (R,)."""
-        if not self.axes:
-            return torch.zeros(self.rank, dtype=torch.long)
-        shares = [len(c) for c in torch.arange(self.rank).tensor_split(self.axes)]
-        return torch.repeat_interleave(torch.arange(self.axes), torch.tensor(shares))
 
     def kernel(self, lag: Tensor) -> Tensor:
         """kappa(lag) of a sequence prior, shape (heads, *lag.shape), nats.
@@ -107,15 +95,8 @@ class SpectralPrior(Prior):
         flat = flat + self.beta @ sine.reshape(lag.numel(), self.rank).mT
         return flat.reshape(self.num_heads, *lag.shape)
 
-    def _coordinates(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Each frequency's coordinate, (length, R), and whether it exists there."""
-        columns = self.frequency_axis().to(positions.device) + (1 if self.axes else 0)
-        coordinates = positions[:, columns]
-        present = ~coordinates.isnan()
-        return torch.where(present, coordinates, 0.0), present
-
     def _features(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        coordinates, present = self._coordinates(positions)
+        coordinates, present = grid_coordinates(positions, self.rank, self.axes)
         phase = coordinates * self.frequencies.double()
         dtype = self.alpha.dtype
         return (phase.cos() * present).to(dtype), (phase.sin() * present).to(dtype)
@@ -124,8 +105,8 @@ class SpectralPrior(Prior):
         if not self.axes:
             return self.kernel(query[:, :1] - key[:, 0])
         total = self.alpha.new_zeros(self.num_heads, len(query), len(key))
-        at_query, in_query = self._coordinates(query)
-        at_key, in_key = self._coordinates(key)
+        at_query, in_query = grid_coordinates(query, self.rank, self.axes)
+        at_key, in_key = grid_coordinates(key, self.rank, self.axes)
         for r in range(self.rank):
             phase = (at_query[:, r : r + 1] - at_key[:, r]) * self.frequencies[r].double()
             present = in_query[:, r : r + 1] & in_key[:, r]

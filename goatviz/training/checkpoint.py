@@ -11,7 +11,6 @@ import importlib.resources
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from goatviz.files import whole_file
 from goatviz.models import CausalLM, ModelConfig
 from goatviz.training.loop import TrainResult
 
@@ -123,6 +123,7 @@ def save_checkpoint(model: CausalLM, card: dict[str, Any], path: str | os.PathLi
 
     Examples
     --------
+    >>> import tempfile
     >>> from goatviz.training.config import TrainConfig
     >>> from goatviz.training.loop import train
     >>> tiny = TrainConfig(embed_dim=32, steps=1, batch_size=2)
@@ -143,8 +144,10 @@ def save_checkpoint(model: CausalLM, card: dict[str, Any], path: str | os.PathLi
     # Before anything is written: a card that is no JSON must not cost the checkpoint it replaces.
     text = json.dumps(card, indent=1, allow_nan=False) + "\n"
     target = path.with_name(path.name + ".safetensors")
-    _write_whole(target, weights)
-    _write_whole(path.with_name(path.name + ".json"), text.encode())
+    with whole_file(target) as temporary:
+        temporary.write_bytes(weights)
+    with whole_file(path.with_name(path.name + ".json")) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return target
 
 
@@ -270,18 +273,3 @@ def _read_card(name: str, content: bytes) -> dict[str, Any]:
 
 def _plain(config: ModelConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
-
-
-def _write_whole(target: Path, content: bytes) -> None:
-    """Write beside the target, then rename: a reader sees the old file or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
