@@ -152,7 +152,8 @@ def ours(case: Case, dtype: torch.dtype, prior: Prior | None) -> Tensor:
 def errors(out: Tensor, exact: Tensor, queries: Tensor) -> tuple[float, float]:
     """Relative error over all heads, and of the worst head."""
     difference = out[:, :, queries].double() - exact
-    heads = difference.norm(dim=(0, 2, 3)) / exact.norm(dim=(0, 2, 3))
+    heads = torch.linalg.vector_norm(difference, dim=(0, 2, 3))
+    heads = heads / torch.linalg.vector_norm(exact, dim=(0, 2, 3))
     return float(difference.norm() / exact.norm()), float(heads.max())
 
 
@@ -232,8 +233,12 @@ def backward(compute: Callable[[], Tensor], wanted: Sequence[Tensor]) -> None:
 
 
 def resident_peak() -> int:
-    """Bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+    """Bytes. Not ru_maxrss: a child process starts with its parent's."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 2**10
 
 
 def report_peak(name: str, length: int) -> None:

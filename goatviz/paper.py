@@ -34,7 +34,7 @@ from goatviz.training.loop import HELD_OUT_STREAM
 PAPER = "Litman and Guo, You Need Better Attention Priors, ICML 2026 (arXiv 2601.15380)"
 
 #: Tokens of the plan on show: as many as have room for their text.
-PLAN_TOKENS = 24
+PLAN_TOKENS = 16
 
 
 @dataclass(frozen=True)

@@ -67,10 +67,12 @@ def draw_losses(rows: Sequence[tuple[str, str, float, float, float]]) -> Figure:
     figure.update_layout(
         template=style.TEMPLATE,
         title={"text": "Held-out loss", "subtitle": {"text": "mean ± two standard errors"}},
-        height=440,
-        legend={"orientation": "h", "y": -0.12},
+        height=480,
+        legend={"orientation": "h", "y": -0.24},
+        margin={"b": 100},
     )
     figure.update_xaxes(
+        title_text="task",
         tickvals=list(range(len(groups))),
         ticktext=[style.escape(group) for group in groups],
         range=[-0.5, len(groups) - 0.5],

@@ -26,8 +26,15 @@ _LOG_COLORS = [
 
 
 def curve(
-    x: np.ndarray, y: np.ndarray, *, name: str, color: str, hover: str, dash: str = "solid",
-    width: float = 2.0, **trace: Any,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    name: str,
+    color: str,
+    hover: str,
+    dash: str = "solid",
+    width: float = 2.0,
+    **trace: Any,
 ) -> go.Scatter:
     """A line through all points; `hover` is what a reader sees at each."""
     return go.Scatter(

@@ -17,7 +17,7 @@ from goatviz.results import PLAN_SLICE, check_result
 #: Cells along one side of a map; longer windows are pooled.
 MAX_CELLS = 160
 #: Tokens along one side that still have room for their text.
-MAX_TOKENS = 40
+MAX_TOKENS = 32
 
 
 def draw_plan(plan: xr.Dataset) -> Figure:
@@ -76,8 +76,11 @@ def draw_plan(plan: xr.Dataset) -> Figure:
     place = {"y": 0.0, "yanchor": "bottom", "len": 0.72, "thickness": 10}
     maps = [
         marks.signed_map(
-            keys, queries, np.where(visible, scores, np.nan),
-            hover=hover + "<br>score {value}", bar={"title": "score", "x": 0.248, **place},
+            keys,
+            queries,
+            np.where(visible, scores, np.nan),
+            hover=hover + "<br>score {value}",
+            bar={"title": "score", "x": 0.248, **place},
         ),
         marks.probability_map(
             keys, queries, np.where(visible, prior, np.nan), hover=hover + "<br>prior {value}"
@@ -185,4 +188,4 @@ def _token_ticks(figure: Figure, plan: xr.Dataset) -> int:
 
 def _text_size(count: int) -> int:
     """The largest font that keeps `count` labels apart along one map."""
-    return max(6, min(11, 250 // count))
+    return max(6, min(11, 170 // count))

@@ -122,9 +122,7 @@ def _draw_decomposition(profile: xr.Dataset, pairs: list[_Pair]) -> Figure:
     _add_choices(figure, pairs, traces, "Learned prior")
     figure.update_xaxes(title_text="key j [tokens]", tickformat=",d", row=1, col=1)
     figure.update_yaxes(title_text="u(j) [nats]", row=1, col=1)
-    figure.update_xaxes(
-        title_text="lag = query − key [tokens]", tickformat=",d", row=1, col=2
-    )
+    figure.update_xaxes(title_text="lag = query − key [tokens]", tickformat=",d", row=1, col=2)
     figure.update_yaxes(title_text="κ [nats]", row=1, col=2)
     for col in (1, 2):
         _matrix_axes(figure, profile, pairs[0], row=2, col=col)
@@ -154,9 +152,7 @@ def _draw_kernel(profile: xr.Dataset, pairs: list[_Pair]) -> Figure:
         return [*((mark, 1, 1) for mark in _kernel_marks(pair)), *spectrum]
 
     _add_choices(figure, pairs, traces, "Relative kernel")
-    figure.update_xaxes(
-        title_text="lag = query − key [tokens]", tickformat=",d", row=1, col=1
-    )
+    figure.update_xaxes(title_text="lag = query − key [tokens]", tickformat=",d", row=1, col=1)
     figure.update_yaxes(title_text="κ [nats]", row=1, col=1)
     figure.update_xaxes(title_text="frequency [radian/token]", type="log", row=1, col=2)
     figure.update_yaxes(title_text="amplitude [nats]", rangemode="tozero", row=1, col=2)
@@ -168,7 +164,11 @@ def _draw_kernel(profile: xr.Dataset, pairs: list[_Pair]) -> Figure:
     )
     if not any(_has_spectrum(pair) for pair in pairs):
         figure.add_annotation(
-            text="no Fourier term", x=0.5, y=0.5, xref="x2 domain", yref="y2 domain",
+            text="no Fourier term",
+            x=0.5,
+            y=0.5,
+            xref="x2 domain",
+            yref="y2 domain",
             showarrow=False,
         )
         figure.update_xaxes(range=[-4, 0], row=1, col=2)
@@ -221,8 +221,12 @@ def _draw_heads(profile: xr.Dataset, pairs: list[_Pair]) -> Figure:
     panels = (
         ("Margin of the top key", "nats", last["margin"].values, "margin %{z:.3g} nats"),
         ("Prior mass on the top key", "prob.", last["top_mass"].values, "mass %{z:.3g}"),
-        ("Recency slope m", "nats/token", profile["recency_slope"].values,
-         "slope %{z:.3g} nats/token"),
+        (
+            "Recency slope m",
+            "nats/token",
+            profile["recency_slope"].values,
+            "slope %{z:.3g} nats/token",
+        ),
         ("Range of the relative term", "nats", span.values, "range %{z:.3g} nats"),
     )
     figure = Figure(
@@ -230,7 +234,7 @@ def _draw_heads(profile: xr.Dataset, pairs: list[_Pair]) -> Figure:
             rows=2,
             cols=2,
             horizontal_spacing=0.2,
-            vertical_spacing=0.2,
+            vertical_spacing=0.24,
             subplot_titles=[panel[0] for panel in panels],
         )
     )
@@ -262,7 +266,7 @@ def _draw_heads(profile: xr.Dataset, pairs: list[_Pair]) -> Figure:
                     "x": 0.41 if col == 0 else 1.01,
                     "y": 1.0 if row == 0 else 0.0,
                     "yanchor": "top" if row == 0 else "bottom",
-                    "len": 0.42,
+                    "len": 0.4,
                 },
                 hovertemplate="layer %{y}, head %{x}<br>" + hover + "<extra></extra>",
                 hoverongaps=False,
@@ -278,9 +282,11 @@ def _draw_heads(profile: xr.Dataset, pairs: list[_Pair]) -> Figure:
     )
     figure.update_layout(
         template=style.TEMPLATE,
-        title={"text": "All heads at a glance", "subtitle": {"text": (
-            f"at the last query of {profile.attrs['length']:,} tokens")}},
-        height=min(1400, 420 + 2 * max(60, 26 * len(layers))),
+        title={
+            "text": "All heads at a glance",
+            "subtitle": {"text": (f"at the last query of {profile.attrs['length']:,} tokens")},
+        },
+        height=min(1500, 520 + 2 * max(60, 26 * len(layers))),
         margin={"t": 110, "b": 110, "l": 70, "r": 90},
     )
     _captions(figure, profile, curves=False, matrix=False)
@@ -303,8 +309,12 @@ def _sink_marks(pair: _Pair) -> list[go.Trace]:
     if extra:
         drawn.append(
             marks.band(
-                x, data["sink_low"].values, data["sink_high"].values, name="range in bin",
-                color=style.LINES[0], showlegend=False,
+                x,
+                data["sink_low"].values,
+                data["sink_high"].values,
+                name="range in bin",
+                color=style.LINES[0],
+                showlegend=False,
             )
         )
     drawn.append(

@@ -34,7 +34,10 @@ def unsettle(module):
 
 def goat(**changes):
     settings = {
-        "pos_rank": 3, "abs_rank": 2, "batch_first": True, "training_seq_len": 20,
+        "pos_rank": 3,
+        "abs_rank": 2,
+        "batch_first": True,
+        "training_seq_len": 20,
     } | changes
     return unsettle(GoatAttention(DIM, 4, **settings))
 
@@ -199,9 +202,7 @@ def test_parts_keep_their_names_and_scales():
     full = read_goat_attention(scaled(module, 1.0)).prior.components()
     half = read_goat_attention(scaled(module, 0.5)).prior.components()
     for part, factor in (("relative", 1.0), ("sink", 0.5), ("recency", 0.5)):
-        torch.testing.assert_close(
-            half[part].log_prior(6, 6), factor * full[part].log_prior(6, 6)
-        )
+        torch.testing.assert_close(half[part].log_prior(6, 6), factor * full[part].log_prior(6, 6))
     assert list(whole.components()) == ["relative", "sink", "recency"]
 
 

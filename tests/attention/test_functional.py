@@ -59,8 +59,10 @@ def weights_by_loops(q, k, *, prior, query_pos, key_pos, causal, padding_mask, t
                         continue
                     if padding_mask is not None and not padding_mask[b, j]:
                         continue
-                    dot = sum(x * y for x, y in zip(q[b, h, i].tolist(), k[b, own, j].tolist(),
-                                                    strict=True))
+                    dot = sum(
+                        x * y
+                        for x, y in zip(q[b, h, i].tolist(), k[b, own, j].tolist(), strict=True)
+                    )
                     logits[j] = dot / math.sqrt(dim) / temperature + table[i, j].item()
                 peak = max(logits.values())
                 total = math.fsum(math.exp(x - peak) for x in logits.values())
@@ -95,8 +97,9 @@ PROBLEMS = {
 def problem(name):
     settings = dict(PROBLEMS[name])
     prior = goat(settings.pop("prior_heads", 2))
-    shapes = {s: settings.pop(s) for s in ("queries", "heads", "kv_heads", "value_dim")
-              if s in settings}
+    shapes = {
+        s: settings.pop(s) for s in ("queries", "heads", "kv_heads", "value_dim") if s in settings
+    }
     return draw(**shapes), {"prior": prior} | settings
 
 
@@ -185,9 +188,7 @@ def test_lanes_hold_their_precision_at_16384_tokens(dtype):
         for t in draw(queries=queries, keys=keys, heads=2, batch=1, dim=8, value_dim=8)
     )
     out = prior_attention(q, k, v, prior=prior, impl="sdpa").double()
-    wanted = prior_attention(
-        q.double(), k.double(), v.double(), prior=prior, impl="reference"
-    )
+    wanted = prior_attention(q.double(), k.double(), v.double(), prior=prior, impl="reference")
     assert (out - wanted).norm() <= 1e-2 * wanted.norm()
 
 
@@ -254,9 +255,7 @@ def ask(impl="sdpa", **changes):
     arguments = {"q": q, "k": k, "v": v, "prior": goat(), "impl": impl}
     for name, change in changes.items():
         arguments[name] = change(arguments[name]) if isfunction(change) else change
-    return prior_attention(
-        arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments
-    )
+    return prior_attention(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -276,10 +275,21 @@ def ask(impl="sdpa", **changes):
         ({"q": lambda t: t[:, :3]}, ValueError, "multiple of k's 2 heads, got 3"),
         ({"q": lambda t: t[:, :, :0]}, ValueError, "q must not be empty"),
         ({"k": lambda t: t[:, :, :0]}, ValueError, "k must not be empty"),
-        ({"k": lambda t: t[:, :, :4], "v": lambda t: t[:, :, :4]}, ValueError,
-         "6 queries and k 4 keys: causal attention needs query_pos"),
-        ({"k": lambda t: t[:, :, :4], "v": lambda t: t[:, :, :4], "key_pos": [1, 2, 3, 4],
-          "causal": False}, ValueError, "query_pos is needed for 6 queries over 4 keys"),
+        (
+            {"k": lambda t: t[:, :, :4], "v": lambda t: t[:, :, :4]},
+            ValueError,
+            "6 queries and k 4 keys: causal attention needs query_pos",
+        ),
+        (
+            {
+                "k": lambda t: t[:, :, :4],
+                "v": lambda t: t[:, :, :4],
+                "key_pos": [1, 2, 3, 4],
+                "causal": False,
+            },
+            ValueError,
+            "query_pos is needed for 6 queries over 4 keys",
+        ),
         ({"query_pos": 5}, ValueError, "query_pos must hold 6 positions, got 5"),
         ({"key_pos": [1, 2], "query_pos": 6}, ValueError, "key_pos must hold 6 positions"),
         ({"query_pos": [-1] * 6}, ValueError, "query_pos must not be negative"),
@@ -291,8 +301,11 @@ def ask(impl="sdpa", **changes):
         ({"prior": goat(3)}, ValueError, "prior must have"),
         ({"prior": goat(4)}, ValueError, "prior must have 1 or 2 heads"),
         ({"padding_mask": torch.ones(2, 6)}, TypeError, "padding_mask must be boolean"),
-        ({"padding_mask": torch.ones(2, 5, dtype=torch.bool)}, ValueError,
-         r"padding_mask must have shape \(2, 6\)"),
+        (
+            {"padding_mask": torch.ones(2, 5, dtype=torch.bool)},
+            ValueError,
+            r"padding_mask must have shape \(2, 6\)",
+        ),
     ],
 )
 def test_errors_are_the_same_whatever_computes(impl, changes, error, words):

@@ -130,9 +130,7 @@ def test_the_future_changes_nothing(name):
     other = x.clone()
     other[:, 7:] = torch.randn(2, LENGTH - 7, 32)
     with torch.no_grad():
-        torch.testing.assert_close(
-            attention(x)[:, :7], attention(other)[:, :7], rtol=0, atol=1e-6
-        )
+        torch.testing.assert_close(attention(x)[:, :7], attention(other)[:, :7], rtol=0, atol=1e-6)
         assert (attention(x)[:, 7:] - attention(other)[:, 7:]).abs().max() > 1e-3
 
 

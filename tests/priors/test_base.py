@@ -328,7 +328,9 @@ def test_grid_positions_are_row_major():
 
 def test_grid_priors_ask_for_grid_positions():
     prior = SpectralPrior(1, rank=2, axes=2)
-    with pytest.raises(ValueError, match=r"query_pos must have shape \(length, 3\).*grid_positions"):
+    with pytest.raises(
+        ValueError, match=r"query_pos must have shape \(length, 3\).*grid_positions"
+    ):
         prior.log_prior(4, 4)
     with pytest.raises(ValueError, match="key_pos must have shape"):
         prior.lanes(grid_positions(2, 2), 4)

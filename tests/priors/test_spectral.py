@@ -101,14 +101,17 @@ def test_rank_zero_is_flat_and_uniform_start_is_zero():
     assert 0 < seeded.log_prior(3, 4).abs().max() < 0.2
 
 
-@pytest.mark.parametrize(("rank", "axes", "wanted"), [
-    (5, 2, [0, 0, 0, 1, 1]),
-    (4, 2, [0, 0, 1, 1]),
-    (1, 2, [0]),
-    (4, 3, [0, 0, 1, 2]),
-    (3, 1, [0, 0, 0]),
-    (3, 0, [0, 0, 0]),
-])
+@pytest.mark.parametrize(
+    ("rank", "axes", "wanted"),
+    [
+        (5, 2, [0, 0, 0, 1, 1]),
+        (4, 2, [0, 0, 1, 1]),
+        (1, 2, [0]),
+        (4, 3, [0, 0, 1, 2]),
+        (3, 1, [0, 0, 0]),
+        (3, 0, [0, 0, 0]),
+    ],
+)
 def test_which_axis_a_frequency_runs_along(rank, axes, wanted):
     assert frequency_axis(rank, axes).tolist() == wanted
 

@@ -178,12 +178,12 @@ def test_both_files_are_needed(saved):
     ("content", "words"),
     [
         (b"", "is not a readable card"),
-        (b"{\"format\": \"goatviz-ch", "is not a readable card"),
+        (b'{"format": "goatviz-ch', "is not a readable card"),
         (b"\xff\xfe\x00", "is not a readable card"),
         (b"[1, 2]", "must have format 'goatviz-checkpoint-1', got 'list'"),
         (b"{}", "must have format 'goatviz-checkpoint-1', got None"),
-        (b"{\"format\": \"goatviz-checkpoint-9\"}", "got 'goatviz-checkpoint-9'"),
-        (b"{\"format\": \"goatviz-checkpoint-1\"}", "lacks sha256, model, config"),
+        (b'{"format": "goatviz-checkpoint-9"}', "got 'goatviz-checkpoint-9'"),
+        (b'{"format": "goatviz-checkpoint-1"}', "lacks sha256, model, config"),
     ],
 )
 def test_a_damaged_card_is_refused(saved, content, words):

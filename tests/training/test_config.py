@@ -37,8 +37,16 @@ def test_the_model_is_the_one_described():
     }
     # Every size that both know must reach the model.
     changed = {
-        "positions": "goat", "embed_dim": 48, "num_layers": 2, "num_heads": 3, "mlp_ratio": 2.0,
-        "skip": False, "content_dim": 5, "prior_rank": 1, "sink_rank": 2, "prior_init": "uniform",
+        "positions": "goat",
+        "embed_dim": 48,
+        "num_layers": 2,
+        "num_heads": 3,
+        "mlp_ratio": 2.0,
+        "skip": False,
+        "content_dim": 5,
+        "prior_rank": 1,
+        "sink_rank": 2,
+        "prior_init": "uniform",
     }
     assert set(changed) == shared
     got = TrainConfig(**changed).model_config()

@@ -102,9 +102,7 @@ def test_every_scheme_trains(positions):
 
 def test_the_loss_falls_towards_the_optimum():
     task = CopyMixture(length=8, vocab_size=4, first=0.0, previous=1.0)
-    result = run(
-        task=task, steps=150, batch_size=32, warmup=10, learning_rate=1e-2, mlp_ratio=0.0
-    )
+    result = run(task=task, steps=150, batch_size=32, warmup=10, learning_rate=1e-2, mlp_ratio=0.0)
     assert result.history[0]["loss"] == pytest.approx(math.log(4), abs=0.1)
     assert task.bayes_loss() - 1e-9 <= result.held_out.mean < 0.1
 

@@ -1,0 +1,186 @@
+"""plan_slice against the dense plan, from plans, models and goat-attention modules."""
+
+import numpy as np
+import pytest
+import torch
+from goat import GoatAttention
+from torch import nn
+
+from goatviz.analysis import plan_slice
+from goatviz.attention import attention_plan
+from goatviz.models import CausalLM, ModelConfig
+from goatviz.transport import TransportPlan, solve_rows
+
+
+def random_plan(*batch, n=12, m=15, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(*batch, n, m, generator=generator, dtype=torch.float64)
+    log_prior = torch.randn(m, generator=generator, dtype=torch.float64)
+    mask = torch.rand(n, m, generator=generator) < 0.8
+    mask[:, 0] = True
+    return solve_rows(
+        scores, log_prior=log_prior.expand_as(scores), mask=mask.expand_as(scores), temperature=0.7
+    )
+
+
+def test_fields_are_those_of_the_plan():
+    plan = random_plan()
+    result = plan_slice(plan)
+    allowed = plan.allowed.numpy()
+    for name, wanted in (
+        ("weights", plan.weights),
+        ("prior", plan.log_prior.exp()),
+        ("scores", plan.scores),
+        ("potential", plan.potential),
+        ("transport_cost", plan.transport_cost),
+        ("entropy", plan.entropy),
+        ("kl_to_prior", plan.kl_to_prior),
+        ("kkt_residual", plan.kkt_residual),
+        ("duality_gap", plan.duality_gap),
+        ("content_range", plan.content_range),
+        ("margin", plan.margin),
+        ("incoming_mass", plan.incoming_mass),
+    ):
+        np.testing.assert_array_equal(result[name].values, wanted.numpy(), err_msg=name)
+    np.testing.assert_array_equal(np.isnan(result["logits"].values), ~allowed)
+    logits = np.where(allowed, result["logits"].values, -np.inf)
+    softmax = torch.as_tensor(logits).softmax(-1).numpy()
+    np.testing.assert_allclose(result["weights"].values, softmax, atol=1e-14)
+    assert result.attrs["verdict"] == "agrees" and "POT" in result.attrs["check"]
+    assert result.attrs["largest_difference"] < 1e-10
+
+
+def test_a_window_is_a_selection():
+    plan = random_plan()
+    whole = plan_slice(plan, check=False)
+    part = plan_slice(plan, queries=slice(3, 6), keys=slice(-4, None), check=False)
+    for name in part.data_vars:
+        dims = whole[name].dims
+        place = {"query": slice(3, 6), "key": slice(11, 15)}
+        wanted = whole[name].isel({dim: place[dim] for dim in dims})
+        np.testing.assert_array_equal(part[name], wanted, err_msg=name)
+    assert part.attrs["verdict"] == "not checked"
+
+
+def test_batches_are_indexed_by_sequence_and_head():
+    plan = random_plan(2, 3)
+    result = plan_slice(plan, batch=1, head=2, check=False)
+    np.testing.assert_array_equal(result["weights"], plan.weights[1, 2].numpy())
+    one = random_plan(3)
+    result = plan_slice(one, head=1, check=False)
+    np.testing.assert_array_equal(result["weights"], one.weights[1].numpy())
+
+
+def test_a_wrong_plan_is_told():
+    plan = random_plan()
+    uniform = plan.allowed.double() / plan.allowed.sum(-1, keepdim=True)
+    wrong = TransportPlan.from_weights(
+        0.9 * plan.weights + 0.1 * uniform,
+        plan.scores,
+        log_prior=plan.log_prior,
+        temperature=0.7,
+        mask=plan.allowed,
+    )
+    assert plan_slice(wrong).attrs["verdict"] == "disagrees"
+
+
+@pytest.mark.parametrize("positions", ["goat", "rope", "bucket", "none"])
+def test_a_models_plan_makes_its_output(positions):
+    torch.manual_seed(0)
+    model = CausalLM(
+        ModelConfig(
+            vocab_size=9,
+            training_length=32,
+            num_heads=4,
+            num_kv_heads=2,
+            embed_dim=64,
+            num_layers=2,
+            positions=positions,
+        )
+    ).eval()
+    ids = torch.randint(9, (2, 20))
+    layer = model.blocks[1].attention
+    seen = []
+    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    layer.out_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(ids)
+        handle.remove()
+        q, k, v, points = layer.project(seen[0])
+        plan = attention_plan(q, k, prior=layer.prior)
+    result = plan_slice(model, ids, layer=1, head=3, batch=1)
+    np.testing.assert_allclose(result["weights"], plan.weights[1, 3].numpy(), atol=1e-12)
+    made = result["weights"].values @ v[1, 1].double().numpy()
+    head_dim = layer.head_dim
+    carried = seen[1][1, :, 3 * head_dim : 4 * head_dim].numpy()
+    np.testing.assert_allclose(made, carried, atol=2e-5)
+    assert result.attrs["verdict"] == "agrees"
+    assert not layer._forward_pre_hooks
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_goat_attention_modules_are_read(causal):
+    torch.manual_seed(0)
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = GoatAttention(32, 2, batch_first=True, pos_rank=2, training_seq_len=16)
+
+        def forward(self, x):
+            return self.inner(x, x, x, is_causal=causal, average_attn_weights=False)
+
+    model = Wrapped().eval()
+    x = torch.randn(2, 10, 32)
+    with torch.no_grad():
+        theirs = model(x)[1]
+    result = plan_slice(model, x, head=1, batch=1)
+    np.testing.assert_allclose(result["weights"], theirs[1, 1].numpy(), atol=1e-5)
+
+
+def test_tokens_travel_along():
+    tokens = ["the", "the", "<s>", "</script>", "日本"]
+    plan = solve_rows(torch.zeros(5, 5))
+    result = plan_slice(plan, tokens=tokens, keys=slice(1, 4), check=False)
+    assert result["key_token"].values.tolist() == tokens[1:4]
+    assert result["query_token"].values.tolist() == tokens
+    with pytest.raises(ValueError, match="tokens must hold 5 texts.*got 2"):
+        plan_slice(plan, tokens=["a", "b"])
+
+
+def test_bad_input():
+    model = CausalLM(ModelConfig(vocab_size=8, training_length=16))
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    for call, error, match in (
+        (lambda: plan_slice(model), TypeError, "inputs must be given"),
+        (lambda: plan_slice(random_plan(), ids), TypeError, "inputs must not be given"),
+        (lambda: plan_slice("model"), TypeError, "got str"),
+        (lambda: plan_slice(nn.Linear(2, 2), ids), TypeError, "no goatviz Attention"),
+        (lambda: plan_slice(model, ids, layer=1), ValueError, "no layer 1: layers are 0 to 0"),
+        (lambda: plan_slice(model, ids, head=2), ValueError, "no head 2: heads are 0 to 1"),
+        (lambda: plan_slice(model, ids, batch=1), ValueError, "no batch entry 1"),
+        (lambda: plan_slice(random_plan(2), head=5), ValueError, "no head 5"),
+        (lambda: plan_slice(random_plan(2, 2, 2)), ValueError, "at most two batch dimensions"),
+        (lambda: plan_slice(random_plan(), queries=slice(20, 30)), ValueError, "queries"),
+        (lambda: plan_slice(random_plan(), keys=3), TypeError, "keys must be a slice"),
+        (
+            lambda: plan_slice(model, torch.zeros(1, 5000, dtype=torch.long)),
+            ValueError,
+            "at most 4096 tokens",
+        ),
+    ):
+        with pytest.raises(error, match=match):
+            call()
+
+
+def test_a_layer_that_is_never_called_is_told():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = CausalLM(ModelConfig(vocab_size=8, training_length=16))
+
+        def forward(self, x):
+            return x
+
+    with pytest.raises(ValueError, match="never called"):
+        plan_slice(Idle(), torch.zeros(1, 3))

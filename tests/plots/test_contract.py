@@ -1,0 +1,158 @@
+"""One contract for every plot: a Figure with titled axes, marked gaps, and a light payload."""
+
+import subprocess
+import sys
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import torch
+
+from goatviz.analysis import plan_slice, prior_profile
+from goatviz.figures import plot_plan, plot_prior
+from goatviz.models import CausalLM, ModelConfig, goat_prior
+from goatviz.plots import PRIOR_KINDS, Figure, draw_losses, draw_plan, draw_prior
+from goatviz.priors import ALiBiPrior, BucketPrior, SpectralPrior, UniformPrior
+from goatviz.results import save_result
+from goatviz.transport import solve_rows
+
+LIMIT_BYTES = 2_000_000
+ROWS = [("offset 1", "GOAT", 1.8, 0.01, 1.7), ("offset 1", "uniform", 1.9, 0.01, 1.7)]
+
+
+def lively(heads=2, **options):
+    torch.manual_seed(0)
+    prior = goat_prior(heads, rank=3, sink_rank=2, training_length=64, **options)
+    for parameter in prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    return prior
+
+
+PRIORS = {
+    "goat": lively(),
+    "alibi": ALiBiPrior(3),
+    "bucket": BucketPrior(2),
+    "rank 0": SpectralPrior(2, rank=0),
+    "uniform": UniformPrior(),
+}
+
+
+def check_contract(figure):
+    assert isinstance(figure, Figure) and isinstance(figure, go.Figure)
+    assert figure.layout.title.text
+    used = {(t.xaxis or "x", t.yaxis or "y") for t in figure.data if t.type != "pie"}
+    for x, y in used:
+        for name, fallback in ((x, "x"), (y, "y")):
+            axis = figure.layout[f"{fallback}axis{name[1:]}"]
+            shared = axis.showticklabels is False
+            assert axis.title.text or shared, f"axis {name} has no title"
+    for trace in figure.data:
+        if isinstance(trace, go.Heatmap):
+            z = np.asarray(trace.z, dtype=float)
+            assert not np.isinf(z).any(), "an infinite value has no colour"
+            empty = np.isnan(z)
+            if trace.showscale is not False or trace.name == "probability":
+                marks = [
+                    ~np.isnan(np.asarray(other.z, dtype=float))
+                    for other in figure.data
+                    if isinstance(other, go.Heatmap)
+                    and other.name in ("not allowed", "NaN", "−∞", "+∞")
+                    and other.xaxis == trace.xaxis
+                    and np.asarray(other.z).shape == z.shape
+                ]
+                if empty.any() and marks:
+                    assert (empty <= np.logical_or.reduce(marks)).all(), "a gap without a mark"
+    assert len(figure.to_json()) < LIMIT_BYTES
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("length", [1, 2, 64, 1000, 16_384])
+@pytest.mark.parametrize("kind", PRIOR_KINDS)
+def test_every_kind_at_every_length(kind, length, causal):
+    check_contract(plot_prior(PRIORS["goat"], kind=kind, length=length, causal=causal))
+
+
+@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("kind", PRIOR_KINDS)
+def test_every_kind_of_prior(kind, name):
+    check_contract(plot_prior(PRIORS[name], kind=kind, length=40))
+
+
+@pytest.mark.parametrize("kind", PRIOR_KINDS)
+def test_a_million_tokens(kind):
+    check_contract(plot_prior(lively(1), kind=kind, length=1_000_000))
+
+
+@pytest.mark.parametrize(("layers", "heads"), [(12, 12), (32, 8), (1, 48)])
+@pytest.mark.parametrize("kind", PRIOR_KINDS)
+def test_large_models_stay_light(kind, layers, heads):
+    config = ModelConfig(
+        vocab_size=4,
+        training_length=2048,
+        num_layers=layers,
+        num_heads=heads,
+        embed_dim=heads * 16,
+        content_dim=2,
+        mlp_ratio=0.0,
+    )
+    model = CausalLM(config)
+    figure = plot_prior(model, kind=kind)
+    check_contract(figure)
+    captions = " ".join(a.text for a in figure.layout.annotations)
+    if kind != "heads" and layers * heads > 48:
+        assert f"of {layers} layers shown" in captions
+
+
+@pytest.mark.parametrize("size", [1, 2, 30, 161, 300])
+def test_plans_of_every_size(size):
+    plan = solve_rows(torch.randn(size, size + 3, dtype=torch.float64))
+    check_contract(plot_plan(plan))
+
+
+def test_losses():
+    check_contract(draw_losses(ROWS))
+    with pytest.raises(ValueError, match="rows must hold at least one"):
+        draw_losses([])
+
+
+@pytest.mark.parametrize("wrong", [None, 3, {}, np.zeros(3), torch.zeros(2)])
+@pytest.mark.parametrize("draw", [draw_prior, draw_plan])
+def test_wrong_types_are_refused(draw, wrong):
+    with pytest.raises(TypeError, match="expected a"):
+        draw(wrong)
+
+
+def test_one_result_is_not_the_other():
+    profile = prior_profile(ALiBiPrior(1), length=8)
+    plan = plan_slice(solve_rows(torch.zeros(2, 2)))
+    with pytest.raises(TypeError, match="plan_slice.*prior_profile"):
+        draw_plan(profile)
+    with pytest.raises(TypeError, match="prior_profile.*plan_slice"):
+        draw_prior(plan)
+    with pytest.raises(ValueError, match="kind must be one of decomposition.*got 'map'"):
+        draw_prior(profile, kind="map")
+
+
+@pytest.mark.parametrize("kind", PRIOR_KINDS)
+def test_drawing_leaves_the_result_alone(kind):
+    profile = prior_profile(lively(), length=300, resolution=20)
+    before = profile.copy(deep=True)
+    draw_prior(profile, kind=kind)
+    assert profile.identical(before)
+
+
+def test_everything_draws_without_torch(tmp_path):
+    profile = save_result(prior_profile(lively(), length=80), tmp_path / "profile.nc")
+    plan = save_result(plan_slice(solve_rows(torch.randn(5, 5))), tmp_path / "plan.nc")
+    code = f"""
+import sys
+sys.modules["torch"] = None
+import goatviz.plots as plots
+from goatviz.results import load_result
+for kind in plots.PRIOR_KINDS:
+    plots.draw_prior(load_result({str(profile)!r}), kind=kind)
+plots.draw_plan(load_result({str(plan)!r}))
+print("drawn")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "drawn", run.stderr

@@ -1,0 +1,95 @@
+"""The verbs: whatever has a prior draws in one call, and whatever has none is told what to do."""
+
+import numpy as np
+import pytest
+import torch
+from goat import GoatAttention
+from torch import nn
+
+from goatviz.analysis import plan_slice, prior_profile
+from goatviz.attention import Attention
+from goatviz.figures import plot_plan, plot_prior
+from goatviz.models import CausalLM, ModelConfig, goat_prior
+from goatviz.priors import ALiBiPrior
+from goatviz.training import load_pretrained
+from goatviz.transport import solve_rows
+
+
+def caption(figure):
+    return " ".join(a.text for a in figure.layout.annotations)
+
+
+SOURCES = {
+    "prior": lambda: goat_prior(2, rank=2, sink_rank=2, training_length=32),
+    "layer": lambda: Attention(32, 2, prior=ALiBiPrior(2)),
+    "model": lambda: CausalLM(ModelConfig(vocab_size=8, training_length=32)),
+    "checkpoint": lambda: load_pretrained("copy-mixture-1-goat"),
+    "goat-attention": lambda: nn.Sequential(GoatAttention(128, 4, training_seq_len=32)),
+    "profile": lambda: prior_profile(ALiBiPrior(2), length=8),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_everything_with_a_prior_draws(name):
+    assert plot_prior(SOURCES[name]()).layout.title.text == "Learned prior"
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.MultiheadAttention(8, 2), object()])
+def test_a_model_without_a_prior_is_told_what_to_do(model):
+    with pytest.raises(TypeError, match=r"no explicit prior|expected a goatviz Prior"):
+        plot_prior(model)
+
+
+def test_options_reach_the_profile():
+    figure = plot_prior(ALiBiPrior(2), length=100, heads=1, queries=slice(90, 100), kind="matrix")
+    heatmap = next(t for t in figure.data if t.name == "probability")
+    assert list(heatmap.y) == list(range(90, 100))
+    assert "head 1" in figure.layout.title.subtitle.text
+    assert "100 tokens" in caption(figure)
+
+
+def test_notes_of_foreign_modules_are_shown():
+    gated = GoatAttention(64, 2, prior_gate="query_norm", training_seq_len=32)
+    assert "gated by the query's norm" in caption(plot_prior(gated))
+    assert "no training_seq_len" in caption(plot_prior(GoatAttention(64, 2), length=16))
+
+
+def test_bidirectional_priors_show_both_sides():
+    figure = plot_prior(ALiBiPrior(1, symmetric=True), length=16, causal=False)
+    kernel = next(t for t in figure.data if t.name == "kernel κ")
+    assert kernel.x.min() == -15 and kernel.x.max() == 15
+    np.testing.assert_array_equal(kernel.y, kernel.y[::-1])
+    assert not any(t.name == "not allowed" for t in figure.data)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"kind": "map"}, ValueError, "kind must be one of.*got 'map'"),
+        ({"layers": 3}, ValueError, "there is no layer 3: layers are 0 to 0"),
+        ({"heads": [7]}, ValueError, "there is no head 7: heads are 0 to 1"),
+        ({"length": 0}, ValueError, "length must be at least 1"),
+    ],
+)
+def test_bad_input(options, error, match):
+    with pytest.raises(error, match=match):
+        plot_prior(ALiBiPrior(2), **options)
+
+
+def test_a_finished_profile_takes_no_options():
+    profile = prior_profile(ALiBiPrior(2), length=8)
+    with pytest.raises(TypeError, match="length, heads cannot be changed"):
+        plot_prior(profile, length=5, heads=1)
+
+
+def test_plans_of_plans_models_checkpoints_and_slices():
+    ids = torch.zeros(1, 6, dtype=torch.long)
+    checkpoint = load_pretrained("copy-mixture-4-goat")
+    plan = solve_rows(torch.zeros(4, 4))
+    for figure in (
+        plot_plan(plan),
+        plot_plan(plan_slice(plan)),
+        plot_plan(checkpoint, ids, head=1),
+        plot_plan(checkpoint.model, ids),
+    ):
+        assert "POT" in caption(figure)
