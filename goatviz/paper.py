@@ -83,6 +83,13 @@ def reproduce(out: str | os.PathLike = "figures") -> Path:
     ------
     ValueError
         If `out` is a file, or a shipped checkpoint is damaged.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     reproduce(folder).name
+    'index.html'
     """
     out = Path(out)
     if out.exists() and not out.is_dir():

@@ -68,6 +68,13 @@ def save_html(figure: go.Figure, path: str | os.PathLike) -> Path:
         If `figure` is no plotly Figure.
     ValueError
         If `path` does not end in .html or its folder does not exist.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_html(Figure(), Path(folder) / "empty.html").name
+    'empty.html'
     """
     if not isinstance(figure, go.Figure):
         raise TypeError(f"figure must be a plotly Figure, got {type(figure).__name__}")

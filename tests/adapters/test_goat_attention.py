@@ -1,4 +1,4 @@
-"""The paper's own package read in our words: equal outputs, equal priors, and what it cannot say."""
+"""The paper's own package in our words: equal outputs, equal priors, and what it cannot say."""
 
 import math
 import subprocess
@@ -293,7 +293,7 @@ def test_a_namesake_is_not_taken_for_it():
     namesake = type("GoatAttention", (nn.Module,), {"__module__": "goatherd.attention"})
     assert not is_goat_attention(namesake())
     assert is_goat_attention(goat())
-    assert is_goat_attention(type("Mine", (GoatAttention,), {})(DIM, 4))
+    assert is_goat_attention(type("Mine", (GoatAttention,), {})(DIM, 2, pos_rank=2))
 
 
 class Tree(nn.Module):

@@ -1,4 +1,4 @@
-"""Training repeats itself bit for bit, compares schemes on the same data, learns, and fails loud."""
+"""Training repeats itself bit for bit, compares schemes on the same data, learns, fails loud."""
 
 import dataclasses
 import math
