@@ -363,7 +363,7 @@ h3 { font-size: .95rem; margin: 0 0 .3rem; }
 a { color: var(--link); } p, ul, ol { margin: .4rem 0; } ul, ol { padding-left: 1.2rem; }
 section { margin-top: 3rem; padding-top: 1.5rem; border-top: 1px solid var(--line); }
 .plot { margin: .75rem -0.25rem; overflow-x: auto; } .plot > div { min-width: 46rem; }
-.plot :is(.xtick, .ytick, .infolayer, .menulayer) text { fill: var(--ink) !important; }
+.plot :is([class*="tick"], .infolayer, .menulayer) text { fill: var(--ink) !important; }
 .summary { color: var(--soft); font-size: .9rem; }
 .beside { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin-top: 1rem; }
 .beside > div { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
