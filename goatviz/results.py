@@ -106,7 +106,67 @@ PLAN_SLICE = Schema(
     optional=frozenset({"query_token", "key_token"}),
 )
 
-SCHEMAS = {schema.name: schema for schema in (PRIOR_PROFILE, PLAN_SLICE)}
+_CURVE = (*_HEAD, "threshold")
+_SIGNAL = (*_HEAD, "range_bin")
+_MAP = (*_HEAD, "map_query", "map_key")
+
+SINK_PROFILE = Schema(
+    "sink_profile",
+    {
+        "layer_name": Field(("layer",), "1", "layer"),
+        "present": Field(_HEAD, "1", "whether this layer has this head"),
+        "importance": Field((*_HEAD, "key"), "probability", "mean weight over observing queries"),
+        "importance_low": Field((*_HEAD, "key"), "probability", "lower end of its interval"),
+        "importance_high": Field((*_HEAD, "key"), "probability", "upper end of its interval"),
+        "observers": Field(("layer", "key"), "count", "queries that see the key, over all inputs"),
+        "first_importance": Field(("input", *_HEAD), "probability", "importance of the first key"),
+        "sink_rate": Field(_CURVE, "probability", "share of inputs whose first key is a sink"),
+        "any_sink_rate": Field(_CURVE, "probability", "share of inputs with a sink at any key"),
+        "model_sink_rate": Field(("threshold",), "probability", "sink rate of the model"),
+        "model_sink_rate_low": Field(("threshold",), "probability", "lower end of its interval"),
+        "model_sink_rate_high": Field(("threshold",), "probability", "upper end of its interval"),
+        "first_mass": Field(_HEAD, "probability", "mean weight of the first key"),
+        "largest_mass": Field(_HEAD, "probability", "mean largest weight"),
+        "recent_mass": Field(_HEAD, "probability", "mean weight of the recent keys"),
+        "sink_column_mass": Field(_HEAD, "probability", "mean weight of the extra column"),
+        "entropy": Field(_HEAD, "nats", "mean entropy"),
+        "content_range": Field(_HEAD, "score", "mean content range"),
+        "margin": Field(_HEAD, "nats", "lead of the prior's first key at the last query"),
+        "protected_length": Field(_HEAD, "tokens", "length that this margin protects"),
+        "range_stop": Field(("range_bin",), "score", "end of the content-range bin"),
+        "mass_stop": Field(("mass_bin",), "probability", "end of the sink-mass bin"),
+        "signal_count": Field((*_SIGNAL, "mass_bin"), "count", "queries"),
+        "signal_first_mass": Field(_SIGNAL, "probability", "mean weight of the first key"),
+        "signal_largest_mass": Field(_SIGNAL, "probability", "mean largest weight"),
+        "signal_recent_mass": Field(_SIGNAL, "probability", "mean weight of the recent keys"),
+        "prior_first_low": Field(_HEAD, "probability", "least prior mass on the first key"),
+        "prior_first_high": Field(_HEAD, "probability", "largest prior mass on the first key"),
+        "token": Field(("key",), "1", "token"),
+        "map_logits": Field(_MAP, "nats", "mean logit"),
+        "map_probability": Field(_MAP, "probability", "mean attention weight"),
+        "map_allowed": Field(("layer", "map_query", "map_key"), "1", "whether the pair is allowed"),
+        "value_norm": Field(("layer", "key"), "1", "mean norm of the values"),
+        "hidden_norm": Field(("state", "key"), "1", "mean norm of the hidden state"),
+        "hidden_largest": Field(("state", "key"), "1", "largest magnitude in the hidden state"),
+        "hidden_median": Field(("state",), "1", "median magnitude of the hidden state"),
+        "massive": Field(("state", "key"), "count", "massive activations"),
+    },
+    optional=frozenset(
+        {
+            "token",
+            "map_logits",
+            "map_probability",
+            "map_allowed",
+            "value_norm",
+            "hidden_norm",
+            "hidden_largest",
+            "hidden_median",
+            "massive",
+        }
+    ),
+)
+
+SCHEMAS = {schema.name: schema for schema in (PRIOR_PROFILE, PLAN_SLICE, SINK_PROFILE)}
 
 
 def make_result(

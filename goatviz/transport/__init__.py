@@ -1,7 +1,8 @@
 """The mathematics of one attention head as entropic optimal transport.
 
 ``rows`` solves attention exactly and carries the certificates, ``solvers`` holds it against an
-independent solver, ``bounds`` has the inequalities. Nothing here knows of models or figures.
+independent solver, ``bounds`` has the inequalities, ``fused`` has the statistics of plans too long
+to be formed. Nothing here knows of models or figures.
 """
 
 from goatviz.transport.bounds import (
@@ -10,6 +11,15 @@ from goatviz.transport.bounds import (
     off_sink_bound,
     protected_length,
     required_margin,
+)
+from goatviz.transport.fused import (
+    CHEAP_STATISTICS,
+    ROW_STATISTICS,
+    IncomingMass,
+    PlanWindow,
+    RowStatistics,
+    incoming_mass,
+    row_statistics,
 )
 from goatviz.transport.rows import TransportPlan, solve_rows
 from goatviz.transport.solvers import (
@@ -22,17 +32,24 @@ from goatviz.transport.solvers import (
 )
 
 __all__ = [
+    "CHEAP_STATISTICS",
+    "ROW_STATISTICS",
     "BalancedPlan",
     "CollapseBound",
     "CrossCheck",
+    "IncomingMass",
+    "PlanWindow",
+    "RowStatistics",
     "SolverReport",
     "TransportPlan",
     "Verdict",
     "collapse_bound",
     "cross_check",
     "doubly_stochastic",
+    "incoming_mass",
     "off_sink_bound",
     "protected_length",
     "required_margin",
+    "row_statistics",
     "solve_rows",
 ]

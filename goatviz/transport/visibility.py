@@ -1,0 +1,227 @@
+"""Which keys each query may use, in O(length): causal, windowed, padded, cached, or anything else.
+
+Every mask of practice leaves each query an interval of the keys that exist; two numbers per query
+then say it all. A mask that is not of this kind is kept dense, as it was handed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Rows of a dense mask that are looked at together.
+_ROWS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Visibility:
+    """The allowed pairs of one attention call.
+
+    Attributes
+    ----------
+    n_queries, n_keys : int
+        Lengths in tokens.
+    keys : tuple of Tensor
+        For each batch entry (or one for all): indices of the keys that any query may use, in the
+        order in which the intervals run.
+    start, stop : Tensor of int64, shape (batch or 1, n_queries)
+        Query i may use `keys[start : stop]`; nothing where they are equal.
+    dense : Tensor of bool, shape (batch or 1, heads or 1, n_queries, n_keys), optional
+        The mask itself, when it is not one interval for each query; the rest is then empty.
+    """
+
+    n_queries: int
+    n_keys: int
+    keys: tuple[Tensor, ...] = ()
+    start: Tensor | None = None
+    stop: Tensor | None = None
+    dense: Tensor | None = None
+
+    @classmethod
+    def from_rules(
+        cls,
+        query_index: Tensor,
+        key_index: Tensor,
+        *,
+        causal: bool,
+        window: int | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> Visibility:
+        """Allowed pairs from indices.
+
+        Parameters
+        ----------
+        query_index, key_index : Tensor
+            Sequence indices in tokens, shapes (n_queries,) and (n_keys,), in any order.
+        causal : bool
+            Forbid keys whose index exceeds the query's.
+        window : int, optional
+            Forbid keys `window` or more tokens away.
+        padding_mask : Tensor of bool, shape (batch, n_keys), optional
+            True at real keys.
+        """
+        query_index, key_index = query_index.double().cpu(), key_index.double().cpu()
+        order = torch.argsort(key_index, stable=True)
+        keeps = [None] if padding_mask is None else list(padding_mask.cpu())
+        keys, starts, stops = [], [], []
+        for keep in keeps:
+            chosen = order if keep is None else order[keep[order]]
+            index = key_index[chosen].contiguous()
+            start = torch.zeros(len(query_index), dtype=torch.long)
+            stop = torch.full_like(start, len(chosen))
+            if causal:
+                stop = torch.searchsorted(index, query_index, right=True)
+            if window is not None:
+                start = torch.searchsorted(index, query_index - window, right=True)
+                if not causal:
+                    stop = torch.searchsorted(index, query_index + window)
+            keys.append(chosen)
+            starts.append(start)
+            stops.append(torch.maximum(start, stop))
+        return cls(
+            len(query_index), len(key_index), tuple(keys), torch.stack(starts), torch.stack(stops)
+        )
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> Visibility:
+        """Allowed pairs from a dense boolean mask, True = allowed; intervals are found exactly.
+
+        Parameters
+        ----------
+        mask : Tensor of bool, shape (batch or 1, heads or 1, n_queries, n_keys)
+            Read in blocks of rows; kept only if some query's keys are no interval.
+
+        Raises
+        ------
+        TypeError
+            If `mask` is not boolean.
+        ValueError
+            If it does not have four dimensions.
+        """
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask must be boolean, got {mask.dtype}")
+        if mask.ndim != 4:
+            raise ValueError(
+                "mask must have shape (batch or 1, heads or 1, n_queries, n_keys), "
+                f"got {tuple(mask.shape)}"
+            )
+        n_queries, n_keys = mask.shape[2:]
+        if mask.shape[1] > 1 and mask.stride(1) == 0:
+            mask = mask[:, :1]
+        if mask.shape[0] > 1 and mask.stride(0) == 0:
+            mask = mask[:1]
+        if mask.shape[1] > 1:
+            return cls(n_queries, n_keys, dense=mask)
+        found = [_intervals(entry[0]) for entry in mask]
+        if any(entry is None for entry in found):
+            return cls(n_queries, n_keys, dense=mask)
+        keys, starts, stops = zip(*found, strict=True)
+        return cls(n_queries, n_keys, keys, torch.stack(starts), torch.stack(stops))
+
+    @property
+    def batch(self) -> int:
+        """Batch entries with rules of their own; 1 when shared."""
+        return len(self.keys) if self.dense is None else self.dense.shape[0]
+
+    def entry(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """`keys`, `start` and `stop` of one batch entry (every key and interval when dense)."""
+        if self.dense is not None:
+            start = torch.zeros(self.n_queries, dtype=torch.long)
+            return torch.arange(self.n_keys), start, torch.full_like(start, self.n_keys)
+        batch = batch if len(self.keys) > 1 else 0
+        return self.keys[batch], self.start[batch], self.stop[batch]
+
+    def count(self) -> Tensor:
+        """Keys that each query may use, shape (batch or 1, heads or 1, n_queries)."""
+        if self.dense is not None:
+            return _by_rows(self.dense, lambda rows: rows.sum(-1))
+        return (self.stop - self.start).unsqueeze(1)
+
+    def observers(self, query_mask: Tensor | None = None) -> Tensor:
+        """Queries that may use each key, shape (batch or 1, heads or 1, n_keys).
+
+        Parameters
+        ----------
+        query_mask : Tensor of bool, shape (batch, n_queries), optional
+            Count only these.
+        """
+        if self.dense is not None:
+            total = None
+            for a in range(0, self.n_queries, _ROWS):
+                rows = self.dense[:, :, a : a + _ROWS]
+                if query_mask is not None:
+                    rows = rows & query_mask.to(rows.device)[:, None, a : a + _ROWS, None]
+                part = rows.sum(-2)
+                total = part if total is None else total + part
+            return total
+        batch = max(self.batch, 1 if query_mask is None else len(query_mask))
+        out = torch.zeros(batch, 1, self.n_keys, dtype=torch.long)
+        for b in range(batch):
+            keys, start, stop = self.entry(b)
+            if query_mask is not None:
+                chosen = query_mask[b if len(query_mask) > 1 else 0].cpu()
+                start, stop = start[chosen], stop[chosen]
+            steps = torch.zeros(len(keys) + 1, dtype=torch.long)
+            steps.scatter_add_(0, start, torch.ones_like(start))
+            steps.scatter_add_(0, stop, -torch.ones_like(stop))
+            out[b, 0, keys] = steps.cumsum(0)[:-1]
+        return out
+
+    def real_queries(self) -> Tensor:
+        """Queries of self-attention that are no padding, shape (batch or 1, n_queries).
+
+        The queries are the last n_queries of the keys; one whose own key nobody may use, or that
+        may use no key itself, is padding.
+        """
+        used = (self.observers() > 0).any(1)
+        if self.n_queries <= self.n_keys:
+            used = used[:, self.n_keys - self.n_queries :]
+        else:
+            used = used.new_ones(1, self.n_queries)
+        return used & (self.count() > 0).any(1).to(used.device)
+
+    def block(
+        self, queries: slice | Tensor, keys: slice, *, batch: int = 0, head: int = 0
+    ) -> Tensor:
+        """The dense mask of a window of pairs, shape (queries, keys), True = allowed."""
+        columns = range(self.n_keys)[keys]
+        if self.dense is not None:
+            dense = self.dense[batch if self.dense.shape[0] > 1 else 0]
+            return dense[head if dense.shape[0] > 1 else 0][queries, keys]
+        chosen, start, stop = self.entry(batch)
+        place = torch.full((self.n_keys,), -1, dtype=torch.long)
+        place[chosen] = torch.arange(len(chosen))
+        place = place[columns.start : columns.stop : columns.step]
+        low, high = start[queries].unsqueeze(-1), stop[queries].unsqueeze(-1)
+        return (place >= 0) & (place >= low) & (place < high)
+
+
+def _intervals(mask: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Keys, starts and stops of a mask (n_queries, n_keys), or None if rows are no intervals."""
+    used = torch.zeros(mask.shape[1], dtype=torch.bool, device=mask.device)
+    for rows in mask.split(_ROWS):
+        used |= rows.any(0)
+    keys = used.nonzero().flatten()
+    if len(keys) == 0:
+        nothing = torch.zeros(mask.shape[0], dtype=torch.long)
+        return keys.cpu(), nothing, nothing.clone()
+    every = len(keys) == mask.shape[1]
+    starts, stops = [], []
+    for rows in mask.split(_ROWS):
+        rows = rows if every else rows[:, keys]
+        numbers = rows.to(torch.uint8)
+        start = numbers.argmax(-1)
+        count = rows.sum(-1)
+        last = rows.shape[1] - 1 - numbers.flip(-1).argmax(-1)
+        seen = count > 0
+        if bool((seen & (last - start + 1 != count)).any()):
+            return None
+        starts.append(torch.where(seen, start, 0))
+        stops.append(torch.where(seen, last + 1, 0))
+    return keys.cpu(), torch.cat(starts).cpu(), torch.cat(stops).cpu()
+
+
+def _by_rows(mask: Tensor, function) -> Tensor:
+    return torch.cat([function(rows) for rows in mask.split(_ROWS, dim=2)], dim=2)
