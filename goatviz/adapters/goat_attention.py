@@ -6,16 +6,22 @@ prior cannot know (is_causal, the current length, a query-norm gate) is reported
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from goatviz.adapters.torch_attention import shadow
+from goatviz.attention.call import AttentionCall
 from goatviz.attention.layer import Attention
 from goatviz.priors.base import Prior, ScaledPrior, SumPrior
 from goatviz.priors.fixed import UniformPrior
 from goatviz.priors.sink import RecencyPrior, SinkPrior
 from goatviz.priors.spectral import SpectralPrior
+from goatviz.transport.visibility import Visibility
 
 
 @dataclass(frozen=True)
@@ -260,3 +266,127 @@ def _content_rows(tensor: Tensor, head_dim: int, keep: int) -> Tensor:
 @torch.no_grad()
 def _copy(ours: Tensor, theirs: Tensor) -> None:
     ours.copy_(theirs)
+
+
+@contextmanager
+def watch_goat_attention(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    observe: Callable[[str, AttentionCall], None],
+) -> Iterator[None]:
+    """Report every call of these GoatAttention modules to `observe`; outputs keep every bit.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Whatever holds the modules.
+    modules : mapping
+        Out of `find_goat_attention(model)`.
+    observe : callable
+        observe(path, call): content queries and keys, and the prior as an object.
+
+    Raises
+    ------
+    ValueError
+        If a module is being watched already, or has what a prior cannot say: a query-norm gate,
+        appended keys; while the model runs, a key-value cache, grid or positional offsets, other
+        keys than the queries' own, or dropout in training mode.
+    """
+    for path, module in modules.items():
+        for hindrance, what in (
+            (module.prior_gate == "query_norm", "a prior gated by the query's norm"),
+            (module.add_bias_kv or module.add_zero_attn, "appended keys"),
+        ):
+            if hindrance:
+                raise ValueError(f"{path or 'model'} cannot be captured: it has {what}")
+    shadowed: list[nn.Module] = []
+    try:
+        for path, module in modules.items():
+            shadow(module, _watched_forward(module, path, observe), shadowed)
+        yield
+    finally:
+        for module in shadowed:
+            del module.forward
+
+
+def _watched_forward(
+    module: nn.Module, path: str, observe: Callable[[str, AttentionCall], None]
+) -> Callable[..., object]:
+    original = type(module).forward
+    signature = inspect.signature(original)
+
+    def forward(*args: object, **kwargs: object) -> object:
+        bound = signature.bind(module, *args, **kwargs).arguments
+        observe(path, _watched_call(module, path, {**bound.pop("kwargs", {}), **bound}))
+        return original(module, *args, **kwargs)
+
+    return forward
+
+
+@torch.no_grad()
+def _watched_call(module: nn.Module, path: str, given: Mapping[str, object]) -> AttentionCall:
+    query, key = given["query"], given["key"]
+    for hindrance, what in (
+        (given.get("past_key_value") is not None, "a key-value cache"),
+        (query is not key and query.data_ptr() != key.data_ptr(), "keys of another sequence"),
+        (given.get("spatial_shape") is not None or module.pos_encoding == "2d", "a grid"),
+        (any(given.get(f"position_offset_{x}") for x in "qk"), "positional offsets"),
+        (module.training and module.dropout > 0, "attention dropout in training mode"),
+    ):
+        if hindrance:
+            raise ValueError(f"{path or 'model'} cannot be captured: it is called with {what}")
+    x = query if module.batch_first else query.transpose(0, 1)
+    causal = bool(given.get("is_causal", False))
+    own = convert(module, causal=causal, length=x.shape[1], axes=0 if _either(module) else None)
+    q, k, v, points = own.project(x)
+    keep, pairs = _their_masks(module, given, x.shape[0], x.shape[1])
+    index = points[:, 0]
+    visibility = Visibility.from_rules(index, index, causal=causal, padding_mask=keep)
+    bias = None
+    if pairs is not None:
+        dense = [
+            visibility.block(slice(None), slice(None), batch=b) for b in range(visibility.batch)
+        ]
+        allowed = torch.stack(dense).unsqueeze(1).to(pairs.device)
+        if pairs.dtype == torch.bool:
+            allowed = allowed & ~pairs
+        else:
+            allowed = allowed & ~torch.isneginf(pairs)
+            bias = torch.where(torch.isneginf(pairs), 0.0, pairs)
+        visibility = Visibility.from_mask(allowed)
+    return AttentionCall(
+        q=q.detach(),
+        k=k.detach(),
+        v=v.detach(),
+        scale=module.content_dim**-0.5,
+        visibility=visibility,
+        prior=own.prior,
+        query_pos=points,
+        key_pos=points,
+        bias=bias,
+        query_mask=keep,
+    )
+
+
+def _either(module: nn.Module) -> bool:
+    return module.pos_encoding == "auto"
+
+
+def _their_masks(
+    module: nn.Module, given: Mapping[str, object], batch: int, length: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Real keys (batch, length) and the pair mask in four dimensions, as the package reads them."""
+    padding, pairs = given.get("key_padding_mask"), given.get("attn_mask")
+    either = given.get("attention_mask")
+    if either is not None:
+        if either.ndim == 2 and padding is None and pairs is None:
+            padding = either == 0
+        elif pairs is None:
+            pairs = either
+    keep = None if padding is None else ~padding.bool()
+    if pairs is not None:
+        if pairs.ndim == 2:
+            pairs = pairs[None, None]
+        elif pairs.ndim == 3:
+            pairs = pairs.view(batch, -1, length, length)
+    return keep, pairs

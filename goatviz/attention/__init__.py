@@ -4,6 +4,7 @@
 and a cache. What a prior is lives in `goatviz.priors`.
 """
 
+from goatviz.attention.call import AttentionCall
 from goatviz.attention.functional import attention_plan, prior_attention
 from goatviz.attention.layer import Attention, LayerCache
 from goatviz.attention.positions import (
@@ -15,6 +16,7 @@ from goatviz.attention.positions import (
 
 __all__ = [
     "Attention",
+    "AttentionCall",
     "InterpolatedRotaryEmbedding",
     "LayerCache",
     "LearnedEmbedding",

@@ -1,0 +1,288 @@
+"""Hugging Face models: their attention calls, seen without changing what they compute.
+
+A model's modules look up their attention function by the name in their config. While it is
+watched, that name is one of our own that reads the same, under which the function of before is
+registered behind a report. transformers itself is imported only when such a model is here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_mask
+
+from goatviz.attention.call import AttentionCall
+from goatviz.transport.visibility import Visibility
+
+_INTERFACE = "ALL_ATTENTION_FUNCTIONS"
+#: Masks whose intervals are remembered: layers share them.
+_HELD_MASKS = 4
+
+
+class _Captured(str):
+    """An implementation's name for one watched model: equal to it as text, but a key of its own.
+
+    Model code compares the name ("eager", "sdpa", anything with "flash"), registries look it up;
+    the first must see no difference and the second must find our entry.
+    """
+
+    __slots__ = ("_own",)
+
+    def __new__(cls, name: str) -> _Captured:
+        self = super().__new__(cls, name)
+        self._own = object()
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, other)
+
+    def __hash__(self) -> int:
+        return hash(self._own)
+
+
+def find_huggingface_attention(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules that dispatch through transformers' AttentionInterface, by path."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if _has_config(module) and _INTERFACE in _names_used(module)
+    }
+
+
+def unwatchable_huggingface(model: nn.Module) -> list[str]:
+    """Class names of transformers' attention modules that do not use its AttentionInterface."""
+    found = find_huggingface_attention(model)
+    watched = [f"{path}." for path in found]
+    names = {}
+    for path, module in model.named_modules():
+        inside = path in found or any(f"{path}.".startswith(prefix) for prefix in watched)
+        holds = any(other.startswith(f"{path}.") or not path for other in found)
+        projects = any(isinstance(child, nn.Linear) for child in module.children())
+        if (
+            not inside
+            and not holds
+            and projects
+            and type(module).__module__.startswith("transformers.")
+            and "SelfOutput" not in type(module).__name__
+            and type(module).__name__.endswith(("Attention", "SelfAttention"))
+        ):
+            names[type(module).__name__] = None
+    return list(names)
+
+
+@contextmanager
+def watch_huggingface(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    observe: Callable[[str, AttentionCall], None],
+) -> Iterator[None]:
+    """Report every attention call of these modules to `observe`; outputs keep every bit.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Whatever holds the modules; its configs name our entries while the context lasts.
+    modules : mapping
+        Out of `find_huggingface_attention(model)`.
+    observe : callable
+        observe(path, call).
+
+    Raises
+    ------
+    ValueError
+        If the model is being watched already, an implementation is not set, or GPT-2 has
+        reorder_and_upcast_attn (which bypasses the interface); while the model runs, if
+        attention has dropout in training mode or the meta device.
+    TypeError
+        While the model runs, for a mask of an unknown kind.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    paths = {id(module): path for path, module in modules.items()}
+    for path, module in modules.items():
+        implementation = module.config._attn_implementation
+        if implementation is None:
+            raise ValueError(
+                f"{path} has no attention implementation; call set_attn_implementation first"
+            )
+        if getattr(module, "reorder_and_upcast_attn", False) and implementation == "eager":
+            raise ValueError(
+                f"{path} has reorder_and_upcast_attn=True, whose eager attention bypasses "
+                "transformers' AttentionInterface; use attn_implementation='sdpa'"
+            )
+    configs = {
+        id(module.config): module.config
+        for module in model.modules()
+        if _has_config(module) and module.config._attn_implementation is not None
+    }
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    if any(isinstance(name, _Captured) for name in before.values()):
+        raise ValueError("model is being captured already")
+    masks = _Masks()
+    mask_functions = AttentionMaskInterface()
+    entries: dict[str, _Captured] = {}
+
+    def entry(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        original = before[id(module.config)]
+        if id(module) in paths:
+            call = _call(module, query, key, value, attention_mask, original, kwargs, masks)
+            observe(paths[id(module)], call)
+        scope = inspect.unwrap(type(module).forward).__globals__
+        function = scope[_INTERFACE].get_interface(original, scope.get("eager_attention_forward"))
+        # Some functions read the name again; they get the one that they know.
+        mine = module.config._attn_implementation_internal
+        module.config._attn_implementation_internal = original
+        try:
+            return function(module, query, key, value, attention_mask, *args, **kwargs)
+        finally:
+            module.config._attn_implementation_internal = mine
+
+    try:
+        for name in {str(name) for name in before.values()}:
+            entries[name] = _Captured(name)
+            AttentionInterface.register(entries[name], entry)
+            if name in mask_functions:
+                # Without an entry the mask would be None, and causality lost without a word.
+                AttentionMaskInterface.register(entries[name], mask_functions[name])
+        for key, config in configs.items():
+            config._attn_implementation_internal = entries[str(before[key])]
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+        for name in entries.values():
+            AttentionInterface._global_mapping.pop(name, None)
+            AttentionMaskInterface._global_mapping.pop(name, None)
+
+
+class _Masks:
+    """Intervals of the masks seen last: every layer gets the same tensor."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[Tensor, int, tuple[Visibility, Tensor | None]]] = []
+
+    def read(self, mask: Tensor) -> tuple[Visibility, Tensor | None]:
+        version = -1 if mask.is_inference() else mask._version
+        for held, at, found in self._seen:
+            if held is mask and at == version:
+                return found
+        found = _read_mask(mask)
+        self._seen = [(mask, version, found), *self._seen[: _HELD_MASKS - 1]]
+        return found
+
+
+def _read_mask(mask: Tensor) -> tuple[Visibility, Tensor | None]:
+    """Allowed pairs and additive rest of a boolean or additive mask."""
+    if mask.dtype == torch.bool:
+        return Visibility.from_mask(mask), None
+    lowest = torch.finfo(mask.dtype).min / 2
+    allowed = mask > lowest
+    rest = torch.where(allowed, mask, 0.0)
+    return Visibility.from_mask(allowed), rest.float() if bool(rest.any()) else None
+
+
+def _call(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    implementation: str,
+    options: Mapping[str, Any],
+    masks: _Masks,
+) -> AttentionCall:
+    if query.is_meta:
+        raise ValueError("the model is on the meta device, which holds no numbers")
+    dropout = options.get("dropout", 0.0)
+    if dropout and module.training:
+        raise ValueError(
+            f"{type(module).__name__} is in training mode with attention dropout p={dropout}: the "
+            "weights it applies are not the plan; call model.eval() first"
+        )
+    n_queries, n_keys = query.shape[2], key.shape[2]
+    causal = options.get("is_causal")
+    causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
+    first = n_keys - n_queries
+    index = torch.arange(n_keys)
+    bias = None
+    if isinstance(mask, BlockMask):
+        dense = create_mask(
+            mask.mask_mod, query.shape[0], query.shape[1], n_queries, n_keys, device=query.device
+        )
+        if bool((dense == dense[:, :1]).all()):
+            dense = dense[:, :1]
+        visibility = Visibility.from_mask(dense)
+    elif isinstance(mask, Tensor) and mask.ndim == 4:
+        if mask.shape[-1] > n_keys:
+            mask = mask[..., :n_keys]
+        visibility, bias = masks.read(mask)
+    elif "flash" in implementation and (
+        mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
+    ):
+        window = options.get("sliding_window")
+        keep = None if mask is None else mask[:, -n_keys:].bool()
+        visibility = Visibility.from_rules(
+            index[max(first, 0) :], index, causal=causal, window=window, padding_mask=keep
+        )
+    elif mask is None and implementation == "sdpa" and causal and n_queries > 1:
+        # This kernel aligns its causal flag at the first key.
+        first = 0
+        visibility = Visibility.from_rules(torch.arange(n_queries), index, causal=True)
+    elif mask is None:
+        visibility = Visibility.from_rules(torch.arange(n_queries), index, causal=False)
+    else:
+        came = f"a tensor of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask)
+        raise TypeError(
+            f"{type(module).__name__} got {came} as its mask under {implementation!r}; known are "
+            "None, four-dimensional tensors, BlockMask, and (batch, keys) under flash attention"
+        )
+    position_bias = options.get("position_bias")
+    if position_bias is not None:
+        position_bias = position_bias[..., :n_queries, :n_keys].detach().float()
+        bias = position_bias if bias is None else bias + position_bias
+    sink = options.get("s_aux", getattr(module, "sinks", None))
+    own = first >= 0 and not _is_cross(module)
+    scale = options.get("scaling")
+    positions = index.double().unsqueeze(-1)
+    return AttentionCall(
+        q=query.detach(),
+        k=key.detach(),
+        v=value.detach(),
+        scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
+        visibility=visibility,
+        query_pos=torch.arange(n_queries).double().unsqueeze(-1) + max(first, 0),
+        key_pos=positions,
+        bias=bias,
+        sink=None if sink is None else sink.detach().float(),
+        softcap=options.get("softcap"),
+        query_mask=visibility.real_queries() if own else None,
+    )
+
+
+def _is_cross(module: nn.Module) -> bool:
+    return bool(getattr(module, "is_cross_attention", False)) or "Cross" in type(module).__name__
+
+
+def _has_config(module: nn.Module) -> bool:
+    config = getattr(module, "config", None)
+    return hasattr(config, "_attn_implementation_internal")
+
+
+def _names_used(module: nn.Module) -> tuple[str, ...]:
+    """Names that a module's forward reads from its file."""
+    forward = inspect.unwrap(type(module).forward)
+    code = getattr(forward, "__code__", None)
+    return () if code is None else code.co_names

@@ -1,0 +1,255 @@
+"""torch.nn.MultiheadAttention, alone or inside torch's Transformer layers, watched as it runs.
+
+Hooks would switch off torch's fast path and so change the bits of the outputs; here each watched
+module's `forward` is shadowed by an attribute of the instance, and calls the class's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from goatviz.attention.call import AttentionCall
+from goatviz.transport.visibility import Visibility
+
+Observe = Callable[[str, AttentionCall], None]
+
+
+def find_torch_attention(model: nn.Module) -> dict[str, nn.Module]:
+    """Every torch.nn.MultiheadAttention, by path."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+    }
+
+
+@contextmanager
+def watch_torch_attention(
+    model: nn.Module, modules: Mapping[str, nn.Module], observe: Observe
+) -> Iterator[None]:
+    """Report every call of these modules to `observe`; outputs keep every bit.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Whatever holds the modules: its TransformerEncoderLayers are watched too, since their
+        fast path computes attention without calling the module.
+    modules : mapping
+        Out of `find_torch_attention(model)`.
+    observe : callable
+        observe(path, call).
+
+    Raises
+    ------
+    ValueError
+        If a module is being watched already; while the model runs, if attention has dropout in
+        training mode.
+    """
+    shadowed: list[nn.Module] = []
+    reported: set[int] = set()
+    try:
+        for path, module in modules.items():
+            shadow(module, _attention_forward(module, path, observe, reported), shadowed)
+        paths = {id(module): path for path, module in modules.items()}
+        for layer in model.modules():
+            if isinstance(layer, nn.TransformerEncoderLayer) and id(layer.self_attn) in paths:
+                own = _layer_forward(layer, paths[id(layer.self_attn)], observe, reported)
+                shadow(layer, own, shadowed)
+        yield
+    finally:
+        for module in shadowed:
+            del module.forward
+
+
+def shadow(module: nn.Module, forward: Callable[..., Any], shadowed: list[nn.Module]) -> None:
+    """Put `forward` before the class's own, and note it for removal.
+
+    Raises
+    ------
+    ValueError
+        If something has been put there before.
+    """
+    if "forward" in vars(module):
+        raise ValueError(
+            f"{type(module).__name__} has a forward of its own already: it is being captured, or "
+            "something else replaced it"
+        )
+    module.forward = forward
+    shadowed.append(module)
+
+
+def _attention_forward(
+    module: nn.MultiheadAttention, path: str, observe: Observe, reported: set[int]
+) -> Callable[..., Any]:
+    original = type(module).forward
+
+    def forward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> Any:
+        observe(path, _call(module, query, key, value, key_padding_mask, attn_mask))
+        reported.add(id(module))
+        return original(
+            module,
+            query,
+            key,
+            value,
+            key_padding_mask,
+            need_weights,
+            attn_mask,
+            average_attn_weights,
+            is_causal,
+        )
+
+    return forward
+
+
+def _layer_forward(
+    layer: nn.TransformerEncoderLayer, path: str, observe: Observe, reported: set[int]
+) -> Callable[..., Any]:
+    original = type(layer).forward
+    module = layer.self_attn
+
+    def forward(
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Any:
+        reported.discard(id(module))
+        out = original(layer, src, src_mask, src_key_padding_mask, is_causal)
+        if id(module) not in reported:
+            # The fast path: one operation for the whole layer.
+            x, padding = src, src_key_padding_mask
+            if x.is_nested:
+                lengths = torch.tensor([len(row) for row in x.unbind()], device=x.device)
+                x = torch.nested.to_padded_tensor(x, 0.0)
+                padding = torch.arange(x.shape[1], device=x.device) >= lengths.unsqueeze(-1)
+            with torch.no_grad():
+                x = layer.norm1(x) if layer.norm_first else x
+            observe(path, _call(module, x, x, x, padding, src_mask))
+        return out
+
+    return forward
+
+
+@torch.no_grad()
+def _call(
+    module: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+) -> AttentionCall:
+    if module.training and module.dropout > 0:
+        raise ValueError(
+            f"{type(module).__name__} is in training mode with attention dropout "
+            f"p={module.dropout}: the weights it applies are not the plan; call model.eval() first"
+        )
+    itself = query is key or query.data_ptr() == key.data_ptr()
+    q, k, v = (_batched(module, x) for x in (query, key, value))
+    if query.ndim == 2 and key_padding_mask is not None:
+        key_padding_mask = key_padding_mask.unsqueeze(0)
+    weights, biases = _weights(module)
+    q, k, v = (
+        F.linear(x, weight, bias)
+        for x, weight, bias in zip((q, k, v), weights, biases, strict=True)
+    )
+    n_keys = k.shape[1]
+    if module.bias_k is not None:
+        k = torch.cat([k, module.bias_k.expand(len(k), -1, -1)], dim=1)
+        v = torch.cat([v, module.bias_v.expand(len(v), -1, -1)], dim=1)
+    if module.add_zero_attn:
+        k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+    q, k, v = (x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+    visibility, bias = _visibility(module, q, k, n_keys, key_padding_mask, attn_mask)
+    query_mask = None
+    if itself and key_padding_mask is not None:
+        query_mask = _keep(key_padding_mask)
+    return AttentionCall(
+        q=q.detach(),
+        k=k.detach(),
+        v=v.detach(),
+        scale=module.head_dim**-0.5,
+        visibility=visibility,
+        query_pos=torch.arange(q.shape[2]).double().unsqueeze(-1),
+        key_pos=torch.arange(k.shape[2]).double().unsqueeze(-1),
+        bias=bias,
+        query_mask=query_mask,
+    )
+
+
+def _batched(module: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    """Shape (batch, length, embed_dim), whatever came."""
+    if x.ndim == 2:
+        return x.unsqueeze(0)
+    return x if module.batch_first else x.transpose(0, 1)
+
+
+def _weights(module: nn.MultiheadAttention) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    if module._qkv_same_embed_dim:
+        weights = module.in_proj_weight.chunk(3)
+    else:
+        weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+    if module.in_proj_bias is None:
+        return weights, (None, None, None)
+    return weights, module.in_proj_bias.chunk(3)
+
+
+def _keep(key_padding_mask: Tensor) -> Tensor:
+    """True at real keys: the mask says True, or -inf, where a key is to be ignored."""
+    if key_padding_mask.dtype == torch.bool:
+        return ~key_padding_mask
+    return ~torch.isneginf(key_padding_mask)
+
+
+def _visibility(
+    module: nn.MultiheadAttention,
+    q: Tensor,
+    k: Tensor,
+    n_keys: int,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+) -> tuple[Visibility, Tensor | None]:
+    """Allowed pairs and additive rest; keys appended after `n_keys` are open to all."""
+    batch, heads, n_queries, _ = q.shape
+    appended = (0, k.shape[2] - n_keys)
+    keep = None if key_padding_mask is None else _keep(key_padding_mask)
+    bias = None
+    if key_padding_mask is not None and key_padding_mask.is_floating_point():
+        finite = torch.where(keep, key_padding_mask, 0.0)
+        if bool(finite.any()):
+            bias = finite[:, None, None, :].expand(-1, 1, n_queries, -1)
+    if keep is not None:
+        keep = F.pad(keep, appended, value=True)
+    if attn_mask is None:
+        rules = Visibility.from_rules(
+            torch.arange(n_queries), torch.arange(k.shape[2]), causal=False, padding_mask=keep
+        )
+        return rules, None if bias is None else F.pad(bias, appended)
+    if attn_mask.ndim == 3:
+        pairs = attn_mask.view(batch, heads, n_queries, n_keys)
+    else:
+        pairs = attn_mask[None, None]
+    allowed = ~pairs if pairs.dtype == torch.bool else ~torch.isneginf(pairs)
+    if pairs.is_floating_point():
+        finite = torch.where(allowed, pairs, 0.0)
+        if bool(finite.any()):
+            bias = finite if bias is None else bias + finite
+    allowed = F.pad(allowed, appended, value=True)
+    if keep is not None:
+        allowed = allowed & keep[:, None, None, :]
+    return Visibility.from_mask(allowed), None if bias is None else F.pad(bias, appended)

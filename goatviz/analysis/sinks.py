@@ -1,0 +1,815 @@
+"""Attention sinks: how much mass single keys receive, in which heads, and when.
+
+Statistics come from `goatviz.capture`, so no plan is ever formed and any model that can be
+captured can be profiled. Importance follows Gu et al. 2025 (arXiv 2410.10781): the mean weight
+of a key over the queries that see it.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from goatviz.adapters.capture import CapturedCall, Record, capture, find_attention, problem_of
+from goatviz.priors.fixed import UniformPrior
+from goatviz.results import SINK_PROFILE, check_result, make_result
+from goatviz.training.checkpoint import Checkpoint
+from goatviz.transport.bounds import protected_length
+from goatviz.transport.fused import dense_window
+
+#: What a record must hold.
+SINK_STATISTICS = (
+    "log_normaliser",
+    "entropy",
+    "expected_score",
+    "kl_to_prior",
+    "key_mass",
+    "recent_mass",
+    "sink_mass",
+    "largest_weight",
+    "content_range",
+    "incoming_mass",
+)
+
+#: Below this many tokens a uniform head looks like a sink (its first key has importance 0.34 at 8).
+SHORTEST = 16
+#: An activation is massive above this magnitude and this multiple of the median (Sun et al. 2024).
+MASSIVE = (100.0, 1000.0)
+_THRESHOLDS = np.round(np.linspace(0.0, 1.0, 101), 2)
+_RANGE_BINS = 48
+_MASS_BINS = 40
+_CHUNK = 4096
+
+
+def sink_profile(
+    source: nn.Module | Checkpoint | Record,
+    inputs: Any = None,
+    *,
+    threshold: float = 0.3,
+    min_observers: int = 16,
+    recent: int = 128,
+    layers: Sequence[int | str] | int | None = None,
+    tokenizer: Any = None,
+    tokens: Sequence[str] | None = None,
+    maps: bool | int = False,
+    norms: bool = False,
+    resamples: int = 400,
+    seed: int = 0,
+) -> xr.Dataset:
+    r"""Where a model's attention sinks are: importance_j = mean over i that see j of p_ij.
+
+    Parameters
+    ----------
+    source : nn.Module, Checkpoint or Record
+        A model that `goatviz.capture` can watch; or a record of whole sequences, captured with
+        at least `SINK_STATISTICS`, whose every call of a layer is one more forward pass.
+    inputs : Tensor, mapping, str, or sequence of them
+        What the model is called with: token ids or anything else batch first, keyword arguments
+        such as a tokenizer's output, or texts (then `tokenizer` is needed). Every sequence is
+        one input; padding by an attention_mask is taken away before the model runs.
+    threshold : float
+        epsilon, in [0, 1): a key is a sink of a head if its importance exceeds this, strictly.
+    min_observers : int
+        Keys that fewer queries see have importance NaN: the last key of a causal head is seen by
+        one query, and an identity head would make it a sink.
+    recent : int
+        Tokens of the recent window.
+    layers : int, str or sequence of them, optional
+        Which attention layers, as in `goatviz.capture`; default all.
+    tokenizer : callable, optional
+        tokenizer(text, return_tensors="pt") gives keyword arguments of the model.
+    tokens : sequence of str, optional
+        One text for each key, for a single input; default read from `tokenizer` if it can.
+    maps : bool or int
+        Also average the logits and weights of the first so many tokens (True: 64) over inputs.
+    norms : bool
+        Also norms of values and hidden states, and massive activations: above 100 and above
+        1,000 medians of the block's output. Hooks are put on the blocks for it.
+    resamples, seed : int
+        Of the bootstrap over inputs that gives 95 % intervals.
+
+    Returns
+    -------
+    xarray.Dataset
+        Schema "sink_profile" (`goatviz.results.SINK_PROFILE`). Queries that see one key only
+        count in importance (as in the definition) and not in the signal's density.
+
+    Raises
+    ------
+    TypeError
+        If the model cannot be captured, or inputs are missing, texts without a tokenizer, or of
+        another kind.
+    ValueError
+        If an argument is out of range, or a record is empty, padded on the left, lacks a
+        statistic, or holds cached decoding.
+
+    Warns
+    -----
+    UserWarning
+        If an input is shorter than 16 tokens.
+
+    Notes
+    -----
+    The sink rate is the share of (input, layer, head) whose first key is a sink.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from goatviz import load_pretrained
+    >>> ids = torch.randint(64, (4, 64), generator=torch.Generator().manual_seed(0))
+    >>> profile = sink_profile(load_pretrained("copy-mixture-1-goat"), ids)
+    >>> profile["sink_rate"].sel(threshold=0.3).values.shape
+    (1, 2)
+    """
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold must be in [0, 1), got {threshold!r}")
+    for name, value in (("min_observers", min_observers), ("resamples", resamples)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    size = 64 if maps is True else int(maps)
+    if size < 0:
+        raise ValueError(f"maps must be a positive number of tokens, got {maps!r}")
+    gathered = _Gathered(map_size=size)
+    if isinstance(source, Record):
+        if inputs is not None:
+            raise TypeError("inputs must not be given with a Record: it has seen its own")
+        if norms:
+            raise ValueError("norms needs the model and inputs: a record holds no hidden states")
+        _gather_record(gathered, source)
+        names = source.layers
+        name = "record"
+    else:
+        name = "model"
+        if isinstance(source, Checkpoint):
+            name, source = source.name, source.model
+        if not isinstance(source, nn.Module):
+            raise TypeError(
+                f"source must be a model, a Checkpoint or a Record, got {type(source).__name__}"
+            )
+        if inputs is None:
+            raise TypeError("inputs must be given with a model: what it is called with")
+        name = type(source).__name__ if name == "model" else name
+        names = tuple(find_attention(source))
+        for arguments in _calls(inputs, tokenizer):
+            _gather_model(gathered, source, arguments, layers, recent, norms)
+        if tokens is None and tokenizer is not None and gathered.single_ids is not None:
+            tokens = _texts(tokenizer, gathered.single_ids)
+    if gathered.shortest < SHORTEST:
+        warnings.warn(
+            f"the shortest input has {gathered.shortest} tokens: below {SHORTEST} a uniform head "
+            "has a false sink at the first key (importance 0.34 at 8 tokens)",
+            stacklevel=2,
+        )
+    return _profile(
+        gathered,
+        names,
+        name=name,
+        threshold=threshold,
+        min_observers=min_observers,
+        recent=recent,
+        tokens=tokens,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def sink_table(profile: xr.Dataset) -> xr.Dataset:
+    """Signal versus sink, one row a head: the numbers beside the paper's diagnostic figure.
+
+    Parameters
+    ----------
+    profile : xarray.Dataset
+        From `sink_profile`.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over (layer, head): first_mass, largest_mass, recent_mass, content_range, sink_rate (at
+        the profile's threshold), and rank_correlation: Spearman's, over queries, between content
+        range and the first key's mass (from the binned density). `.to_dataframe()` prints well.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from goatviz import load_pretrained
+    >>> ids = torch.randint(64, (4, 64), generator=torch.Generator().manual_seed(0))
+    >>> table = sink_table(sink_profile(load_pretrained("copy-mixture-1-goat"), ids))
+    >>> bool(table["first_mass"].max() > 0.5)
+    True
+    """
+    check_result(profile, SINK_PROFILE)
+    counts = profile["signal_count"]
+    names = ("first_mass", "largest_mass", "recent_mass", "content_range")
+    table = profile[list(names)].copy()
+    table["sink_rate"] = profile["sink_rate"].sel(
+        threshold=profile.attrs["threshold"], method="nearest", drop=True
+    )
+    table["rank_correlation"] = xr.apply_ufunc(
+        _rank_correlation,
+        counts,
+        input_core_dims=[["range_bin", "mass_bin"]],
+        vectorize=True,
+        output_dtypes=[float],
+    )
+    return table
+
+
+# What a forward pass left behind ------------------------------------------------------------
+
+
+@dataclass
+class _Sequence:
+    """One input in one layer, in numpy: heads first."""
+
+    importance: np.ndarray
+    observers: np.ndarray
+    first: np.ndarray
+    largest: np.ndarray
+    recent: np.ndarray
+    column: np.ndarray
+    entropy: np.ndarray
+    content_range: np.ndarray
+    prior_first: np.ndarray
+    counted: np.ndarray
+    value_norm: np.ndarray | None
+
+
+@dataclass
+class _Gathered:
+    """Everything seen so far, by layer."""
+
+    map_size: int
+    sequences: dict[int, list[_Sequence]] = field(default_factory=dict)
+    causal: dict[int, bool] = field(default_factory=dict)
+    margins: dict[int, np.ndarray] = field(default_factory=dict)
+    explicit: dict[int, bool] = field(default_factory=dict)
+    maps: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = field(default_factory=dict)
+    hidden: list[list[dict[str, np.ndarray]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    shortest: int = 2**62
+    single_ids: Tensor | None = None
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def _calls(inputs: Any, tokenizer: Any) -> Iterator[dict[str, Any] | Tensor]:
+    """The arguments of each forward pass: tensors, or keyword arguments, free of padding."""
+    if isinstance(inputs, str):
+        inputs = [inputs]
+    if isinstance(inputs, Tensor):
+        if inputs.ndim < 2 or 0 in inputs.shape:
+            raise ValueError(
+                f"inputs must be batch first, shape (batch, length, ...), got {tuple(inputs.shape)}"
+            )
+        yield inputs
+        return
+    if isinstance(inputs, Mapping):
+        yield from _unpadded(dict(inputs))
+        return
+    if not isinstance(inputs, Sequence) or not len(inputs):
+        raise TypeError(
+            "inputs must be a Tensor, a mapping of keyword arguments, texts, or a sequence of "
+            f"them, got {'nothing' if isinstance(inputs, Sequence) else type(inputs).__name__}"
+        )
+    for one in inputs:
+        if isinstance(one, str):
+            if tokenizer is None:
+                raise TypeError("inputs are texts: pass tokenizer=, or token ids as a Tensor")
+            yield from _unpadded(dict(tokenizer(one, return_tensors="pt")))
+        elif isinstance(one, Tensor):
+            yield one.unsqueeze(0) if one.ndim == 1 else one
+        elif isinstance(one, Mapping):
+            yield from _unpadded(dict(one))
+        else:
+            raise TypeError(
+                f"inputs hold a {type(one).__name__}: wanted Tensors, mappings or texts"
+            )
+
+
+def _unpadded(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of a padded batch one by one, cut to their real tokens; other batches as they are."""
+    for name in ("attention_mask", "padding_mask"):
+        mask = arguments.get(name)
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask.bool().all()):
+            continue
+        for row, real in enumerate(mask.bool()):
+            if not bool(real.any()):
+                raise ValueError(f"{name} hides every token of row {row}")
+            yield {
+                key: value[row : row + 1][:, real]
+                if isinstance(value, Tensor) and value.shape[:2] == mask.shape
+                else value
+                for key, value in arguments.items()
+                if key != name
+            }
+        return
+    yield arguments
+
+
+def _gather_model(
+    gathered: _Gathered,
+    model: nn.Module,
+    arguments: dict[str, Any] | Tensor,
+    layers: Sequence[int | str] | int | None,
+    recent: int,
+    norms: bool,
+) -> None:
+    names = SINK_STATISTICS + (("value_norm",) if norms else ())
+    keep = "projections" if gathered.map_size else "statistics"
+    hidden: list[dict[str, np.ndarray]] = []
+    with capture(model, layers=layers, statistics=names, keep=keep, recent=recent) as record:
+        with torch.no_grad(), _hidden_states(model, hidden if norms else None):
+            model(arguments) if isinstance(arguments, Tensor) else model(**arguments)
+    ids = arguments if isinstance(arguments, Tensor) else arguments.get("input_ids")
+    first = not gathered.sequences
+    _gather_record(gathered, record)
+    if hidden:
+        gathered.hidden.append(hidden)
+    single = first and isinstance(ids, Tensor) and ids.ndim == 2 and len(ids) == 1
+    gathered.single_ids = ids[0] if single and not ids.is_floating_point() else None
+
+
+def _gather_record(gathered: _Gathered, record: Record) -> None:
+    if not record.calls:
+        raise ValueError(
+            "record is empty: no attention call was seen. Run the model inside the with block"
+        )
+    for call in record.calls:
+        if call.rows is None or call.incoming is None:
+            raise ValueError(f"record must hold {', '.join(SINK_STATISTICS)}")
+        missing = [
+            name
+            for name in SINK_STATISTICS
+            if name != "incoming_mass" and getattr(call.rows, name) is None
+        ]
+        if missing:
+            raise ValueError(f"record lacks {', '.join(missing)}; capture it with the defaults")
+        if call.rows.keys[:1] != (0,):
+            raise ValueError(f"record must hold the mass of key 0 first, got {call.rows.keys}")
+        if call.shape[2] != call.shape[3]:
+            raise ValueError(
+                f"layer {call.name}: {call.shape[2]} queries over {call.shape[3]} keys; sinks need "
+                "whole sequences (no cached decoding, no cross-attention)"
+            )
+        _gather_call(gathered, call)
+
+
+def _gather_call(gathered: _Gathered, call: CapturedCall) -> None:
+    layer, rows = call.layer, call.rows
+    length = call.shape[2]
+    mask = torch.ones(call.shape[0], length, dtype=torch.bool)
+    if call.query_mask is not None:
+        mask = call.query_mask.cpu().expand(call.shape[0], -1)
+        if not bool(mask[:, 0].all()):
+            raise ValueError(
+                f"layer {call.name}: padded on the left, so key 0 is no token; pass the model and "
+                "inputs with their attention_mask instead of a record, or pad on the right"
+            )
+    prior_first = _prior_on_first(call)
+    observers = call.incoming.observers.expand(call.shape[0], -1, -1)
+    for b in range(call.shape[0]):
+        real = mask[b]
+        seen = rows.visible[b if len(rows.visible) > 1 else 0].amax(0)
+        take = real.to(rows.visible.device)
+        importance = call.incoming.importance[b][:, take]
+        norm = None
+        if call.value_norm is not None:
+            norm = _numpy(call.value_norm[b].mean(0)[take])
+        gathered.sequences.setdefault(layer, []).append(
+            _Sequence(
+                importance=_numpy(importance),
+                observers=_numpy(observers[b].amax(0)[take]),
+                first=_numpy(rows.key_mass[b, :, take, 0]),
+                largest=_numpy(rows.largest_weight[b][:, take]),
+                recent=_numpy(rows.recent_mass[b][:, take]),
+                column=_numpy(rows.sink_mass[b][:, take]),
+                entropy=_numpy(rows.entropy[b][:, take]),
+                content_range=_numpy(rows.content_range[b][:, take]),
+                prior_first=_numpy(prior_first[b][:, take]),
+                counted=_numpy(seen[take] >= 2),
+                value_norm=norm,
+            )
+        )
+        gathered.shortest = min(gathered.shortest, int(real.sum()))
+        if gathered.map_size:
+            gathered.maps.setdefault(layer, []).append(_map(call, b, gathered.map_size))
+    gathered.causal[layer] = call.causal
+    gathered.explicit[layer] = call.prior is not None and not isinstance(call.prior, UniformPrior)
+    gathered.margins[layer] = _margin(call)
+    if call.additive:
+        gathered.note("a bias was added to the logits; it counts as prior")
+
+
+def _prior_on_first(call: CapturedCall) -> Tensor:
+    """Prior mass on key 0 for each query: log pi_i0 = K_i0 - log Z_i, from the row statistics."""
+    rows = call.rows
+    partition = rows.kl_to_prior - rows.expected_score + rows.log_normaliser
+    own = torch.zeros_like(partition)
+    if call.additive:
+        return torch.full_like(own, math.nan)
+    if call.prior is not None:
+        values = call.prior.log_prior(call.query_pos, call.key_pos[:1]).detach()[..., 0]
+        own = values.repeat_interleave(call.shape[1] // len(values), dim=0).to(partition)
+    return (own - partition).exp().clamp(max=1.0)
+
+
+def _margin(call: CapturedCall) -> np.ndarray:
+    """Lead of the prior's first key over every other key, at the last query, shape (heads,)."""
+    heads = call.shape[1]
+    if call.prior is None or call.additive or call.shape[3] < 2:
+        return np.full(heads, np.nan)
+    values = call.prior.log_prior(call.query_pos[-1:], call.key_pos).detach()[:, 0].double()
+    lead = values[:, 0] - values[:, 1:].amax(-1)
+    return _numpy(lead.repeat_interleave(heads // len(lead)))
+
+
+def _map(call: CapturedCall, batch: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits, weights and allowed pairs of the first tokens, (heads, size, size)."""
+    if call.call is None:
+        raise ValueError("maps needs a record captured with keep='projections'")
+    problem = problem_of(call.call)
+    size = min(size, call.shape[2])
+    window = slice(0, size)
+    logits, weights = [], []
+    prior = 0.0
+    if call.prior is not None:
+        values = call.prior.log_prior(call.query_pos[window], call.key_pos[window]).detach()
+        prior = values.double().repeat_interleave(call.shape[1] // len(values), dim=0)
+    for head in range(call.shape[1]):
+        dense = dense_window(problem, batch=batch, head=head, queries=window, keys=window)
+        own = dense.scores + (prior[head] if call.prior is not None else 0.0)
+        if call.call.bias is not None:
+            bias = call.call.bias[batch if len(call.call.bias) > 1 else 0]
+            own = own + bias[head if len(bias) > 1 else 0][window, window].double()
+        logits.append(torch.where(dense.allowed, own, math.nan))
+        weights.append(torch.where(dense.allowed, dense.weights, math.nan))
+    return _numpy(torch.stack(logits)), _numpy(torch.stack(weights)), _numpy(dense.allowed)
+
+
+@contextmanager
+def _hidden_states(model: nn.Module, found: list[dict[str, np.ndarray]] | None) -> Iterator[None]:
+    """Norms and large activations of what each block with attention returns."""
+    if found is None:
+        yield
+        return
+    handles = []
+    try:
+        for block in _attention_blocks(model):
+            handles.append(
+                block.register_forward_hook(
+                    lambda _module, _arguments, out: found.append(_states(out))
+                )
+            )
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _attention_blocks(model: nn.Module) -> list[nn.Module]:
+    modules = dict(model.named_modules())
+    blocks: dict[str, nn.Module] = {}
+    for path in find_attention(model):
+        parts = path.split(".")
+        for depth in range(len(parts), 0, -1):
+            parent = ".".join(parts[: depth - 1])
+            if isinstance(modules.get(parent), nn.ModuleList):
+                own = ".".join(parts[:depth])
+                blocks.setdefault(own, modules[own])
+                break
+    if not blocks:
+        raise ValueError("norms needs blocks in a ModuleList, and this model has none")
+    return list(blocks.values())
+
+
+def _states(out: Any) -> dict[str, np.ndarray]:
+    hidden = out[0] if isinstance(out, tuple | list) else out
+    if hidden.ndim != 3:
+        raise ValueError(
+            f"norms needs block outputs of shape (batch, length, size), got {tuple(hidden.shape)}"
+        )
+    size = hidden.detach().float().abs()
+    median = size.flatten(1).median(-1).values
+    bound = torch.clamp(MASSIVE[1] * median, min=MASSIVE[0])
+    return {
+        "norm": _numpy(torch.linalg.vector_norm(size, dim=-1)),
+        "largest": _numpy(size.amax(-1)),
+        "median": _numpy(median),
+        "massive": _numpy((size > bound[:, None, None]).sum(-1)),
+    }
+
+
+def _texts(tokenizer: Any, ids: Tensor) -> list[str] | None:
+    if not hasattr(tokenizer, "convert_ids_to_tokens"):
+        return None
+    return [str(token) for token in tokenizer.convert_ids_to_tokens(ids.tolist())]
+
+
+# From sequences to a profile ----------------------------------------------------------------
+
+
+def _profile(
+    gathered: _Gathered,
+    names: tuple[str, ...],
+    *,
+    name: str,
+    threshold: float,
+    min_observers: int,
+    recent: int,
+    tokens: Sequence[str] | None,
+    resamples: int,
+    seed: int,
+) -> xr.Dataset:
+    layers = sorted(gathered.sequences)
+    inputs = {len(found) for found in gathered.sequences.values()}
+    if len(inputs) > 1:
+        raise ValueError(f"every layer must be called equally often, got {sorted(inputs)} inputs")
+    count = inputs.pop()
+    length = max(s.importance.shape[1] for s in gathered.sequences[layers[0]])
+    heads = max(found[0].importance.shape[0] for found in gathered.sequences.values())
+    shape = (len(layers), heads)
+    if tokens is not None and len(tokens) != length:
+        raise ValueError(f"tokens must hold {length} texts, one for each key, got {len(tokens)}")
+    weights = _resample(count, resamples, seed)
+    out: dict[str, np.ndarray] = {
+        key: np.full((*shape, length), np.nan, np.float32)
+        for key in ("importance", "importance_low", "importance_high")
+    }
+    out["present"] = np.zeros(shape, dtype=bool)
+    out["observers"] = np.zeros((len(layers), length), np.int64)
+    first = np.full((count, *shape), np.nan, np.float32)
+    anywhere = np.full((count, *shape), np.nan, np.float32)
+    for key in _MEANS:
+        out[key] = np.full(shape, np.nan)
+    for key in ("margin", "protected_length", "prior_first_low", "prior_first_high"):
+        out[key] = np.full(shape, np.nan)
+    edges = _range_edges(gathered)
+    signal = _empty_signal(shape)
+    for at, layer in enumerate(layers):
+        found = gathered.sequences[layer]
+        own = found[0].importance.shape[0]
+        place = (at, slice(0, own))
+        out["present"][place] = True
+        stacked = np.full((count, own, length), np.nan, np.float32)
+        for i, one in enumerate(found):
+            stacked[i, :, : one.importance.shape[1]] = np.where(
+                one.observers >= min_observers, one.importance, np.nan
+            )
+            out["observers"][at, : len(one.observers)] += one.observers
+        out["importance"][place] = _nanmean(stacked)
+        if count > 1:
+            low, high = _interval(stacked.reshape(count, -1), weights)
+            out["importance_low"][place] = low.reshape(own, length)
+            out["importance_high"][place] = high.reshape(own, length)
+        first[:, at, :own] = stacked[..., 0]
+        anywhere[:, at, :own] = np.where(np.isnan(stacked), -1.0, stacked).max(-1)
+        for key, attribute in _MEANS.items():
+            each = [np.nanmean(getattr(one, attribute), axis=-1) for one in found]
+            out[key][place] = np.mean(each, axis=0)
+        out["margin"][place] = gathered.margins[layer]
+        out["protected_length"][place] = protected_length(gathered.margins[layer])
+        _add_signal(signal, place, found, edges)
+        mass = np.concatenate([one.prior_first[:, one.counted] for one in found], axis=1)
+        if mass.shape[1] and np.isfinite(mass).any():
+            out["prior_first_low"][place] = np.nanmin(mass, axis=1)
+            out["prior_first_high"][place] = np.nanmax(mass, axis=1)
+    out.update(_finish_signal(signal))
+    out.update(_rates(first, anywhere, weights))
+    out["first_importance"] = first
+    out["layer_name"] = np.array([names[layer] for layer in layers])
+    out["range_stop"], out["mass_stop"] = edges[1:], np.linspace(0, 1, _MASS_BINS + 1)[1:]
+    coords: dict[str, Any] = {
+        "layer": np.array(layers),
+        "head": np.arange(heads),
+        "key": np.arange(length),
+        "input": np.arange(count),
+        "threshold": _THRESHOLDS,
+        "range_bin": edges[:-1],
+        "mass_bin": np.linspace(0, 1, _MASS_BINS + 1)[:-1],
+    }
+    if tokens is not None:
+        out["token"] = np.array([str(token) for token in tokens], dtype=object).astype(str)
+    if gathered.maps:
+        out.update(_mean_maps(gathered, layers, heads, coords))
+    out.update(_mean_norms(gathered, layers, length, coords))
+    causal = all(gathered.causal.values())
+    return make_result(
+        SINK_PROFILE,
+        out,
+        coords=coords,
+        attrs={
+            "source": name,
+            "n_inputs": count,
+            "length": length,
+            "length_min": gathered.shortest,
+            "threshold": threshold,
+            "min_observers": min_observers,
+            "recent": recent,
+            "first_key": 0,
+            "causal": int(causal),
+            "confidence": 0.95,
+            "n_queries": int(sum(one.first.shape[1] for one in gathered.sequences[layers[0]])),
+            "prior": "learned" if any(gathered.explicit.values()) else "uniform",
+            "notes": " | ".join(gathered.notes),
+        },
+    )
+
+
+_MEANS = {
+    "first_mass": "first",
+    "largest_mass": "largest",
+    "recent_mass": "recent",
+    "sink_column_mass": "column",
+    "entropy": "entropy",
+    "content_range": "content_range",
+}
+
+
+def _rates(first: np.ndarray, anywhere: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    present = ~np.isnan(anywhere)
+    # A NaN importance is no sink: comparisons with it are False, and absent heads count nowhere.
+    with np.errstate(invalid="ignore"):
+        above = first[..., None] > _THRESHOLDS
+        any_above = anywhere[..., None] > _THRESHOLDS
+    absent = ~present.all(0)
+    rate, any_rate = above.mean(0), any_above.mean(0)
+    rate[absent], any_rate[absent] = np.nan, np.nan
+    by_input = above.sum((1, 2)) / present.sum((1, 2))[:, None]
+    low, high = np.full((2, len(_THRESHOLDS)), np.nan)
+    if len(first) > 1:
+        low, high = _interval(by_input, weights)
+    return {
+        "sink_rate": rate,
+        "any_sink_rate": any_rate,
+        "model_sink_rate": by_input.mean(0),
+        "model_sink_rate_low": low,
+        "model_sink_rate_high": high,
+    }
+
+
+def _resample(count: int, resamples: int, seed: int) -> np.ndarray:
+    """Bootstrap weights over inputs, shape (resamples, count), rows sum to 1."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+
+
+def _interval(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % percentile bootstrap of the mean over axis 0; NaN inputs are left out of each mean."""
+    low, high = np.empty((2, values.shape[1]))
+    for a in range(0, values.shape[1], _CHUNK):
+        part = values[:, a : a + _CHUNK].astype(np.float64)
+        valid = ~np.isnan(part)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = (weights @ np.where(valid, part, 0.0)) / (weights @ valid)
+        never = ~valid.any(0)
+        means[:, never] = 0.0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            low[a : a + _CHUNK], high[a : a + _CHUNK] = np.nanquantile(
+                means, [0.025, 0.975], axis=0
+            )
+        low[a : a + _CHUNK][never] = high[a : a + _CHUNK][never] = np.nan
+    return low, high
+
+
+def _nanmean(values: np.ndarray) -> np.ndarray:
+    valid = ~np.isnan(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(valid, values, 0.0).sum(0) / valid.sum(0)
+
+
+def _range_edges(gathered: _Gathered) -> np.ndarray:
+    largest = max(
+        (
+            float(np.nanmax(one.content_range[:, one.counted]))
+            for found in gathered.sequences.values()
+            for one in found
+            if one.counted.any()
+        ),
+        default=1.0,
+    )
+    largest = largest if largest > 0 else 1.0
+    return np.linspace(0.0, largest * (1 + 1e-9), _RANGE_BINS + 1)
+
+
+def _empty_signal(shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    return {
+        "count": np.zeros((*shape, _RANGE_BINS, _MASS_BINS), np.int64),
+        **{key: np.zeros((*shape, _RANGE_BINS)) for key in ("first", "largest", "recent")},
+    }
+
+
+def _add_signal(
+    signal: dict[str, np.ndarray],
+    place: tuple[int, slice],
+    found: list[_Sequence],
+    edges: np.ndarray,
+) -> None:
+    layer = place[0]
+    for one in found:
+        counted = one.counted
+        for head in range(one.first.shape[0]):
+            x, y = one.content_range[head, counted], one.first[head, counted]
+            column = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, _RANGE_BINS - 1)
+            row = np.clip((y * _MASS_BINS).astype(int), 0, _MASS_BINS - 1)
+            np.add.at(signal["count"][layer, head], (column, row), 1)
+            for key in ("first", "largest", "recent"):
+                np.add.at(signal[key][layer, head], column, getattr(one, key)[head, counted])
+
+
+def _finish_signal(signal: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    total = signal["count"].sum(-1)
+    out = {"signal_count": signal["count"]}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for key in ("first", "largest", "recent"):
+            out[f"signal_{key}_mass"] = signal[key] / total
+    return out
+
+
+def _mean_maps(
+    gathered: _Gathered, layers: list[int], heads: int, coords: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    size = min(weights.shape[-1] for found in gathered.maps.values() for _, weights, _ in found)
+    shape = (len(layers), heads, size, size)
+    out = {
+        "map_logits": np.full(shape, np.nan),
+        "map_probability": np.full(shape, np.nan),
+        "map_allowed": np.zeros((len(layers), size, size), dtype=bool),
+    }
+    for at, layer in enumerate(layers):
+        for place, key in enumerate(("map_logits", "map_probability")):
+            cut = [entry[place][:, :size, :size] for entry in gathered.maps[layer]]
+            out[key][at, : len(cut[0])] = _nanmean(np.stack(cut))
+        out["map_allowed"][at] = np.any(
+            [entry[2][:size, :size] for entry in gathered.maps[layer]], axis=0
+        )
+    coords["map_query"] = coords["map_key"] = np.arange(size)
+    return out
+
+
+def _mean_norms(
+    gathered: _Gathered, layers: list[int], length: int, coords: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    out: dict[str, np.ndarray] = {}
+    if all(one.value_norm is not None for found in gathered.sequences.values() for one in found):
+        norm = np.full((len(layers), length), np.nan)
+        for at, layer in enumerate(layers):
+            norm[at] = _over_keys([one.value_norm for one in gathered.sequences[layer]], length)
+        out["value_norm"] = norm
+    if not gathered.hidden:
+        return out
+    states = len(gathered.hidden[0])
+    for key, name in (
+        ("norm", "hidden_norm"),
+        ("largest", "hidden_largest"),
+        ("massive", "massive"),
+    ):
+        out[name] = np.stack(
+            [
+                _over_keys([row for one in gathered.hidden for row in one[s][key]], length)
+                for s in range(states)
+            ]
+        )
+    out["hidden_median"] = np.array(
+        [np.mean([one[s]["median"].mean() for one in gathered.hidden]) for s in range(states)]
+    )
+    coords["state"] = np.arange(states)
+    return out
+
+
+def _over_keys(rows: list[np.ndarray], length: int) -> np.ndarray:
+    padded = np.full((len(rows), length), np.nan)
+    for at, row in enumerate(rows):
+        padded[at, : len(row)] = row
+    return _nanmean(padded)
+
+
+def _rank_correlation(counts: np.ndarray) -> float:
+    """Spearman's correlation of a two-way table of counts; ties share their mean rank."""
+    total = counts.sum()
+    if total < 2:
+        return math.nan
+    ranks, spreads = [], []
+    for axis in (0, 1):
+        margin = counts.sum(1 - axis)
+        rank = np.cumsum(margin) - margin / 2 - total / 2
+        ranks.append(rank)
+        spreads.append(math.sqrt(float((margin * rank**2).sum())))
+    if min(spreads) == 0:
+        return math.nan
+    return float(ranks[0] @ counts @ ranks[1] / (spreads[0] * spreads[1]))
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
