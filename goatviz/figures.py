@@ -8,11 +8,14 @@ from typing import Any
 import xarray as xr
 from torch import Tensor, nn
 
+from goatviz.adapters.capture import Record
 from goatviz.analysis.plan import plan_slice
 from goatviz.analysis.prior import prior_profile, prior_sources
+from goatviz.analysis.sinks import sink_profile
 from goatviz.plots.figure import Figure
 from goatviz.plots.plan import draw_plan
 from goatviz.plots.prior import MAX_CHOICES, PRIOR_KINDS, draw_prior
+from goatviz.plots.sinks import SINK_KINDS, draw_sinks
 from goatviz.priors.base import Prior
 from goatviz.training.checkpoint import Checkpoint
 from goatviz.transport.rows import TransportPlan
@@ -125,6 +128,67 @@ def plot_plan(
     if isinstance(source, Checkpoint):
         source = source.model
     return draw_plan(plan_slice(source, inputs, **slice_options))
+
+
+def plot_sinks(
+    source: nn.Module | Checkpoint | Record | xr.Dataset,
+    inputs: Any = None,
+    *,
+    kind: str = "overview",
+    threshold: float | None = None,
+    **profile: Any,
+) -> Figure:
+    """Draw where a model's attention sinks are, how strong, and when they act.
+
+    Parameters
+    ----------
+    source : nn.Module, Checkpoint, Record or xarray.Dataset
+        A model that `goatviz.capture` can watch (goatviz, goat-attention, torch.nn or Hugging
+        Face), with `inputs`; a record of its forward passes; or a sink profile made before.
+    inputs : Tensor, mapping, str, or sequence of them, optional
+        As in `goatviz.sink_profile`.
+    kind : {"overview", "profile", "rate", "signal", "logits", "probabilities"}
+        Layers x heads; importance of every key; sink rate over the threshold; sink mass against
+        content range with the collapse bounds; average maps, of logits or of probabilities.
+    threshold : float, optional
+        epsilon: a key is a sink if its importance exceeds it, strictly; default 0.3, or a
+        finished profile's own.
+    **profile
+        Passed to `goatviz.sink_profile`: min_observers, recent, layers, tokenizer, tokens, ...
+
+    Returns
+    -------
+    Figure
+        One plotly Figure, below 2 MB, whatever the length.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `goatviz.sink_profile`, and for a `kind` that is not there.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from goatviz import load_pretrained
+    >>> ids = torch.randint(32, (4, 64), generator=torch.Generator().manual_seed(0))
+    >>> plot_sinks(load_pretrained("copy-mixture-1-goat"), ids).layout.title.text
+    'Attention sinks'
+    """
+    if kind not in SINK_KINDS:
+        raise ValueError(f"kind must be one of {', '.join(SINK_KINDS)}, got {kind!r}")
+    if isinstance(source, xr.Dataset):
+        given = ["inputs"] if inputs is not None else []
+        given += list(profile)
+        if given:
+            raise TypeError(
+                f"{', '.join(given)} cannot be changed in a finished profile; pass the model"
+            )
+        return draw_sinks(source, kind=kind, threshold=threshold)
+    if kind in ("logits", "probabilities"):
+        profile = {"maps": True, **profile}
+    if threshold is not None:
+        profile["threshold"] = threshold
+    return draw_sinks(sink_profile(source, inputs, **profile), kind=kind)
 
 
 def _detail(pairs: int) -> dict[str, int]:

@@ -79,7 +79,9 @@ PRIOR_PROFILE = Schema(
         "margin_key": Field(_ROW, "tokens", "the top key"),
         "top_mass": Field(_ROW, "probability", "prior mass on the top key"),
         "prior_entropy": Field(_ROW, "nats", "entropy of the prior"),
+        "explained_variance": Field(_HEAD, "1", "share of the logits' variance explained"),
     },
+    optional=frozenset({"explained_variance"}),
 )
 
 PLAN_SLICE = Schema(

@@ -1,9 +1,17 @@
 """Other people's attention modules, read in our words without importing their libraries.
 
 An adapter recognises a module by its class's name and home, reads its parameters, and returns
-goatviz objects. Nothing here changes the module it is given.
+goatviz objects. `capture` watches the attention calls of all of them. Nothing here changes the
+module it is given.
 """
 
+from goatviz.adapters.capture import (
+    CAPTURE_STATISTICS,
+    CapturedCall,
+    Record,
+    capture,
+    find_attention,
+)
 from goatviz.adapters.goat_attention import (
     GoatAttentionRecord,
     convert,
@@ -13,8 +21,13 @@ from goatviz.adapters.goat_attention import (
 )
 
 __all__ = [
+    "CAPTURE_STATISTICS",
+    "CapturedCall",
     "GoatAttentionRecord",
+    "Record",
+    "capture",
     "convert",
+    "find_attention",
     "find_goat_attention",
     "is_goat_attention",
     "read_goat_attention",

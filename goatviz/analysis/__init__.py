@@ -1,8 +1,10 @@
 """Numbers about priors and plans, as results. Nothing here draws.
 
-`prior.prior_profile` takes a learned prior apart, `plan.plan_slice` looks at a window of a plan.
+`prior.prior_profile` takes a learned prior apart, `plan.plan_slice` looks at a window of a plan,
+`sinks.sink_profile` finds attention sinks, `implied.implied_prior` fits the prior inside logits.
 """
 
+from goatviz.analysis.implied import implied_prior
 from goatviz.analysis.plan import plan_slice
 from goatviz.analysis.prior import (
     PriorSource,
@@ -10,5 +12,16 @@ from goatviz.analysis.prior import (
     prior_sources,
     prior_summary,
 )
+from goatviz.analysis.sinks import SINK_STATISTICS, sink_profile, sink_table
 
-__all__ = ["PriorSource", "plan_slice", "prior_profile", "prior_sources", "prior_summary"]
+__all__ = [
+    "SINK_STATISTICS",
+    "PriorSource",
+    "implied_prior",
+    "plan_slice",
+    "prior_profile",
+    "prior_sources",
+    "prior_summary",
+    "sink_profile",
+    "sink_table",
+]

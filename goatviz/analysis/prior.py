@@ -54,15 +54,18 @@ class PriorSource:
 
 
 def prior_sources(
-    source: Prior | nn.Module, *, causal: bool | None = None, length: int | None = None
+    source: Prior | nn.Module | Sequence[PriorSource],
+    *,
+    causal: bool | None = None,
+    length: int | None = None,
 ) -> list[PriorSource]:
     """The explicit priors of anything that has some, in the module tree's order.
 
     Parameters
     ----------
-    source : Prior or nn.Module
-        A prior; a goatviz model or layer; or any module tree with goatviz `Attention` layers or
-        goat-attention's GoatAttention inside.
+    source : Prior, nn.Module or sequence of PriorSource
+        A prior; a goatviz model or layer; any module tree with goatviz `Attention` layers or
+        goat-attention's GoatAttention inside; or sources, returned as they are.
     causal : bool, optional
         Overrides what the layers say; needed where the module does not know (default: causal).
     length : int, optional
@@ -73,6 +76,8 @@ def prior_sources(
     TypeError
         If `source` has no explicit prior; the message says what to do.
     """
+    if isinstance(source, list) and source and all(isinstance(s, PriorSource) for s in source):
+        return source
     if isinstance(source, Prior):
         return [
             PriorSource(

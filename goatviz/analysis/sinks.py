@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from goatviz.adapters.capture import CapturedCall, Record, capture, find_attention, problem_of
+from goatviz.analysis.inputs import forward_calls
 from goatviz.priors.fixed import UniformPrior
 from goatviz.results import SINK_PROFILE, check_result, make_result
 from goatviz.training.checkpoint import Checkpoint
@@ -125,7 +126,7 @@ def sink_profile(
     --------
     >>> import torch
     >>> from goatviz import load_pretrained
-    >>> ids = torch.randint(64, (4, 64), generator=torch.Generator().manual_seed(0))
+    >>> ids = torch.randint(32, (4, 64), generator=torch.Generator().manual_seed(0))
     >>> profile = sink_profile(load_pretrained("copy-mixture-1-goat"), ids)
     >>> profile["sink_rate"].sel(threshold=0.3).values.shape
     (1, 2)
@@ -155,11 +156,9 @@ def sink_profile(
             raise TypeError(
                 f"source must be a model, a Checkpoint or a Record, got {type(source).__name__}"
             )
-        if inputs is None:
-            raise TypeError("inputs must be given with a model: what it is called with")
         name = type(source).__name__ if name == "model" else name
         names = tuple(find_attention(source))
-        for arguments in _calls(inputs, tokenizer):
+        for arguments in forward_calls(inputs, tokenizer):
             _gather_model(gathered, source, arguments, layers, recent, norms)
         if tokens is None and tokenizer is not None and gathered.single_ids is not None:
             tokens = _texts(tokenizer, gathered.single_ids)
@@ -201,7 +200,7 @@ def sink_table(profile: xr.Dataset) -> xr.Dataset:
     --------
     >>> import torch
     >>> from goatviz import load_pretrained
-    >>> ids = torch.randint(64, (4, 64), generator=torch.Generator().manual_seed(0))
+    >>> ids = torch.randint(32, (4, 64), generator=torch.Generator().manual_seed(0))
     >>> table = sink_table(sink_profile(load_pretrained("copy-mixture-1-goat"), ids))
     >>> bool(table["first_mass"].max() > 0.5)
     True
@@ -261,60 +260,6 @@ class _Gathered:
     def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
-
-
-def _calls(inputs: Any, tokenizer: Any) -> Iterator[dict[str, Any] | Tensor]:
-    """The arguments of each forward pass: tensors, or keyword arguments, free of padding."""
-    if isinstance(inputs, str):
-        inputs = [inputs]
-    if isinstance(inputs, Tensor):
-        if inputs.ndim < 2 or 0 in inputs.shape:
-            raise ValueError(
-                f"inputs must be batch first, shape (batch, length, ...), got {tuple(inputs.shape)}"
-            )
-        yield inputs
-        return
-    if isinstance(inputs, Mapping):
-        yield from _unpadded(dict(inputs))
-        return
-    if not isinstance(inputs, Sequence) or not len(inputs):
-        raise TypeError(
-            "inputs must be a Tensor, a mapping of keyword arguments, texts, or a sequence of "
-            f"them, got {'nothing' if isinstance(inputs, Sequence) else type(inputs).__name__}"
-        )
-    for one in inputs:
-        if isinstance(one, str):
-            if tokenizer is None:
-                raise TypeError("inputs are texts: pass tokenizer=, or token ids as a Tensor")
-            yield from _unpadded(dict(tokenizer(one, return_tensors="pt")))
-        elif isinstance(one, Tensor):
-            yield one.unsqueeze(0) if one.ndim == 1 else one
-        elif isinstance(one, Mapping):
-            yield from _unpadded(dict(one))
-        else:
-            raise TypeError(
-                f"inputs hold a {type(one).__name__}: wanted Tensors, mappings or texts"
-            )
-
-
-def _unpadded(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Rows of a padded batch one by one, cut to their real tokens; other batches as they are."""
-    for name in ("attention_mask", "padding_mask"):
-        mask = arguments.get(name)
-        if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask.bool().all()):
-            continue
-        for row, real in enumerate(mask.bool()):
-            if not bool(real.any()):
-                raise ValueError(f"{name} hides every token of row {row}")
-            yield {
-                key: value[row : row + 1][:, real]
-                if isinstance(value, Tensor) and value.shape[:2] == mask.shape
-                else value
-                for key, value in arguments.items()
-                if key != name
-            }
-        return
-    yield arguments
 
 
 def _gather_model(
@@ -578,7 +523,10 @@ def _profile(
             each = [np.nanmean(getattr(one, attribute), axis=-1) for one in found]
             out[key][place] = np.mean(each, axis=0)
         out["margin"][place] = gathered.margins[layer]
-        out["protected_length"][place] = protected_length(gathered.margins[layer])
+        known = ~np.isnan(gathered.margins[layer])
+        lengths = np.full(own, np.nan)
+        lengths[known] = protected_length(gathered.margins[layer][known])
+        out["protected_length"][place] = lengths
         _add_signal(signal, place, found, edges)
         mass = np.concatenate([one.prior_first[:, one.counted] for one in found], axis=1)
         if mass.shape[1] and np.isfinite(mass).any():

@@ -8,5 +8,16 @@ from goatviz.plots.figure import CONFIG, Figure, save_html
 from goatviz.plots.losses import draw_losses
 from goatviz.plots.plan import draw_plan
 from goatviz.plots.prior import PRIOR_KINDS, draw_prior
+from goatviz.plots.sinks import SINK_KINDS, draw_sinks
 
-__all__ = ["CONFIG", "PRIOR_KINDS", "Figure", "draw_losses", "draw_plan", "draw_prior", "save_html"]
+__all__ = [
+    "CONFIG",
+    "PRIOR_KINDS",
+    "SINK_KINDS",
+    "Figure",
+    "draw_losses",
+    "draw_plan",
+    "draw_prior",
+    "draw_sinks",
+    "save_html",
+]

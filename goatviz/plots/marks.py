@@ -185,6 +185,88 @@ def special_cells(
     return marks
 
 
+def frames(
+    x: np.ndarray, y: np.ndarray, where: np.ndarray, *, name: str, color: str, **trace: Any
+) -> go.Scatter:
+    """A frame just inside each chosen cell of a heatmap whose cells are one unit wide."""
+    row, col = np.nonzero(where)
+    around = 0.43 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1], [np.nan, np.nan]])
+    return go.Scatter(
+        x=(x[col][:, None] + around[:, 0]).ravel().astype(np.float32),
+        y=(y[row][:, None] + around[:, 1]).ravel().astype(np.float32),
+        name=name,
+        mode="lines",
+        line={"color": color, "width": 2},
+        hoverinfo="skip",
+        **trace,
+    )
+
+
+def dots(
+    x: np.ndarray, y: np.ndarray, where: np.ndarray, *, name: str, color: str, **trace: Any
+) -> go.Scatter:
+    """A dot in each chosen cell of a heatmap that is too fine for `frames`."""
+    row, col = np.nonzero(where)
+    return go.Scatter(
+        x=compact(x[col]),
+        y=compact(y[row]),
+        name=name,
+        mode="markers",
+        marker={"color": color, "size": 3 if max(where.shape) <= 64 else 1.5},
+        hoverinfo="skip",
+        **trace,
+    )
+
+
+def count_map(
+    x: np.ndarray, y: np.ndarray, counts: np.ndarray, *, most: float, hover: str, **trace: Any
+) -> go.Heatmap:
+    """A heatmap of counts: transparent at 0, then logarithmic up to `most`, exact on hover.
+
+    It is grey and the ground shows through, so that curves of any colour can lie on it.
+    """
+    most = max(most, 2.0)
+    return go.Heatmap(
+        x=compact(x),
+        y=compact(y),
+        z=np.where(counts > 0, counts, np.nan).astype(np.float32),
+        colorscale=[[0.0, _count_color(0.0)]]
+        + [[float(most ** (step - 1.0)), _count_color(step)] for step in _STEPS],
+        zmin=0.0,
+        zmax=most,
+        showscale=False,
+        hovertemplate=hover.replace("{value}", "%{z:,.0f}") + "<extra></extra>",
+        hoverongaps=False,
+        **trace,
+    )
+
+
+def count_bar(most: float, **bar: Any) -> go.Scatter:
+    """The colour bar of every `count_map` up to `most`, in decades."""
+    top = float(np.log10(max(most, 2.0)))
+    decades = np.arange(np.floor(top) + 1)
+    return go.Scatter(
+        x=[None],
+        y=[None],
+        mode="markers",
+        marker={
+            "color": [0.0],
+            "colorscale": [[float(step), _count_color(step)] for step in _STEPS],
+            "cmin": 0.0,
+            "cmax": top,
+            "showscale": True,
+            "colorbar": {
+                "tickvals": decades,
+                "ticktext": [f"{10.0**decade:,.0f}" for decade in decades],
+                **bar,
+            },
+        },
+        showlegend=False,
+        hoverinfo="skip",
+        name="count bar",
+    )
+
+
 def legend_square(name: str, color: str) -> go.Scatter:
     """A legend entry for cells of one colour, without data of its own."""
     return go.Scatter(
@@ -233,3 +315,7 @@ def translucent(color: str, alpha: float) -> str:
     """A hex colour with an opacity."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
+
+
+def _count_color(step: float) -> str:
+    return f"rgba(128,128,128,{0.1 + 0.65 * float(step):.3f})"

@@ -119,7 +119,7 @@ def _draw_decomposition(profile: xr.Dataset, pairs: list[_Pair]) -> Figure:
         ]
 
     figure.add_trace(marks.probability_bar(x=1.01, **place), row=2, col=2)
-    _add_choices(figure, pairs, traces, "Learned prior")
+    _add_choices(figure, pairs, traces, profile.attrs.get("title", "Learned prior"))
     figure.update_xaxes(title_text="key j [tokens]", tickformat=",d", row=1, col=1)
     figure.update_yaxes(title_text="u(j) [nats]", row=1, col=1)
     figure.update_xaxes(title_text="lag = query − key [tokens]", tickformat=",d", row=1, col=2)
@@ -565,6 +565,13 @@ def _captions(
         if bin_width > 1:
             note += "; in each key bin K is averaged and mass is summed"
         lines.append(note)
-    if attrs.get("notes"):
+    if "explained_variance" in profile.variables:
+        share = profile["explained_variance"].values
+        lines.append(
+            "of the logits' variance in each row this explains "
+            f"{np.nanmin(share):.1%} to {np.nanmax(share):.1%}, head by head"
+        )
+        lines.append(style.escape(attrs["notes"]))
+    elif attrs.get("notes"):
         lines.append(f"⚠ {style.escape(attrs['notes'])}")
     figure.add_annotation(marks.caption("<br>".join(lines), yshift=yshift))

@@ -9,10 +9,13 @@ from goatviz.priors.base import Lanes, Prior, ScaledPrior, SumPrior, as_position
 from goatviz.priors.fixed import ALiBiPrior, BucketPrior, UniformPrior, alibi_slopes
 from goatviz.priors.sink import RecencyPrior, SinkPrior
 from goatviz.priors.spectral import SpectralPrior
+from goatviz.priors.table import KeyTablePrior, LagTablePrior
 
 __all__ = [
     "ALiBiPrior",
     "BucketPrior",
+    "KeyTablePrior",
+    "LagTablePrior",
     "Lanes",
     "Prior",
     "RecencyPrior",

@@ -1,0 +1,79 @@
+"""What users hand to a model, as a sequence of forward passes without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+def forward_calls(inputs: Any, tokenizer: Any = None) -> Iterator[dict[str, Any] | Tensor]:
+    """The arguments of each forward pass: tensors, or keyword arguments, free of padding.
+
+    Parameters
+    ----------
+    inputs : Tensor, mapping, str, or sequence of them
+        Batch first; padded rows of a mapping with an attention_mask come one by one, cut.
+    tokenizer : callable, optional
+        For texts: tokenizer(text, return_tensors="pt").
+
+    Raises
+    ------
+    TypeError
+        If inputs are missing, texts without a tokenizer, or of another kind.
+    ValueError
+        If a tensor is empty or not batch first, or a mask hides a whole row.
+    """
+    if inputs is None:
+        raise TypeError("inputs must be given with a model: what it is called with")
+    if isinstance(inputs, str):
+        inputs = [inputs]
+    if isinstance(inputs, Tensor):
+        if inputs.ndim < 2 or 0 in inputs.shape:
+            raise ValueError(
+                f"inputs must be batch first, shape (batch, length, ...), got {tuple(inputs.shape)}"
+            )
+        yield inputs
+        return
+    if isinstance(inputs, Mapping):
+        yield from _unpadded(dict(inputs))
+        return
+    if not isinstance(inputs, Sequence) or not len(inputs):
+        raise TypeError(
+            "inputs must be a Tensor, a mapping of keyword arguments, texts, or a sequence of "
+            f"them, got {'nothing' if isinstance(inputs, Sequence) else type(inputs).__name__}"
+        )
+    for one in inputs:
+        if isinstance(one, str):
+            if tokenizer is None:
+                raise TypeError("inputs are texts: pass tokenizer=, or token ids as a Tensor")
+            yield from _unpadded(dict(tokenizer(one, return_tensors="pt")))
+        elif isinstance(one, Tensor):
+            yield one.unsqueeze(0) if one.ndim == 1 else one
+        elif isinstance(one, Mapping):
+            yield from _unpadded(dict(one))
+        else:
+            raise TypeError(
+                f"inputs hold a {type(one).__name__}: wanted Tensors, mappings or texts"
+            )
+
+
+def _unpadded(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of a padded batch one by one, cut to their real tokens; other batches as they are."""
+    for name in ("attention_mask", "padding_mask"):
+        mask = arguments.get(name)
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask.bool().all()):
+            continue
+        for row, real in enumerate(mask.bool()):
+            if not bool(real.any()):
+                raise ValueError(f"{name} hides every token of row {row}")
+            yield {
+                key: value[row : row + 1][:, real]
+                if isinstance(value, Tensor) and value.shape[:2] == mask.shape
+                else value
+                for key, value in arguments.items()
+                if key != name
+            }
+        return
+    yield arguments
