@@ -27,6 +27,8 @@ _BLOCK_CPU = 2**21
 _BLOCK_ACCELERATOR = 2**26
 # Nats of key-only prior across the rows of a block beyond which float32 is not good for 1e-5.
 _STEEPEST = 128.0
+# Bits of a forbidden pair: exp2 of it is 0, and 0 times it is 0 (0 times -inf would be NaN).
+_FORBIDDEN = -1e30
 _EXPECTATIONS = frozenset({"entropy", "expected_score", "expected_log_prior", "kl_to_prior"})
 _PRIOR_EXPECTATIONS = frozenset({"expected_log_prior", "kl_to_prior"})
 _LAGS = frozenset({"lag_mean", "lag_std"})
@@ -58,14 +60,13 @@ def sweep(
     mass = None
     if query_mass is not None:
         mass = torch.zeros(batch, heads, problem.k.shape[2], dtype=torch.float64, device=device)
-    together = 1 if device.type == "cpu" else heads
-    held = (_BLOCK_CPU if together == 1 else _BLOCK_ACCELERATOR) // together
+    held = _BLOCK_CPU if device.type == "cpu" else _BLOCK_ACCELERATOR
     buffers = _Buffers(device, dtype)
     for b in range(batch):
         entry = _Entry(problem, names, keys, recent, b)
         if len(entry.chosen) == 0:
             continue
-        size, width = entry.block_shape(held)
+        size, width, together = entry.block_shape(held)
         for block in _blocks(entry.start, entry.stop, size, width, device):
             gauge = entry.gauge(block)
             for h in range(0, heads, together):
@@ -244,8 +245,8 @@ class _Entry:
                     _LOG2E * factors.key_bias.double().to(self.device),
                 )
 
-    def block_shape(self, held: int) -> tuple[int, int]:
-        """Rows of a block and columns of a tile, so that about `held` numbers are held."""
+    def block_shape(self, held: int) -> tuple[int, int, int]:
+        """Rows of a block, columns of a tile and heads together: about `held` numbers at once."""
         widest = len(self.chosen) if self.dense is not None else int((self.stop - self.start).max())
         widest = max(widest, 1)
         if widest <= WIDEST_ROW:
@@ -255,7 +256,9 @@ class _Entry:
         if self.dtype == torch.float32 and self.factors is not None and len(self.chosen) > 1:
             step = self.factors[2].diff(dim=-1).abs().median(-1).values.max()
             size = min(size, int(_STEEPEST / max(_LN2 * float(step), 1e-6)))
-        return max(16, size), width
+        size = max(16, size)
+        cells = min(size, len(self.start)) * min(width, widest + size)
+        return size, width, max(1, min(len(self.queries), held // cells))
 
     def seen(self, block: _Block, heads: slice) -> Tensor:
         """Which of the block's queries may use any key, shape (heads or 1, rows)."""
@@ -293,7 +296,7 @@ class _Entry:
             if "content_range" in names:
                 _fill(scores, outside, math.inf)
                 state.low = torch.minimum(state.low, scores.amin(-1))
-            _fill(scores, outside, -math.inf)
+            _fill(scores, outside, _FORBIDDEN)
             prior = self._prior(block, tile, heads, buffers)
             logits = _add(scores, prior, buffers)
             top = high = logits.amax(-1)
@@ -308,7 +311,7 @@ class _Entry:
         for tile in block.tiles:
             if len(block.tiles) > 1:
                 scores, outside = self._scores(block, tile, heads, buffers)
-                _fill(scores, outside, -math.inf)
+                _fill(scores, outside, _FORBIDDEN)
                 prior = self._prior(block, tile, heads, buffers)
                 logits = _add(scores, prior, buffers).sub_(state.base.unsqueeze(-1))
                 torch.exp2(logits, out=buffers.take("weights", logits.shape))
@@ -318,24 +321,22 @@ class _Entry:
                 part = torch.bmm(a.unsqueeze(1), weights).squeeze(1).double()
                 received.append((tile.columns, part))
             if names & _EXPECTATIONS:
-                _fill(logits, outside, 0.0)
-                sums.below += torch.linalg.vecdot(weights, logits)
+                sums.below += _dot(weights, logits, buffers)
                 if prior is not None:
-                    _fill(scores, outside, 0.0)
-                    sums.score += torch.linalg.vecdot(weights, scores)
+                    sums.score += _dot(weights, scores, buffers)
             for at in self.places:
                 if tile.columns.start <= at < tile.columns.stop:
                     sums.keys[at] = weights[..., at - tile.columns.start].clone()
             if "recent_mass" in names:
                 sums.recent += self._recent(block, tile, weights)
             if prior is not None and names & _PRIOR_EXPECTATIONS:
-                self._sum_prior(sums, prior, weights, outside)
+                self._sum_prior(sums, block, tile, heads, prior, weights, outside, buffers)
             if index is not None:
                 held = buffers.take("scores", weights.shape)
                 distance = torch.sub(index[tile.columns], guess.unsqueeze(-1), out=held)
                 moved = weights.mul_(distance)
                 sums.moved += moved.sum(-1)
-                sums.square += torch.linalg.vecdot(moved, distance)
+                sums.square += _dot(moved, distance, buffers)
         values = self._values(block, heads, gauge, state, normal, sums, guess)
         return {name: values[name] for name in values if name in names}, received
 
@@ -413,10 +414,14 @@ class _Entry:
     ) -> tuple[Tensor, list[tuple[slice, Tensor]]]:
         """Content scores of a tile in bits, (heads, rows, columns), and its forbidden pairs."""
         queries = self.queries[heads, block.rows]
-        if len(queries) == 1:
-            keys = self.keys[heads.start // self.group, tile.columns].unsqueeze(0)
+        if self.group == 1:
+            keys = self.keys[heads, tile.columns]
         else:
-            keys = self.keys[:, tile.columns].repeat_interleave(self.group, dim=0)
+            which = torch.arange(heads.start, heads.start + len(queries)) // self.group
+            first, last = int(which[0]), int(which[-1])
+            keys = self.keys[first : last + 1, tile.columns]
+            if len(which) > 1:
+                keys = keys[which - first]
         held = buffers.take("scores", (len(queries), queries.shape[1], keys.shape[1]))
         scores = torch.bmm(queries, keys.mT, out=held)
         if self.problem.softcap is not None:
@@ -433,10 +438,8 @@ class _Entry:
         problem, out = self.problem, None
         which = torch.arange(problem.q.shape[1])[heads] // self.prior_group
         if self.factors is not None:
-            query, key, bias = self.factors
-            middle = self._middle(block)
-            bias = bias[which, tile.columns] - bias[which, middle : middle + 1]
-            out = bias.to(self.dtype).unsqueeze(1)
+            query, key, _ = self.factors
+            out = self._bias(block, tile, which)
             if query.shape[-1]:
                 phi, psi = query[which, block.rows], key[which, tile.columns]
                 held = buffers.take("prior", (len(phi), phi.shape[1], psi.shape[1]))
@@ -459,21 +462,43 @@ class _Entry:
         return max(int(block.stop[len(block.stop) // 2]) - 1, 0)
 
     def _sum_prior(
-        self, sums: _Sums, prior: Tensor, weights: Tensor, outside: list[tuple[slice, Tensor]]
+        self,
+        sums: _Sums,
+        block: _Block,
+        tile: _Tile,
+        heads: slice,
+        prior: Tensor,
+        weights: Tensor,
+        outside: list[tuple[slice, Tensor]],
+        buffers: _Buffers,
     ) -> None:
         """Add a tile's expected log-prior and its share of the prior's normaliser."""
+        if self.factors is not None and self.problem.bias is None:
+            # <phi_i, sum_j w_ij psi_j>: a thin product in place of a sum over the tile.
+            which = torch.arange(self.problem.q.shape[1])[heads] // self.prior_group
+            query, key, _ = self.factors
+            bias = self._bias(block, tile, which)
+            sums.prior += torch.bmm(weights, bias.mT).squeeze(-1)
+            if query.shape[-1]:
+                averaged = torch.bmm(weights, key[which, tile.columns])
+                sums.prior += (query[which, block.rows] * averaged).sum(-1)
+        else:
+            sums.prior += _dot(weights, prior.expand_as(weights), buffers)
         if prior.shape[1] == 1 and self.dense is None:
-            sums.prior += torch.bmm(weights, prior.expand(len(weights), -1, -1).mT).squeeze(-1)
             part = _shared_normaliser(prior, weights.shape[1], outside)
         else:
             prior = prior.expand_as(weights).clone() if prior.shape != weights.shape else prior
-            _fill(prior, outside, 0.0)
-            sums.prior += torch.linalg.vecdot(weights, prior)
             _fill(prior, outside, -math.inf)
             top = prior.amax(-1, keepdim=True)
             top = torch.where(torch.isneginf(top), 0.0, top)
             part = prior.sub_(top).exp2_().sum(-1).log2() + top.squeeze(-1)
         sums.partition = torch.logaddexp2(sums.partition, part)
+
+    def _bias(self, block: _Block, tile: _Tile, which: Tensor) -> Tensor:
+        """Key-only terms in bits, relative to the block's own key, (heads, 1, columns)."""
+        bias, middle = self.factors[2], self._middle(block)
+        bias = bias[which, tile.columns] - bias[which, middle : middle + 1]
+        return bias.to(self.dtype).unsqueeze(1)
 
     def _recent(self, block: _Block, tile: _Tile, weights: Tensor) -> Tensor | float:
         index = self.problem.query_pos[block.rows, 0].contiguous()
@@ -493,6 +518,11 @@ def _add(scores: Tensor, prior: Tensor | None, buffers: _Buffers) -> Tensor:
     if prior is None:
         return scores
     return torch.add(scores, prior, out=buffers.take("logits", scores.shape))
+
+
+def _dot(a: Tensor, b: Tensor, buffers: _Buffers) -> Tensor:
+    """sum_j a_ij b_ij without a new block of memory."""
+    return torch.mul(a, b, out=buffers.take("product", a.shape)).sum(-1)
 
 
 def _fill(values: Tensor, outside: list[tuple[slice, Tensor]], fill: float) -> None:

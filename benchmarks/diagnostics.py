@@ -1,0 +1,266 @@
+"""What exact diagnostics cost, in units of one attention call: time and peak memory.
+
+Run with ``python benchmarks/diagnostics.py`` (add ``--device cuda`` on a GPU). 64 dimensions a
+head, float32, causal. Repeats are interleaved, so that a busy machine slows all cases alike; times
+are medians. Peak memory is the growth of the resident peak during one call, in a process of its
+own after a small warm-up; on a GPU, the allocator's peak. The dense cases hold heads x length x
+length numbers and run where these fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from goatviz.models import goat_prior
+from goatviz.transport.fused import (
+    CHEAP_STATISTICS,
+    all_of,
+    incoming_mass,
+    make_problem,
+    row_statistics,
+)
+
+HEAD_DIM = 64
+#: The cheap set of the targets: what one fused call and one look at chosen keys yield.
+CHEAP = CHEAP_STATISTICS[:6]
+#: Longest dense plan that is formed: beyond, it takes tens of gigabytes.
+DENSE_LIMIT = 8192
+BLOCK = 256
+HEADER = f"{'length':>7} {'heads':>5}  {'case':<34} {'seconds':>9} {'ratio':>8} {'peak':>10}"
+
+
+def inputs(length: int, heads: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Standard normal q, k, v, shape (1, heads, length, 64)."""
+    generator = torch.Generator().manual_seed(length)
+    return tuple(
+        torch.randn(1, heads, length, HEAD_DIM, generator=generator).to(device) for _ in range(3)
+    )
+
+
+def prior(heads: int, device: str):
+    """A GOAT prior of rank 4 with a gentle recency, seeded."""
+    torch.manual_seed(0)
+    learned = goat_prior(heads, rank=4, sink_rank=4, training_length=2048).requires_grad_(False)
+    for name, parameter in learned.named_parameters():
+        if "raw_slope" in name:
+            torch.nn.init.constant_(parameter, -9.0)
+        else:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return learned.to(device)
+
+
+def dense_plan(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+    """The whole plan, and the cheap set read from it."""
+    length = q.shape[2]
+    scores = q @ k.mT * HEAD_DIM**-0.5
+    scores.masked_fill_(causal(0, length, length, q.device), -torch.inf)
+    lse = scores.logsumexp(-1)
+    weights = scores.softmax(-1)
+    score = (weights * scores.masked_fill(weights == 0, 0.0)).sum(-1)
+    visible = torch.arange(1, length + 1, device=q.device).log()
+    return lse, lse - score, score, visible - lse + score, weights[..., 0], weights.sum(-2)
+
+
+def blockwise_dense(q: Tensor, k: Tensor, *, everything: bool) -> tuple[Tensor, ...]:
+    """The same, 256 queries at a time over the keys that they see: the honest opponent."""
+    length = q.shape[2]
+    incoming = torch.zeros(q.shape[:3], device=q.device)
+    index = torch.arange(length, device=q.device, dtype=q.dtype)
+    rows = []
+    for a in range(0, length, BLOCK):
+        b = min(a + BLOCK, length)
+        scores = q[:, :, a:b] @ k[:, :, :b].mT * HEAD_DIM**-0.5
+        hidden = causal(a, b, b, q.device)
+        content_low = scores.masked_fill(hidden, torch.inf).amin(-1) if everything else None
+        scores.masked_fill_(hidden, -torch.inf)
+        lse = scores.logsumexp(-1)
+        weights = (scores - lse.unsqueeze(-1)).exp()
+        incoming[:, :, :b] += weights.sum(-2)
+        score = (weights * scores.masked_fill(hidden, 0.0)).sum(-1)
+        found = [lse, lse - score, score, index[a:b].add(1).log() - lse + score, weights[..., 0]]
+        if everything:
+            mean = (weights * index[:b]).sum(-1)
+            spread = (weights * (index[:b] - mean.unsqueeze(-1)) ** 2).sum(-1).sqrt()
+            near = (index[a:b, None] - index[:b]) < 128
+            found += [mean, spread, (weights * near).sum(-1), weights.amax(-1)]
+            found.append(scores.amax(-1) - content_low)
+        rows.append(found)
+    return (*(torch.cat(parts, -1) for parts in zip(*rows, strict=True)), incoming)
+
+
+def causal(first: int, last: int, keys: int, device: torch.device) -> Tensor:
+    """True at keys after the query, shape (last - first, keys)."""
+    return torch.arange(keys, device=device) > torch.arange(first, last, device=device)[:, None]
+
+
+def backward_incoming(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Incoming mass as the gradient of the summed outputs with respect to the values."""
+    v = torch.ones_like(v).requires_grad_()
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    (gradient,) = torch.autograd.grad(out[..., 0].sum(), v)
+    return gradient[..., 0]
+
+
+def eager(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """transformers' eager attention, weights returned (output_attentions=True)."""
+    length = q.shape[2]
+    mask = torch.zeros(1, 1, length, length, device=q.device)
+    mask.masked_fill_(causal(0, length, length, q.device), torch.finfo(q.dtype).min)
+    module = SimpleNamespace(num_key_value_groups=1, training=False)
+    return eager_attention_forward(module, q, k, v, mask, scaling=HEAD_DIM**-0.5)[1]
+
+
+def cases(length: int, heads: int, device: str) -> dict[str, Callable[[], object]]:
+    """Everything that is compared at one length."""
+    q, k, v = inputs(length, heads, device)
+    learned = prior(heads, device)
+    found = {
+        "one SDPA forward": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        "cheap set": lambda: row_statistics(q, k, statistics=CHEAP),
+        "cheap set, fused": lambda: row_statistics(q, k, statistics=CHEAP, impl="fused"),
+        "cheap set, GOAT prior": lambda: row_statistics(q, k, prior=learned, statistics=CHEAP),
+        "full set": lambda: row_statistics(q, k),
+        "full set, GOAT prior": lambda: row_statistics(q, k, prior=learned),
+        "incoming mass": lambda: incoming_mass(q, k),
+        "incoming mass, fused": lambda: incoming_mass(q, k, impl="fused"),
+        "incoming mass by backward": lambda: backward_incoming(q, k, v),
+        "full set + incoming mass": lambda: all_of(make_problem(q, k)),
+        "block-wise dense, cheap + incoming": lambda: blockwise_dense(q, k, everything=False),
+        "block-wise dense, full + incoming": lambda: blockwise_dense(q, k, everything=True),
+    }
+    if length <= DENSE_LIMIT:
+        found["dense plan, cheap + incoming"] = lambda: dense_plan(q, k)
+        found["transformers eager, with weights"] = lambda: eager(q, k, v)
+    return found
+
+
+def settle(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def timed(run: Callable[[], object], device: str) -> float:
+    settle(device)
+    start = time.perf_counter()
+    run()
+    settle(device)
+    return time.perf_counter() - start
+
+
+def peak(case: str, length: int, heads: int, device: str) -> float:
+    """MiB that one call adds to the peak, in a process of its own."""
+    own = str(Path(__file__).resolve())
+    place = [str(length), str(heads), device, case]
+    run = subprocess.run(
+        [sys.executable, own, "--peak", *place], capture_output=True, text=True, check=True
+    )
+    return float(run.stdout)
+
+
+def own_peak(length: int, heads: int, device: str, case: str) -> float:
+    if device != "cpu":
+        run = cases(length, heads, device)[case]
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    cases(64, heads, device)[case]()
+    run = cases(length, heads, device)[case]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def measure(
+    length: int, heads: int, repeats: int, device: str, memory: bool
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds and peak MiB of every case; prints the table as it goes."""
+    runs = cases(length, heads, device)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in cases(64, heads, device).values():
+        run()
+    for _ in range(repeats):
+        for name, run in runs.items():
+            times[name].append(timed(run, device))
+    seconds = {name: statistics.median(found) for name, found in times.items()}
+    peaks = {}
+    for name, found in seconds.items():
+        if memory:
+            peaks[name] = peak(name, length, heads, device)
+        text = f"{peaks[name]:6.0f} MiB" if memory else "-"
+        ratio = found / seconds["one SDPA forward"]
+        print(f"{length:>7} {heads:>5}  {name:<34} {found:>9.3f} {ratio:>7.2f}x {text:>10}")
+    sys.stdout.flush()
+    return seconds, peaks
+
+
+def verdicts(length: int, seconds: dict[str, float], peaks: dict[str, float]) -> list[str]:
+    """What the targets say of one length."""
+    unit = seconds["one SDPA forward"]
+    ours, theirs = seconds["full set + incoming mass"], "block-wise dense, full + incoming"
+    checks = [
+        ("cheap set at most 2.5x", seconds["cheap set"] / unit, 2.5),
+        ("full set at most 6x", seconds["full set"] / unit, 6.0),
+        ("full + incoming over block-wise dense, at most 1", ours / seconds[theirs], 1.0),
+    ]
+    if "dense plan, cheap + incoming" in seconds:
+        dense = seconds["dense plan, cheap + incoming"] / seconds["cheap set"]
+        wanted = "target 20 at 8,192" if length == 8192 else "no target here"
+        checks.append((f"cheap set over dense plan, inverse ({wanted})", -dense, -20.0))
+    if peaks and length >= 131_072:
+        most = max(peaks[name] for name in ("cheap set", "full set", "incoming mass")) / 1024
+        checks.append(("peak in GiB below 4", most, 4.0))
+    return [
+        f"  {length:>7}: {what}: {abs(value):.2f} -> {'met' if value <= limit else 'missed'}"
+        for what, value, limit in checks
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lengths", type=int, nargs="*", default=[2048, 8192, 32_768])
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--single-head-lengths", type=int, nargs="*", default=[131_072])
+    parser.add_argument("--repeats", type=int, default=5, help="1 from 32,768 tokens on")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        length, heads, device, case = arguments.peak
+        print(own_peak(int(length), int(heads), device, case))
+        return
+    where = platform.machine() if arguments.device == "cpu" else torch.cuda.get_device_name()
+    print(
+        f"Exact diagnostics, float32, {HEAD_DIM} per head, causal; {where}, "
+        f"{os.cpu_count()} cores, torch {torch.__version__}"
+    )
+    print(HEADER)
+    lines = []
+    sizes = [(n, arguments.heads) for n in arguments.lengths]
+    sizes += [(n, 1) for n in arguments.single_head_lengths]
+    for length, heads in sizes:
+        repeats = 1 if length >= 32_768 else arguments.repeats
+        found = measure(length, heads, repeats, arguments.device, not arguments.no_memory)
+        lines += verdicts(length, *found)
+    print("targets:")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
