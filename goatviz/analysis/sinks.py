@@ -46,7 +46,7 @@ SHORTEST = 16
 #: An activation is massive above this magnitude and this multiple of the median (Sun et al. 2024).
 MASSIVE = (100.0, 1000.0)
 _THRESHOLDS = np.round(np.linspace(0.0, 1.0, 101), 2)
-_RANGE_BINS = 48
+_RANGE_BINS = 240
 _MASS_BINS = 40
 _CHUNK = 4096
 
@@ -653,7 +653,7 @@ def _range_edges(gathered: _Gathered) -> np.ndarray:
 
 def _empty_signal(shape: tuple[int, int]) -> dict[str, np.ndarray]:
     return {
-        "count": np.zeros((*shape, _RANGE_BINS, _MASS_BINS), np.int64),
+        "count": np.zeros((*shape, _RANGE_BINS, _MASS_BINS), np.int32),
         **{key: np.zeros((*shape, _RANGE_BINS)) for key in ("first", "largest", "recent")},
     }
 

@@ -434,8 +434,9 @@ def _draw_signal(view: _View) -> Figure:
         tuple(head for layer, head in view.heads if layer == last),
     )
     choices = [whole, *singles] if len(view.heads) > 1 else singles
-    bins = _range_bins(profile, choices)
-    signals = {choice: _signal(profile, choice, bins) for choice in choices}
+    signals = {
+        choice: _signal(profile, choice, _range_bins(profile, choice)) for choice in choices
+    }
     most = max(signal.count.max(initial=0.0) for signal in signals.values())
     first = "first key" if profile.attrs["first_key"] == 0 else f"key {profile.attrs['first_key']}"
 
@@ -483,8 +484,11 @@ def _draw_signal(view: _View) -> Figure:
                     dash=dash,
                     width=2.5,
                     hover=f"{choice.label}<br>content range %{{x:.3g}}<br>{name} %{{y:.4g}}",
+                    marker={"size": 4, "color": color},
                 )
             )
+            # A bin without neighbours would be a line without length.
+            drawn[-1].mode = "lines+markers"
         return drawn
 
     figure = Figure()
@@ -507,10 +511,7 @@ def _draw_signal(view: _View) -> Figure:
         "Signal and sink",
         note=lambda choice: _margin_text(profile, choice),
     )
-    figure.update_xaxes(
-        title_text="content range of the query [score]",
-        range=[float(bins.edges[0]), float(bins.edges[-1])],
-    )
+    figure.update_xaxes(title_text="content range of the query [score]")
     figure.update_yaxes(title_text="weight [probability]", range=[-0.02, 1.02])
     lines.append(f"grey: queries by content range and by the mass of the {first}")
     if any(np.isfinite(signal.lower).all() for signal in signals.values()):
@@ -727,12 +728,10 @@ class _Signal:
     upper: np.ndarray
 
 
-def _range_bins(profile: xr.Dataset, choices: Sequence[_Choice]) -> _RangeBins:
-    """Range bins up to the last that any entry has queries in."""
-    used = np.zeros(profile.sizes["range_bin"], dtype=bool)
-    for choice in choices:
-        count = profile["signal_count"].values[choice.layer, list(choice.heads)]
-        used |= (np.nan_to_num(count) > 0).any(axis=(0, 2))
+def _range_bins(profile: xr.Dataset, choice: _Choice) -> _RangeBins:
+    """Range bins up to the last that this entry has queries in."""
+    counts = profile["signal_count"].values[choice.layer, list(choice.heads)]
+    used = (np.nan_to_num(counts) > 0).any(axis=(0, 2))
     count = int(used.nonzero()[0].max(initial=0)) + 1
     edges = _edges(profile["range_bin"].values, profile["range_stop"].values)[: count + 1]
     step = -(-count // MAX_BINS)
