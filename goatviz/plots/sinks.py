@@ -434,9 +434,7 @@ def _draw_signal(view: _View) -> Figure:
         tuple(head for layer, head in view.heads if layer == last),
     )
     choices = [whole, *singles] if len(view.heads) > 1 else singles
-    signals = {
-        choice: _signal(profile, choice, _range_bins(profile, choice)) for choice in choices
-    }
+    signals = {choice: _signal(profile, choice, _range_bins(profile, choice)) for choice in choices}
     most = max(signal.count.max(initial=0.0) for signal in signals.values())
     first = "first key" if profile.attrs["first_key"] == 0 else f"key {profile.attrs['first_key']}"
 
