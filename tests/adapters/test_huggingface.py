@@ -1,0 +1,340 @@
+"""Hugging Face models, watched: the right weights, the same bits, and nothing left behind."""
+
+import pytest
+import torch
+import transformers
+from torch.nn.attention.flex_attention import create_block_mask
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from goatviz.adapters.capture import capture
+from goatviz.adapters.huggingface import (
+    _call,
+    _Masks,
+    find_huggingface_attention,
+    unwatchable_huggingface,
+    watch_huggingface,
+)
+
+LENGTH = 12
+COMMON = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+WINDOW = {"sliding_window": 5}
+GPT2 = {
+    "vocab_size": 50,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+T5 = {"vocab_size": 50, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 32,
+    "patch_size": 8,
+}
+GEMMA = {**COMMON, **GROUPED, **WINDOW, "query_pre_attn_scalar": 8}
+MODELS = {
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
+    "llama": ("LlamaForCausalLM", "LlamaConfig", {**COMMON, **GROUPED}),
+    "mistral": ("MistralForCausalLM", "MistralConfig", {**COMMON, **GROUPED, **WINDOW}),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {**COMMON, "num_key_value_heads": 2}),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**COMMON, **GROUPED}),
+    "gemma": ("GemmaForCausalLM", "GemmaConfig", {**COMMON, **GROUPED}),
+    "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", {**GEMMA, "attn_logit_softcapping": 2.0}),
+    "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", GEMMA),
+    "gpt-oss": (
+        "GptOssForCausalLM",
+        "GptOssConfig",
+        {
+            **COMMON,
+            **GROUPED,
+            **WINDOW,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+    ),
+    "bert": ("BertModel", "BertConfig", COMMON),
+    "t5": ("T5EncoderModel", "T5Config", T5),
+    "vit": ("ViTModel", "ViTConfig", VIT),
+}
+EAGER_ONLY = {"gemma2", "gpt-oss"}
+CAUSAL = set(MODELS) - {"bert", "t5", "vit"}
+PADDINGS = {"none": None, "left": [0] * 3 + [1] * 9, "right": [1] * 8 + [0] * 4}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet():
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    yield
+    transformers.logging.set_verbosity(before)
+
+
+def build(name, **more):
+    torch.manual_seed(0)
+    model_class, config_class, options = MODELS[name]
+    config = getattr(transformers, config_class)(**options, **more)
+    model = getattr(transformers, model_class)(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def named(request):
+    return request.param, build(request.param)
+
+
+def registries():
+    return [
+        {id(key): value for key, value in registry._global_mapping.items()}
+        for registry in (AttentionInterface, AttentionMaskInterface)
+    ]
+
+
+def arguments(name, padding=None):
+    generator = torch.Generator().manual_seed(1)
+    if name == "vit":
+        return {"pixel_values": torch.randn(2, 3, 32, 32, generator=generator)}
+    given = {"input_ids": torch.randint(3, 50, (2, LENGTH), generator=generator)}
+    if padding is not None:
+        mask = torch.ones(2, LENGTH, dtype=torch.long)
+        mask[0] = torch.tensor(padding)
+        given["attention_mask"] = mask
+    return given
+
+
+def eager_weights(model, given):
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        return model(**given, output_attentions=True).attentions
+
+
+def check_weights(record, attentions, real):
+    assert len(record) == len(attentions)
+    for layer, theirs in enumerate(attentions):
+        batch, heads = theirs.shape[:2]
+        for b in range(batch):
+            for h in range(heads):
+                window = record.plan(layer=layer, head=h, batch=b)
+                rows = (
+                    torch.ones(len(window.weights), dtype=torch.bool) if real is None else real[b]
+                )
+                difference = (window.weights[rows] - theirs[b, h][rows]).abs().max()
+                assert float(difference) < 5e-5
+                total = window.weights[rows].sum(-1) + window.sink_weight[rows]
+                torch.testing.assert_close(total, torch.ones_like(total))
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_weights_are_the_models_own_and_outputs_keep_every_bit(named, implementation, padding):
+    name, model = named
+    if name == "vit" and padding != "none":
+        padding = "none"
+    given = arguments(name, PADDINGS[padding])
+    attentions = eager_weights(model, given)
+    if implementation == "sdpa" and name in EAGER_ONLY:
+        with pytest.raises(ValueError, match="does not support"):
+            model.set_attn_implementation("sdpa")
+        return
+    model.set_attn_implementation(implementation)
+    before, named_before = registries(), model.config._attn_implementation
+    with torch.no_grad():
+        plain = model(**given)[0]
+        with capture(model, keep="projections") as record:
+            watched = model(**given)[0]
+    assert torch.equal(plain, watched)
+    assert registries() == before
+    assert model.config._attn_implementation is named_before
+    assert type(model.config._attn_implementation) is str
+    mask = given.get("attention_mask")
+    check_weights(record, attentions, None if mask is None else mask.bool())
+    if mask is not None and name in CAUSAL:
+        assert torch.equal(record.calls[0].query_mask, mask.bool())
+
+
+@pytest.mark.parametrize("new", [1, 3])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "gpt-oss"])
+def test_cached_decoding(name, new):
+    model = build(name)
+    ids = arguments(name)["input_ids"]
+    attentions = eager_weights(model, {"input_ids": ids})
+    for implementation in ("eager",) if name in EAGER_ONLY else ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        with torch.no_grad():
+            cache = model(input_ids=ids[:, :-new], use_cache=True).past_key_values
+            with capture(model, keep="projections") as record:
+                model(input_ids=ids[:, -new:], past_key_values=cache)
+        for layer, theirs in enumerate(attentions):
+            window = record.plan(layer=layer, head=3, batch=1).weights
+            # A sliding window's cache forgets the keys that nobody may use any more.
+            kept = theirs[1, 3, -new:, -window.shape[1] :]
+            assert float((window - kept).abs().max()) < 5e-5
+
+
+def test_a_sliding_window_is_an_interval_and_not_a_mask():
+    model = build("mistral")
+    with capture(model, keep="projections") as record:
+        model(**arguments("mistral"))
+    visibility = record.calls[0].call.visibility
+    assert visibility.dense is None
+    assert visibility.count().flatten().tolist() == [1, 2, 3, 4] + [5] * 8
+
+
+def test_everything_is_restored_after_an_exception(monkeypatch):
+    model = build("llama")
+    before, name = registries(), model.config._attn_implementation
+    monkeypatch.setattr(model.model.layers[1].mlp, "forward", None)
+    with pytest.raises(TypeError):
+        with capture(model):
+            model(**arguments("llama"))
+    assert registries() == before and model.config._attn_implementation is name
+
+
+def test_other_models_are_left_alone():
+    model = build("llama")
+    shared = transformers.LlamaForCausalLM(model.config).eval()
+    other = build("llama")
+    given = arguments("llama")
+    with torch.no_grad():
+        wanted = [m(**given).logits for m in (shared, other)]
+        with capture(model) as record:
+            found = [m(**given).logits for m in (shared, other)]
+    assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+    assert len(record) == 0
+
+
+def test_some_layers_only():
+    model = build("gpt2")
+    with capture(model, layers=1) as record:
+        model(**arguments("gpt2"))
+    assert [call.name for call in record.calls] == ["transformer.h.1.attn"]
+    assert record.layers == ("transformer.h.0.attn", "transformer.h.1.attn")
+
+
+def test_watching_twice_at_once_is_refused():
+    model = build("gpt2")
+    before = registries()
+    with capture(model):
+        with pytest.raises(ValueError, match="captured already"):
+            with capture(model):
+                pass
+    assert registries() == before
+
+
+def test_the_name_reads_as_before_while_watched():
+    model = build("gpt2")
+    with capture(model):
+        name = model.config._attn_implementation
+        assert name == "sdpa" and name in ("eager", "sdpa") and name in AttentionInterface()
+        assert name != "eager" and {name} != {"sdpa"}
+
+
+def test_dropout_in_training_is_refused():
+    model = build("llama", attention_dropout=0.1).train()
+    name = model.config._attn_implementation
+    with pytest.raises(ValueError, match=r"training mode with attention dropout p=0.1"):
+        with capture(model):
+            model(**arguments("llama"))
+    assert model.config._attn_implementation is name
+    quiet_model = build("llama").train()
+    with capture(quiet_model) as record:
+        quiet_model(**arguments("llama"))
+    assert len(record) == 2
+
+
+def test_gpt2_that_bypasses_the_interface_is_refused():
+    model = build("gpt2", reorder_and_upcast_attn=True)
+    model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="reorder_and_upcast_attn"):
+        with capture(model):
+            pass
+
+
+def test_attention_that_cannot_be_watched_is_named():
+    torch.manual_seed(0)
+    config = transformers.BloomConfig(vocab_size=50, hidden_size=32, n_layer=1, n_head=4)
+    model = transformers.BloomModel(config)
+    assert unwatchable_huggingface(model) == ["BloomAttention"]
+    with pytest.raises(TypeError, match=r"BloomAttention cannot\); what can: goatviz Attention"):
+        with capture(model):
+            pass
+    assert unwatchable_huggingface(build("bert")) == []
+
+
+def test_meta_device_is_refused():
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**COMMON, **GROUPED))
+    with pytest.raises(ValueError, match="meta device"):
+        with capture(model):
+            pass
+
+
+def test_nan_activations_name_their_layer():
+    model = build("llama")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.weight[0, 0] = torch.nan
+    name = model.config._attn_implementation
+    with pytest.raises(ValueError, match=r"layer model\.layers\.1\.self_attn: q must be finite"):
+        with capture(model):
+            model(**arguments("llama"))
+    assert model.config._attn_implementation is name
+
+
+def seen(implementation, mask, **options):
+    module = build("mistral").model.layers[0].self_attn
+    q, k = torch.randn(2, 4, 8, 8), torch.randn(2, 2, 8, 8)
+    return _call(module, q, k, k, mask, implementation, options, _Masks())
+
+
+def test_padding_and_window_of_flash_attention():
+    keep = torch.ones(2, 8, dtype=torch.long)
+    keep[1, :3] = 0
+    call = seen("flash_attention_2", keep, sliding_window=4)
+    lag = torch.arange(8)[:, None] - torch.arange(8)
+    for b in range(2):
+        wanted = (lag >= 0) & (lag < 4) & keep[b].bool()
+        assert torch.equal(call.visibility.block(slice(None), slice(None), batch=b), wanted)
+    assert torch.equal(call.query_mask, keep.bool())
+
+
+def test_block_masks_of_flex_attention():
+    def nearby(b, h, q, k):
+        return (q >= k) & (q - k < 3)
+
+    mask = create_block_mask(nearby, 2, None, 8, 8, device="cpu")
+    call = seen("flex_attention", mask)
+    assert call.visibility.dense is None
+    assert call.visibility.count().flatten().tolist() == [1, 2] + [3] * 6
+
+
+def test_masks_of_an_unknown_kind_are_refused():
+    with pytest.raises(TypeError, match=r"tensor of shape \(2, 8\) as its mask under 'sdpa'"):
+        seen("sdpa", torch.ones(2, 8))
+
+
+def test_find_and_watch_are_open_to_others():
+    model = build("gpt2")
+    found = find_huggingface_attention(model)
+    paths = []
+    with watch_huggingface(model, found, lambda path, _call: paths.append(path)):
+        model(**arguments("gpt2"))
+    assert paths == list(found)
+    assert find_huggingface_attention(torch.nn.Linear(2, 2)) == {}
