@@ -1,0 +1,241 @@
+"""Capture: what is seen is what was computed, and nothing stays behind."""
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from goatviz.adapters.capture import CAPTURE_STATISTICS, capture, find_attention
+from goatviz.attention import Attention, RotaryEmbedding, attention_plan
+from goatviz.models import POSITION_SCHEMES, CausalLM, ModelConfig, goat_prior
+from goatviz.priors import SpectralPrior
+from goatviz.transport.fused import ROW_STATISTICS
+
+
+def model(positions="goat", **options):
+    torch.manual_seed(0)
+    return CausalLM(
+        ModelConfig(
+            vocab_size=20,
+            training_length=16,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            embed_dim=64,
+            positions=positions,
+            **options,
+        )
+    )
+
+
+IDS = torch.randint(20, (2, 16), generator=torch.manual_seed(0))
+
+
+@pytest.mark.parametrize("positions", POSITION_SCHEMES)
+def test_plans_are_those_of_the_layer(positions):
+    lm = model(positions)
+    with torch.no_grad():
+        plain = lm(IDS)
+        with capture(lm, keep="projections") as record:
+            watched = lm(IDS)
+    assert torch.equal(plain, watched)
+    assert record.layers == ("blocks.0.attention", "blocks.1.attention")
+    for layer in range(2):
+        one = record.calls[layer].call
+        plan = attention_plan(one.q, one.k, prior=lm.blocks[layer].attention.prior)
+        window = record.plan(layer=layer, head=3, batch=1, queries=slice(4, 9), keys=slice(0, 5))
+        torch.testing.assert_close(window.weights, plan.weights[1, 3, 4:9, :5], atol=1e-6, rtol=0)
+        rows = record.calls[layer].rows
+        torch.testing.assert_close(rows.entropy, plan.entropy.float(), atol=1e-5, rtol=1e-5)
+        mass = record.calls[layer].incoming.mass
+        torch.testing.assert_close(mass, plan.weights.sum(-2).float(), atol=1e-5, rtol=1e-5)
+    assert all(block.attention.observer is None for block in lm.blocks)
+
+
+def test_decoding_with_a_cache_is_the_last_row():
+    lm = model()
+    with torch.no_grad():
+        with capture(lm, keep="projections") as whole:
+            lm(IDS)
+        cache = lm.new_cache()
+        with capture(lm, keep="projections") as steps:
+            lm(IDS[:, :-1], cache=cache)
+            lm(IDS[:, -1:], cache=cache)
+    assert [call.shape for call in steps.of(0)] == [(2, 4, 15, 15), (2, 4, 1, 16)]
+    torch.testing.assert_close(
+        steps.plan(layer=1, head=2).weights,
+        whole.plan(layer=1, head=2).weights[-1:],
+        atol=1e-5,
+        rtol=0,
+    )
+    first = steps.plan(layer=1, head=2, call=0).weights
+    torch.testing.assert_close(
+        first, whole.plan(layer=1, head=2).weights[:-1, :-1], atol=1e-5, rtol=0
+    )
+
+
+def test_padding_reaches_the_record():
+    lm = model()
+    keep = torch.ones(2, 16, dtype=torch.bool)
+    keep[1, 10:] = False
+    with capture(lm) as record:
+        lm(IDS, padding_mask=keep)
+    call = record.calls[0]
+    assert torch.equal(call.query_mask, keep)
+    assert call.incoming.mass[1, :, 10:].abs().max() == 0
+    torch.testing.assert_close(call.incoming.mass[1].sum(-1), torch.full((4,), 10.0))
+
+
+def test_bidirectional_rotary_layers():
+    layer = Attention(
+        32,
+        2,
+        causal=False,
+        prior=SpectralPrior(2, rank=2),
+        rotary=RotaryEmbedding(12),
+        content_dim=12,
+    )
+    with capture(layer, keep="projections") as record:
+        layer(torch.randn(1, 5, 32))
+    assert record.layers == ("",) and not record.calls[0].causal
+    assert bool(record.plan().allowed.all())
+
+
+def test_statistics_are_chosen_and_projections_dropped():
+    lm = model()
+    with capture(lm, statistics=["entropy"], layers=["blocks.1.attention"]) as record:
+        lm(IDS)
+    (call,) = record.calls
+    assert list(call.rows.asked()) == ["entropy"]
+    assert call.incoming is None and call.value_norm is None and call.call is None
+    with capture(lm, statistics=["incoming_mass", "value_norm"], layers=0) as record:
+        lm(IDS)
+    assert record.calls[0].rows is None and record.calls[0].value_norm.shape == (2, 2, 16)
+    with capture(lm, keys=[0, 3, 99]) as record:
+        lm(IDS)
+    assert record.calls[0].rows.keys == (0, 3)
+    assert set(record.calls[0].rows.asked()) == set(ROW_STATISTICS)
+
+
+def test_families_together_are_numbered_in_the_order_of_the_tree():
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=20, n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1
+    )
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.MultiheadAttention(16, 2, batch_first=True)
+            self.second = transformers.GPT2Model(config)
+            self.third = Attention(
+                16, 2, prior=goat_prior(2, rank=1, sink_rank=1, training_length=8)
+            )
+
+        def forward(self, x):
+            x = self.third(x)
+            x = self.second(inputs_embeds=x).last_hidden_state
+            return self.first(x, x, x)[0]
+
+    mixed = Mixed().eval()
+    x = torch.randn(1, 5, 16)
+    with torch.no_grad():
+        plain = mixed(x)
+        with capture(mixed) as record:
+            watched = mixed(x)
+    assert torch.equal(plain, watched)
+    assert list(find_attention(mixed)) == ["first", "second.h.0.attn", "third"]
+    assert [call.layer for call in record.calls] == [2, 1, 0]
+
+
+def test_an_empty_record_says_so():
+    lm = model()
+    with capture(lm) as record:
+        pass
+    for use in (record.plan, lambda: record.of(0)):
+        with pytest.raises(
+            ValueError, match="record is empty.*Run the model inside the with block"
+        ):
+            use()
+
+
+def test_bad_places_are_named():
+    lm = model()
+    with capture(lm) as light:
+        lm(IDS)
+    with pytest.raises(ValueError, match="statistics only.*keep='projections'"):
+        light.plan()
+    with capture(lm, layers=1, keep="projections") as record:
+        lm(IDS)
+    for place, message in (
+        ({"layer": 0}, r"layer must be one of the captured \[1\], got 0"),
+        ({"layer": 1, "head": 4}, r"head must be in 0 .. 3, got 4"),
+        ({"layer": 1, "batch": 2}, r"batch must be in 0 .. 1, got 2"),
+        ({"layer": 1, "call": 1}, r"call must be below 1, got 1"),
+        ({"layer": 1, "queries": slice(20, 30)}, "non-empty window"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            record.plan(**place)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"keep": "all"}, ValueError, "keep must be 'statistics' or 'projections', got 'all'"),
+        ({"layers": 2}, ValueError, r"layers must be numbers in 0 .. 1 or paths.*got 2"),
+        ({"layers": "head"}, ValueError, "got 'head'"),
+        ({"layers": []}, ValueError, "layers must name at least one layer"),
+        ({"statistics": "entropy"}, TypeError, "statistics must be a list of names"),
+        ({"statistics": ["rank"]}, ValueError, f"statistics must be among {CAPTURE_STATISTICS[0]}"),
+    ],
+)
+def test_bad_options_are_named(options, error, message):
+    with pytest.raises(error, match=message):
+        with capture(model(), **options):
+            pass
+
+
+def test_models_without_attention_are_told_what_can():
+    with pytest.raises(TypeError, match="Linear has attention that cannot.*MultiheadAttention"):
+        with capture(nn.Linear(2, 2)):
+            pass
+    with pytest.raises(TypeError, match="model must be an nn.Module, got str"):
+        with capture("gpt2"):
+            pass
+    with pytest.raises(ValueError, match="meta device"):
+        with capture(model().to("meta")):
+            pass
+
+
+def test_a_forward_that_raises_leaves_the_model_as_it_was():
+    lm = model()
+    with pytest.raises(ValueError, match="ids must lie"):
+        with capture(lm):
+            lm(IDS + 100)
+    assert all(block.attention.observer is None for block in lm.blocks)
+    with torch.no_grad():
+        lm.blocks[1].attention.k_proj.weight.fill_(torch.nan)
+    with pytest.raises(
+        ValueError, match=r"layer blocks\.1\.attention: k must be finite, got \d+ NaN"
+    ):
+        with capture(lm):
+            lm(IDS)
+    assert all(block.attention.observer is None for block in lm.blocks)
+
+
+def test_float16_that_overflows_is_an_error():
+    layer = Attention(8, 1).half()
+    with torch.no_grad():
+        layer.q_proj.weight.fill_(6e4)
+    with pytest.raises(ValueError, match=r"q must be finite.*float16 overflows above 65,504"):
+        with capture(layer):
+            layer(torch.ones(1, 3, 8, dtype=torch.float16))
+
+
+def test_two_captures_at_once_are_refused():
+    lm = model()
+    with capture(lm):
+        with pytest.raises(ValueError, match="captured already"):
+            with capture(lm):
+                pass
+    assert all(block.attention.observer is None for block in lm.blocks)
