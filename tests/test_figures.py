@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from goat import GoatAttention
 from torch import nn
 
-from goatviz.analysis import plan_slice, prior_profile
+from goatviz.analysis import plan_slice, prior_profile, sink_profile
 from goatviz.attention import Attention
-from goatviz.figures import plot_plan, plot_prior
+from goatviz.figures import plot_plan, plot_prior, plot_sinks
 from goatviz.models import CausalLM, ModelConfig, goat_prior
+from goatviz.plots import SINK_KINDS, Figure
 from goatviz.priors import ALiBiPrior
 from goatviz.training import load_pretrained
 from goatviz.transport import solve_rows
@@ -93,3 +95,31 @@ def test_plans_of_plans_models_checkpoints_and_slices():
         plot_plan(checkpoint.model, ids),
     ):
         assert "POT" in caption(figure)
+
+
+@pytest.mark.parametrize("kind", SINK_KINDS)
+def test_sinks_of_real_models(kind):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=20,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=32,
+        bos_token_id=1,
+        eos_token_id=1,
+    )
+    ids = torch.randint(20, (3, 24))
+    for model in (transformers.GPT2Model(config).eval(), load_pretrained("copy-mixture-1-goat")):
+        figure = plot_sinks(model, ids, kind=kind, threshold=0.2)
+        assert len(figure.to_json()) < 2_000_000
+        assert isinstance(figure, Figure)
+
+
+def test_sinks_refuse_what_cannot_be():
+    profile = sink_profile(load_pretrained("copy-mixture-1-goat"), torch.randint(32, (2, 30)))
+    assert plot_sinks(profile, kind="rate", threshold=0.5).layout.title.text
+    with pytest.raises(ValueError, match="kind must be one of overview, profile.*got 'map'"):
+        plot_sinks(profile, kind="map")
+    with pytest.raises(TypeError, match="inputs, recent cannot be changed in a finished profile"):
+        plot_sinks(profile, torch.zeros(1, 3), recent=3)

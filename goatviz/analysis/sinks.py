@@ -276,7 +276,9 @@ def _gather_model(
     with capture(model, layers=layers, statistics=names, keep=keep, recent=recent) as record:
         with torch.no_grad(), _hidden_states(model, hidden if norms else None):
             model(arguments) if isinstance(arguments, Tensor) else model(**arguments)
-    ids = arguments if isinstance(arguments, Tensor) else arguments.get("input_ids")
+    ids = arguments
+    if not isinstance(arguments, Tensor):
+        ids = arguments.get("input_ids", arguments.get("ids"))
     first = not gathered.sequences
     _gather_record(gathered, record)
     if hidden:
