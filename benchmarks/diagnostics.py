@@ -3,8 +3,9 @@
 Run with ``python benchmarks/diagnostics.py`` (add ``--device cuda`` on a GPU). 64 dimensions a
 head, float32, causal. Repeats are interleaved, so that a busy machine slows all cases alike; times
 are medians. Peak memory is the growth of the resident peak during one call, in a process of its
-own after a small warm-up; on a GPU, the allocator's peak. The dense cases hold heads x length x
-length numbers and run where these fit.
+own after a small warm-up; on a GPU, the allocator's peak. From 32,768 tokens on each case runs
+once, in that process. The dense cases hold heads x length x length numbers and run where these
+fit.
 """
 
 from __future__ import annotations
@@ -40,6 +41,15 @@ HEAD_DIM = 64
 CHEAP = CHEAP_STATISTICS[:6]
 #: Longest dense plan that is formed: beyond, it takes tens of gigabytes.
 DENSE_LIMIT = 8192
+#: From here on one repeat, and from SOME on the cases that take minutes are left out.
+ONCE = 32_768
+SOME = 131_072
+SLOW = (
+    "cheap set, fused",
+    "full set, GOAT prior",
+    "incoming mass by backward",
+    "block-wise dense, cheap + incoming",
+)
 BLOCK = 256
 HEADER = f"{'length':>7} {'heads':>5}  {'case':<34} {'seconds':>9} {'ratio':>8} {'peak':>10}"
 
@@ -146,6 +156,8 @@ def cases(length: int, heads: int, device: str) -> dict[str, Callable[[], object
     if length <= DENSE_LIMIT:
         found["dense plan, cheap + incoming"] = lambda: dense_plan(q, k)
         found["transformers eager, with weights"] = lambda: eager(q, k, v)
+    if length >= SOME:
+        found = {name: run for name, run in found.items() if name not in SLOW}
     return found
 
 
@@ -162,28 +174,29 @@ def timed(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def peak(case: str, length: int, heads: int, device: str) -> float:
-    """MiB that one call adds to the peak, in a process of its own."""
+def alone(case: str, length: int, heads: int, device: str) -> tuple[float, float]:
+    """Seconds of one call, and MiB that it adds to the peak, in a process of its own."""
     own = str(Path(__file__).resolve())
     place = [str(length), str(heads), device, case]
     run = subprocess.run(
-        [sys.executable, own, "--peak", *place], capture_output=True, text=True, check=True
+        [sys.executable, own, "--alone", *place], capture_output=True, text=True, check=True
     )
-    return float(run.stdout)
+    seconds, peak = run.stdout.split()
+    return float(seconds), float(peak)
 
 
-def own_peak(length: int, heads: int, device: str, case: str) -> float:
-    if device != "cpu":
-        run = cases(length, heads, device)[case]
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+def own_cost(length: int, heads: int, device: str, case: str) -> tuple[float, float]:
+    """What `alone` prints."""
     cases(64, heads, device)[case]()
     run = cases(length, heads, device)[case]
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        seconds = timed(run, device)
+        return seconds, (torch.cuda.max_memory_allocated() - before) / 2**20
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    seconds = timed(run, device)
+    return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
 def measure(
@@ -191,21 +204,23 @@ def measure(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Median seconds and peak MiB of every case; prints the table as it goes."""
     runs = cases(length, heads, device)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in cases(64, heads, device).values():
-        run()
-    for _ in range(repeats):
-        for name, run in runs.items():
-            times[name].append(timed(run, device))
-    seconds = {name: statistics.median(found) for name, found in times.items()}
-    peaks = {}
-    for name, found in seconds.items():
-        if memory:
-            peaks[name] = peak(name, length, heads, device)
-        text = f"{peaks[name]:6.0f} MiB" if memory else "-"
-        ratio = found / seconds["one SDPA forward"]
-        print(f"{length:>7} {heads:>5}  {name:<34} {found:>9.3f} {ratio:>7.2f}x {text:>10}")
-    sys.stdout.flush()
+    seconds, peaks = {}, {}
+    if length < ONCE:
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for run in cases(64, heads, device).values():
+            run()
+        for _ in range(repeats):
+            for name, run in runs.items():
+                times[name].append(timed(run, device))
+        seconds = {name: statistics.median(found) for name, found in times.items()}
+    for name in runs:
+        if memory or length >= ONCE:
+            once, peaks[name] = alone(name, length, heads, device)
+            seconds.setdefault(name, once)
+        text = f"{peaks[name]:6.0f} MiB" if name in peaks else "-"
+        ratio = seconds[name] / seconds["one SDPA forward"]
+        print(f"{length:>7} {heads:>5}  {name:<34} {seconds[name]:>9.3f} {ratio:>7.2f}x {text:>10}")
+        sys.stdout.flush()
     return seconds, peaks
 
 
@@ -236,14 +251,14 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="*", default=[2048, 8192, 32_768])
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--single-head-lengths", type=int, nargs="*", default=[131_072])
-    parser.add_argument("--repeats", type=int, default=5, help="1 from 32,768 tokens on")
+    parser.add_argument("--repeats", type=int, default=5, help="below 32,768 tokens")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.peak:
-        length, heads, device, case = arguments.peak
-        print(own_peak(int(length), int(heads), device, case))
+    if arguments.alone:
+        length, heads, device, case = arguments.alone
+        print(*own_cost(int(length), int(heads), device, case))
         return
     where = platform.machine() if arguments.device == "cpu" else torch.cuda.get_device_name()
     print(
@@ -255,8 +270,8 @@ def main() -> None:
     sizes = [(n, arguments.heads) for n in arguments.lengths]
     sizes += [(n, 1) for n in arguments.single_head_lengths]
     for length, heads in sizes:
-        repeats = 1 if length >= 32_768 else arguments.repeats
-        found = measure(length, heads, repeats, arguments.device, not arguments.no_memory)
+        memory = not arguments.no_memory
+        found = measure(length, heads, arguments.repeats, arguments.device, memory)
         lines += verdicts(length, *found)
     print("targets:")
     print("\n".join(lines))

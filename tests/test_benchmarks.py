@@ -8,6 +8,10 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 RUNS = {
+    "diagnostics": (
+        ["--lengths", "64", "--single-head-lengths", "--repeats", "1", "--heads", "2"],
+        ("one SDPA forward", "cheap set, GOAT prior", "block-wise dense, full", "targets:", "MiB"),
+    ),
     "imports": (["--repeats", "1"], ("above bare", "target: import goatviz", ": none")),
     "plots": (
         ["--lengths", "50", "--large-lengths", "--repeats", "1"],

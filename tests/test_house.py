@@ -25,6 +25,8 @@ PACKAGE = ROOT / "goatviz"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+#: The extras that make, CI and conda set up.
+INSTALLED = ("notebook", "huggingface", "dev")
 INSTALL_FILES = (
     "pyproject.toml",
     "constraints.txt",
@@ -77,7 +79,7 @@ def test_every_dependency_has_a_lower_bound():
 
 
 def test_installed_versions_are_the_pinned_ones():
-    installed = requirements(PROJECT["dependencies"], EXTRAS["notebook"], EXTRAS["dev"])
+    installed = requirements(PROJECT["dependencies"], *(EXTRAS[name] for name in INSTALLED))
     pinned = pins()
     for name in installed:
         assert pinned[name].contains(version(name)), f"{name} {version(name)} is not the pinned one"
@@ -100,7 +102,7 @@ def test_conda_environment_agrees():
         "--editable .",
     ]
     assert requirements([line for line in pip if not line.startswith("-")]) == requirements(
-        PROJECT["dependencies"], EXTRAS["notebook"], EXTRAS["dev"]
+        PROJECT["dependencies"], *(EXTRAS[name] for name in INSTALLED)
     )
 
 
@@ -210,7 +212,7 @@ def calls(folder: Path) -> list[str]:
 
 
 VENV = "-m venv --clear .venv"
-PIP = "-m pip install -c constraints.txt -e .[notebook,dev]"
+PIP = "-m pip install -c constraints.txt -e .[notebook,huggingface,dev]"
 
 
 def test_first_run_sets_up_and_the_second_does_not(checkout):

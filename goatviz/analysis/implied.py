@@ -48,7 +48,7 @@ def implied_prior(
     max_lag : int, optional
         kappa is one number beyond this distance, tokens; default the longest input's.
     layers : int, str or sequence of them, optional
-        As in `goatviz.capture`.
+        As in `goatviz.capture`; not with a record.
     tokenizer : callable, optional
         As in `goatviz.sink_profile`.
     **profile
@@ -93,6 +93,8 @@ def implied_prior(
     if isinstance(source, Record):
         if inputs is not None:
             raise TypeError("inputs must not be given with a Record: it has seen its own")
+        if layers is not None:
+            raise TypeError("layers must not be given with a Record: capture them alone")
         name, names = "record", source.layers
         _gather(fits, source)
     else:
@@ -232,10 +234,14 @@ class _Fit:
         """Stream one sequence's logits: row-centred sums by lag and by key, and their squares."""
         chosen, start, stop = problem.visibility.entry(batch)
         length = problem.q.shape[2]
-        if problem.visibility.dense is not None or len(chosen) != length:
+        if length != problem.k.shape[2]:
+            raise ValueError(
+                f"layer {self.name}: {length} queries over {problem.k.shape[2]} keys; "
+                "implied_prior needs whole sequences (no cached decoding, no cross-attention)"
+            )
+        ordered = torch.equal(chosen, torch.arange(length))
+        if problem.visibility.dense is not None or not ordered or bool((stop <= start).any()):
             raise ValueError(f"layer {self.name}: padding and irregular masks cannot be fitted")
-        if length != problem.k.shape[2] or bool((stop <= start).any()):
-            raise ValueError(f"layer {self.name}: implied_prior needs whole sequences")
         if bool((start.diff() < 0).any() | (stop.diff() < 0).any()):
             raise ValueError(f"layer {self.name}: irregular masks cannot be fitted")
         if length not in self.geometries:
@@ -279,7 +285,7 @@ class _Fit:
     def solve(self, max_lag: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """kappa (heads, lags), u (heads, keys) and the explained variance (heads,)."""
         longest = max(self.lengths)
-        most = longest - 1 if max_lag is None else min(max_lag, longest - 1)
+        most = longest - 1 if max_lag is None else min(int(max_lag), longest - 1)
         lags = torch.arange(1 - longest, longest).clamp(-most, most) + most
         system = _System(self, longest, lags, 2 * most + 1)
         right = system.right()
@@ -297,7 +303,7 @@ class _Fit:
         kernel = kernel[:, first:last]
         kernel = kernel - kernel.mean(-1, keepdim=True)
         sink = sink - sink.median(-1, keepdim=True).values
-        return kernel, sink, share.clamp(max=1.0)
+        return kernel, sink, share.clamp(0.0, 1.0)
 
 
 class _System:
@@ -361,7 +367,8 @@ class _System:
         goal = _TOLERANCE * residual.norm(dim=-1).clamp(min=1e-300)
         x = torch.zeros_like(residual)
         direction, power = residual.clone(), residual.square().sum(-1)
-        for _ in range(_MOST_STEPS):
+        # Narrow windows over long inputs need about as many steps as there are unknowns.
+        for _ in range(max(_MOST_STEPS, 2 * residual.shape[-1])):
             if bool((power.sqrt() <= goal).all()):
                 break
             image = operator(direction)

@@ -30,11 +30,7 @@ def forward_calls(inputs: Any, tokenizer: Any = None) -> Iterator[dict[str, Any]
     if isinstance(inputs, str):
         inputs = [inputs]
     if isinstance(inputs, Tensor):
-        if inputs.ndim < 2 or 0 in inputs.shape:
-            raise ValueError(
-                f"inputs must be batch first, shape (batch, length, ...), got {tuple(inputs.shape)}"
-            )
-        yield inputs
+        yield _batch_first(inputs)
         return
     if isinstance(inputs, Mapping):
         yield from _unpadded(dict(inputs))
@@ -50,13 +46,21 @@ def forward_calls(inputs: Any, tokenizer: Any = None) -> Iterator[dict[str, Any]
                 raise TypeError("inputs are texts: pass tokenizer=, or token ids as a Tensor")
             yield from _unpadded(dict(tokenizer(one, return_tensors="pt")))
         elif isinstance(one, Tensor):
-            yield one.unsqueeze(0) if one.ndim == 1 else one
+            yield _batch_first(one.unsqueeze(0) if one.ndim == 1 else one)
         elif isinstance(one, Mapping):
             yield from _unpadded(dict(one))
         else:
             raise TypeError(
                 f"inputs hold a {type(one).__name__}: wanted Tensors, mappings or texts"
             )
+
+
+def _batch_first(inputs: Tensor) -> Tensor:
+    if inputs.ndim < 2 or 0 in inputs.shape:
+        raise ValueError(
+            f"inputs must be batch first, shape (batch, length, ...), got {tuple(inputs.shape)}"
+        )
+    return inputs
 
 
 def _unpadded(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -69,11 +73,19 @@ def _unpadded(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
             if not bool(real.any()):
                 raise ValueError(f"{name} hides every token of row {row}")
             yield {
-                key: value[row : row + 1][:, real]
-                if isinstance(value, Tensor) and value.shape[:2] == mask.shape
-                else value
+                key: _row(value, row, real, len(mask))
                 for key, value in arguments.items()
                 if key != name
             }
         return
     yield arguments
+
+
+def _row(value: Any, row: int, real: Tensor, batch: int) -> Any:
+    """What belongs to one row of a batch, cut where it has one entry for each token."""
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    if len(value) == batch:
+        value = value[row : row + 1]
+    per_token = value.ndim > 1 and len(value) == 1 and value.shape[1] == len(real)
+    return value[:, real] if per_token else value

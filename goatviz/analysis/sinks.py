@@ -83,9 +83,9 @@ def sink_profile(
         Keys that fewer queries see have importance NaN: the last key of a causal head is seen by
         one query, and an identity head would make it a sink.
     recent : int
-        Tokens of the recent window.
+        Tokens of the recent window; a record has its own.
     layers : int, str or sequence of them, optional
-        Which attention layers, as in `goatviz.capture`; default all.
+        Which attention layers, as in `goatviz.capture`; default all. Not with a record.
     tokenizer : callable, optional
         tokenizer(text, return_tensors="pt") gives keyword arguments of the model.
     tokens : sequence of str, optional
@@ -120,7 +120,8 @@ def sink_profile(
 
     Notes
     -----
-    The sink rate is the share of (input, layer, head) whose first key is a sink.
+    The sink rate is the share of (input, layer, head) whose first key is a sink; inputs whose
+    first key has no importance count nowhere. `margin` is that of the longest input.
 
     Examples
     --------
@@ -143,6 +144,8 @@ def sink_profile(
     if isinstance(source, Record):
         if inputs is not None:
             raise TypeError("inputs must not be given with a Record: it has seen its own")
+        if layers is not None:
+            raise TypeError("layers must not be given with a Record: capture them alone")
         if norms:
             raise ValueError("norms needs the model and inputs: a record holds no hidden states")
         _gather_record(gathered, source)
@@ -174,7 +177,6 @@ def sink_profile(
         name=name,
         threshold=threshold,
         min_observers=min_observers,
-        recent=recent,
         tokens=tokens,
         resamples=resamples,
         seed=seed,
@@ -206,12 +208,12 @@ def sink_table(profile: xr.Dataset) -> xr.Dataset:
     True
     """
     check_result(profile, SINK_PROFILE)
-    counts = profile["signal_count"]
+    counts, first = profile["signal_count"], profile["first_importance"]
     names = ("first_mass", "largest_mass", "recent_mass", "content_range")
     table = profile[list(names)].copy()
-    table["sink_rate"] = profile["sink_rate"].sel(
-        threshold=profile.attrs["threshold"], method="nearest", drop=True
-    )
+    # The curve's own thresholds are hundredths, and the profile's need not be one.
+    above = (first > np.float32(profile.attrs["threshold"])).astype(float).where(first.notnull())
+    table["sink_rate"] = above.mean("input") if "input" in above.dims else above
     table["rank_correlation"] = xr.apply_ufunc(
         _rank_correlation,
         counts,
@@ -254,7 +256,9 @@ class _Gathered:
     maps: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = field(default_factory=dict)
     hidden: list[list[dict[str, np.ndarray]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    recent: int = 0
     shortest: int = 2**62
+    longest: dict[int, int] = field(default_factory=dict)
     single_ids: Tensor | None = None
 
     def note(self, text: str) -> None:
@@ -325,11 +329,17 @@ def _gather_call(gathered: _Gathered, call: CapturedCall) -> None:
             )
     prior_first = _prior_on_first(call)
     observers = call.incoming.observers.expand(call.shape[0], -1, -1)
+    gathered.recent = rows.recent
     for b in range(call.shape[0]):
         real = mask[b]
         seen = rows.visible[b if len(rows.visible) > 1 else 0].amax(0)
         take = real.to(rows.visible.device)
-        importance = call.incoming.importance[b][:, take]
+        length = int(real.sum())
+        importance = call.incoming.importance[b][:, take].clamp(max=1.0)
+        first, prior = rows.key_mass[b, :, take, 0], prior_first[b][:, take]
+        if int(observers[b, :, 0].min()) < length:
+            # A window hides the first key from later queries, and leaves it no prior either.
+            prior = torch.where(first > 0, prior, 0.0)
         norm = None
         if call.value_norm is not None:
             norm = _numpy(call.value_norm[b].mean(0)[take])
@@ -337,25 +347,29 @@ def _gather_call(gathered: _Gathered, call: CapturedCall) -> None:
             _Sequence(
                 importance=_numpy(importance),
                 observers=_numpy(observers[b].amax(0)[take]),
-                first=_numpy(rows.key_mass[b, :, take, 0]),
+                first=_numpy(first),
                 largest=_numpy(rows.largest_weight[b][:, take]),
                 recent=_numpy(rows.recent_mass[b][:, take]),
                 column=_numpy(rows.sink_mass[b][:, take]),
                 entropy=_numpy(rows.entropy[b][:, take]),
                 content_range=_numpy(rows.content_range[b][:, take]),
-                prior_first=_numpy(prior_first[b][:, take]),
+                prior_first=_numpy(prior),
                 counted=_numpy(seen[take] >= 2),
                 value_norm=norm,
             )
         )
-        gathered.shortest = min(gathered.shortest, int(real.sum()))
+        gathered.shortest = min(gathered.shortest, length)
+        if length > gathered.longest.get(layer, 0):
+            gathered.longest[layer] = length
+            gathered.margins[layer] = _margin(call, real)
         if gathered.map_size:
-            gathered.maps.setdefault(layer, []).append(_map(call, b, gathered.map_size))
-    gathered.causal[layer] = call.causal
+            gathered.maps.setdefault(layer, []).append(_map(call, b, real, gathered.map_size))
+    gathered.causal[layer] = call.causal or gathered.causal.get(layer, False)
     gathered.explicit[layer] = call.prior is not None and not isinstance(call.prior, UniformPrior)
-    gathered.margins[layer] = _margin(call)
     if call.additive:
         gathered.note("a bias was added to the logits; it counts as prior")
+    if _has_column(call):
+        gathered.note("an extra column takes mass: content range does not bound the first key's")
 
 
 def _prior_on_first(call: CapturedCall) -> Tensor:
@@ -363,7 +377,7 @@ def _prior_on_first(call: CapturedCall) -> Tensor:
     rows = call.rows
     partition = rows.kl_to_prior - rows.expected_score + rows.log_normaliser
     own = torch.zeros_like(partition)
-    if call.additive:
+    if call.additive or _has_column(call):
         return torch.full_like(own, math.nan)
     if call.prior is not None:
         values = call.prior.log_prior(call.query_pos, call.key_pos[:1]).detach()[..., 0]
@@ -371,24 +385,32 @@ def _prior_on_first(call: CapturedCall) -> Tensor:
     return (own - partition).exp().clamp(max=1.0)
 
 
-def _margin(call: CapturedCall) -> np.ndarray:
+def _has_column(call: CapturedCall) -> bool:
+    """Whether an extra column takes mass; its score is 0, outside the range of the keys' scores."""
+    return bool((call.rows.sink_mass > 0).any())
+
+
+def _margin(call: CapturedCall, real: Tensor) -> np.ndarray:
     """Lead of the prior's first key over every other key, at the last query, shape (heads,)."""
     heads = call.shape[1]
-    if call.prior is None or call.additive or call.shape[3] < 2:
+    if call.prior is None or call.additive or int(real.sum()) < 2:
         return np.full(heads, np.nan)
-    values = call.prior.log_prior(call.query_pos[-1:], call.key_pos).detach()[:, 0].double()
+    query, key = call.query_pos[real][-1:], call.key_pos[real]
+    values = call.prior.log_prior(query, key).detach()[:, 0].double()
     lead = values[:, 0] - values[:, 1:].amax(-1)
     return _numpy(lead.repeat_interleave(heads // len(lead)))
 
 
-def _map(call: CapturedCall, batch: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits, weights and allowed pairs of the first tokens, (heads, size, size)."""
+def _map(
+    call: CapturedCall, batch: int, real: Tensor, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits, weights and allowed pairs of the first real tokens, (heads, size, size)."""
     if call.call is None:
         raise ValueError("maps needs a record captured with keep='projections'")
     problem = problem_of(call.call)
-    size = min(size, call.shape[2])
-    window = slice(0, size)
-    logits, weights = [], []
+    at = real.nonzero().flatten()[:size]
+    window = slice(0, int(at[-1]) + 1)
+    logits, weights, allowed = [], [], []
     prior = 0.0
     if call.prior is not None:
         values = call.prior.log_prior(call.query_pos[window], call.key_pos[window]).detach()
@@ -401,7 +423,10 @@ def _map(call: CapturedCall, batch: int, size: int) -> tuple[np.ndarray, np.ndar
             own = own + bias[head if len(bias) > 1 else 0][window, window].double()
         logits.append(torch.where(dense.allowed, own, math.nan))
         weights.append(torch.where(dense.allowed, dense.weights, math.nan))
-    return _numpy(torch.stack(logits)), _numpy(torch.stack(weights)), _numpy(dense.allowed)
+        allowed.append(dense.allowed)
+    stacks = (torch.stack(logits), torch.stack(weights), torch.stack(allowed))
+    chosen = [_numpy(stack.cpu()[:, at][:, :, at]) for stack in stacks]
+    return chosen[0], chosen[1], chosen[2].any(0)
 
 
 @contextmanager
@@ -473,7 +498,6 @@ def _profile(
     name: str,
     threshold: float,
     min_observers: int,
-    recent: int,
     tokens: Sequence[str] | None,
     resamples: int,
     seed: int,
@@ -483,7 +507,7 @@ def _profile(
     if len(inputs) > 1:
         raise ValueError(f"every layer must be called equally often, got {sorted(inputs)} inputs")
     count = inputs.pop()
-    length = max(s.importance.shape[1] for s in gathered.sequences[layers[0]])
+    length = max(s.importance.shape[1] for found in gathered.sequences.values() for s in found)
     heads = max(found[0].importance.shape[0] for found in gathered.sequences.values())
     shape = (len(layers), heads)
     if tokens is not None and len(tokens) != length:
@@ -515,12 +539,11 @@ def _profile(
             )
             out["observers"][at, : len(one.observers)] += one.observers
         out["importance"][place] = _nanmean(stacked)
-        if count > 1:
-            low, high = _interval(stacked.reshape(count, -1), weights)
-            out["importance_low"][place] = low.reshape(own, length)
-            out["importance_high"][place] = high.reshape(own, length)
+        low, high = _interval(stacked.reshape(count, -1), weights)
+        out["importance_low"][place] = low.reshape(own, length)
+        out["importance_high"][place] = high.reshape(own, length)
         first[:, at, :own] = stacked[..., 0]
-        anywhere[:, at, :own] = np.where(np.isnan(stacked), -1.0, stacked).max(-1)
+        anywhere[:, at, :own] = np.fmax.reduce(stacked, axis=-1)
         for key, attribute in _MEANS.items():
             each = [np.nanmean(getattr(one, attribute), axis=-1) for one in found]
             out[key][place] = np.mean(each, axis=0)
@@ -549,7 +572,8 @@ def _profile(
         "mass_bin": np.linspace(0, 1, _MASS_BINS + 1)[:-1],
     }
     if tokens is not None:
-        out["token"] = np.array([str(token) for token in tokens], dtype=object).astype(str)
+        texts = [_savable(str(token)) for token in tokens]
+        out["token"] = np.array(texts, dtype=object).astype(str)
     if gathered.maps:
         out.update(_mean_maps(gathered, layers, heads, coords))
     out.update(_mean_norms(gathered, layers, length, coords))
@@ -565,7 +589,7 @@ def _profile(
             "length_min": gathered.shortest,
             "threshold": threshold,
             "min_observers": min_observers,
-            "recent": recent,
+            "recent": gathered.recent,
             "first_key": 0,
             "causal": int(causal),
             "confidence": 0.95,
@@ -587,22 +611,20 @@ _MEANS = {
 
 
 def _rates(first: np.ndarray, anywhere: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    present = ~np.isnan(anywhere)
-    # A NaN importance is no sink: comparisons with it are False, and absent heads count nowhere.
-    with np.errstate(invalid="ignore"):
-        above = first[..., None] > _THRESHOLDS
-        any_above = anywhere[..., None] > _THRESHOLDS
-    absent = ~present.all(0)
-    rate, any_rate = above.mean(0), any_above.mean(0)
-    rate[absent], any_rate[absent] = np.nan, np.nan
-    by_input = above.sum((1, 2)) / present.sum((1, 2))[:, None]
-    low, high = np.full((2, len(_THRESHOLDS)), np.nan)
-    if len(first) > 1:
-        low, high = _interval(by_input, weights)
+    """Shares above each threshold; where no importance is known, nothing is counted."""
+    rates = {}
+    # Compared in float32, as importances are: 0.1 is not above 0.1.
+    limits = _THRESHOLDS.astype(np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for name, values in (("sink_rate", first), ("any_sink_rate", anywhere)):
+            known = (~np.isnan(values)).sum(0)
+            rates[name] = np.stack([(values > at).sum(0) / known for at in limits], axis=-1)
+        known = (~np.isnan(first)).sum((1, 2))
+        by_input = np.stack([(first > at).sum((1, 2)) / known for at in limits], axis=-1)
+    low, high = _interval(by_input, weights)
     return {
-        "sink_rate": rate,
-        "any_sink_rate": any_rate,
-        "model_sink_rate": by_input.mean(0),
+        **rates,
+        "model_sink_rate": _nanmean(by_input),
         "model_sink_rate_low": low,
         "model_sink_rate_high": high,
     }
@@ -615,14 +637,17 @@ def _resample(count: int, resamples: int, seed: int) -> np.ndarray:
 
 
 def _interval(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile bootstrap of the mean over axis 0; NaN inputs are left out of each mean."""
+    """95 % percentile bootstrap of the mean over axis 0; NaN inputs are left out of each mean.
+
+    One input alone has no interval.
+    """
     low, high = np.empty((2, values.shape[1]))
     for a in range(0, values.shape[1], _CHUNK):
         part = values[:, a : a + _CHUNK].astype(np.float64)
         valid = ~np.isnan(part)
         with np.errstate(invalid="ignore", divide="ignore"):
             means = (weights @ np.where(valid, part, 0.0)) / (weights @ valid)
-        never = ~valid.any(0)
+        never = valid.sum(0) < 2
         means[:, never] = 0.0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
@@ -731,9 +756,8 @@ def _mean_norms(
                 for s in range(states)
             ]
         )
-    out["hidden_median"] = np.array(
-        [np.mean([one[s]["median"].mean() for one in gathered.hidden]) for s in range(states)]
-    )
+    medians = [[one[s]["median"] for one in gathered.hidden] for s in range(states)]
+    out["hidden_median"] = np.array([np.concatenate(own).mean() for own in medians])
     coords["state"] = np.arange(states)
     return out
 
@@ -759,6 +783,11 @@ def _rank_correlation(counts: np.ndarray) -> float:
     if min(spreads) == 0:
         return math.nan
     return float(ranks[0] @ counts @ ranks[1] / (spreads[0] * spreads[1]))
+
+
+def _savable(token: str) -> str:
+    """A token as netCDF can hold it: lone surrogates and NUL are spelt out."""
+    return token.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
