@@ -59,8 +59,9 @@ def implied_prior(
     xarray.Dataset
         Schema "prior_profile" with heads that are query heads, and `explained_variance`, shape
         (layer, head): the share of the logits' variance within rows that kappa and u explain, 1
-        for a head that is all prior. kappa and u are known up to a line (kappa(l) = b l is
-        u(j) = -b j plus a row constant): here half of u's steps over half the length rise.
+        for a head that is all prior, NaN for one whose logits do not vary. kappa and
+        u are known up to a line (kappa(l) = b l is u(j) = -b j plus a row constant): here half of
+        u's steps over half the length rise.
 
     Raises
     ------
@@ -292,7 +293,7 @@ class _Fit:
         kernel, sink = system.solve(right)
         explained = (right[0] * kernel).sum(-1) + (right[1] * sink).sum(-1)
         total = self.variance
-        share = torch.where(total > 0, explained / total.clamp(min=1e-300), 1.0)
+        share = torch.where(total > 0, explained / total.clamp(min=1e-300), math.nan)
         seen = system.counts()[0] > 0
         if most == longest - 1 and longest > 2:
             kernel, sink = _without_drift(kernel, sink, most)

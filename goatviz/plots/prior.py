@@ -567,10 +567,12 @@ def _captions(
         lines.append(note)
     if "explained_variance" in profile.variables:
         share = profile["explained_variance"].values
-        lines.append(
-            "of the logits' variance in each row this explains "
-            f"{np.nanmin(share):.1%} to {np.nanmax(share):.1%}, head by head"
-        )
+        share = share[np.isfinite(share)]
+        if share.size:
+            lines.append(
+                "of the logits' variance in each row this explains "
+                f"{share.min():.1%} to {share.max():.1%}, head by head"
+            )
         lines.append(style.escape(attrs["notes"]))
     elif attrs.get("notes"):
         lines.append(f"⚠ {style.escape(attrs['notes'])}")
