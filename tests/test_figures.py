@@ -7,11 +7,12 @@ import transformers
 from goat import GoatAttention
 from torch import nn
 
+from goatviz.adapters.capture import capture
 from goatviz.analysis import plan_slice, prior_profile, sink_profile
 from goatviz.attention import Attention
 from goatviz.figures import plot_plan, plot_prior, plot_sinks
 from goatviz.models import CausalLM, ModelConfig, goat_prior
-from goatviz.plots import SINK_KINDS, Figure
+from goatviz.plots import SINK_KINDS, Figure, draw_sinks
 from goatviz.priors import ALiBiPrior
 from goatviz.training import load_pretrained
 from goatviz.transport import solve_rows
@@ -123,3 +124,31 @@ def test_sinks_refuse_what_cannot_be():
         plot_sinks(profile, kind="map")
     with pytest.raises(TypeError, match="inputs, recent cannot be changed in a finished profile"):
         plot_sinks(profile, torch.zeros(1, 3), recent=3)
+
+
+@pytest.mark.parametrize("kind", SINK_KINDS)
+def test_sinks_of_a_model_a_record_and_a_profile_are_one_drawing(kind):
+    model = CausalLM(ModelConfig(vocab_size=20, training_length=32, num_layers=2))
+    ids = torch.randint(20, (3, 24))
+    options = {"threshold": 0.11, "min_observers": 4, "recent": 5}
+    profile = sink_profile(model, ids, maps=True, **options)
+    drawn = plot_sinks(model, ids, kind=kind, **options).to_json()
+    assert drawn == plot_sinks(profile, kind=kind).to_json()
+    assert drawn == draw_sinks(profile, kind=kind, threshold=0.11).to_json()
+    with capture(model, keep="projections", recent=5) as record:
+        model(ids)
+    figure = plot_sinks(record, kind=kind, threshold=0.11, min_observers=4)
+    assert "record · 3 inputs of 24 tokens · causal · prior: learned" in caption(figure)
+    assert "CausalLM · 3 inputs of 24 tokens" in caption(plot_sinks(profile, kind=kind))
+
+
+def test_maps_need_a_profile_that_has_them():
+    model, ids = CausalLM(ModelConfig(vocab_size=20, training_length=32)), torch.zeros(1, 20).long()
+    profile = sink_profile(model, ids)
+    for kind in ("logits", "probabilities"):
+        with pytest.raises(ValueError, match=r"pass maps=True to sink_profile"):
+            plot_sinks(profile, kind=kind)
+    heatmap = next(
+        t for t in plot_sinks(model, ids, kind="logits", maps=6).data if t.name == "logit"
+    )
+    assert np.asarray(heatmap.z).shape == (6, 6)

@@ -9,12 +9,15 @@ import torch
 import xarray as xr
 
 import goatviz.files
-from goatviz.analysis import plan_slice, prior_profile
+from goatviz.analysis import implied_prior, plan_slice, prior_profile, sink_profile
 from goatviz.files import whole_file
+from goatviz.models import CausalLM, ModelConfig
 from goatviz.priors import ALiBiPrior
 from goatviz.results import (
     PLAN_SLICE,
     PRIOR_PROFILE,
+    SCHEMAS,
+    SINK_PROFILE,
     check_result,
     load_result,
     make_result,
@@ -23,10 +26,19 @@ from goatviz.results import (
 from goatviz.transport import solve_rows
 
 
-@pytest.fixture(params=["prior_profile", "plan_slice", "with tokens"])
+@pytest.fixture(
+    params=["prior_profile", "plan_slice", "with tokens", "sink_profile", "implied_prior"]
+)
 def result(request):
     if request.param == "prior_profile":
         return prior_profile(ALiBiPrior(2), length=20)
+    if request.param in ("sink_profile", "implied_prior"):
+        model = CausalLM(ModelConfig(vocab_size=20, training_length=20))
+        ids = torch.randint(20, (3, 20))
+        if request.param == "implied_prior":
+            return implied_prior(model, ids)
+        tokens = ["<s>", "日本", "</script>", "", "🙂"] * 4
+        return sink_profile(model, ids, tokens=tokens, maps=8, norms=True)
     tokens = ["<s>", "日本", "the", "the"] if request.param == "with tokens" else None
     return plan_slice(solve_rows(torch.randn(4, 4)), tokens=tokens)
 
@@ -47,11 +59,15 @@ def test_a_selection_is_still_a_result():
     profile = prior_profile(ALiBiPrior(2), length=20)
     check_result(profile.sel(layer=0, head=1), PRIOR_PROFILE)
     check_result(profile.isel(head=[1]), PRIOR_PROFILE)
+    sinks = sink_profile(
+        CausalLM(ModelConfig(vocab_size=9, training_length=20)), torch.ones(2, 20, dtype=torch.long)
+    )
+    check_result(sinks.sel(layer=0, head=1, threshold=0.3, input=0), SINK_PROFILE)
 
 
 def test_wrong_things_are_refused(result):
-    other = PLAN_SLICE if result.attrs["schema"] == "prior_profile" else PRIOR_PROFILE
-    own = PRIOR_PROFILE if other is PLAN_SLICE else PLAN_SLICE
+    own = SCHEMAS[result.attrs["schema"]]
+    other = PLAN_SLICE if own is PRIOR_PROFILE else PRIOR_PROFILE
     with pytest.raises(TypeError, match=other.name):
         check_result(result, other)
     with pytest.raises(TypeError, match="got dict"):

@@ -24,6 +24,7 @@ from goatviz.attention.call import AttentionCall
 from goatviz.attention.layer import Attention
 from goatviz.priors.base import Prior
 from goatviz.transport.fused import (
+    IMPLEMENTATIONS,
     ROW_STATISTICS,
     IncomingMass,
     PlanWindow,
@@ -35,6 +36,7 @@ from goatviz.transport.fused import (
     make_problem,
     statistics_of,
 )
+from goatviz.transport.visibility import Visibility
 
 #: What `capture` can keep of every call.
 CAPTURE_STATISTICS = (*ROW_STATISTICS, "incoming_mass", "value_norm")
@@ -43,7 +45,7 @@ Observe = Callable[[str, AttentionCall], None]
 Watch = Callable[[nn.Module, Mapping[str, nn.Module], Observe], AbstractContextManager[None]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CapturedCall:
     """One attention call of one layer.
 
@@ -69,6 +71,8 @@ class CapturedCall:
         The layer's explicit prior.
     query_pos, key_pos : Tensor
         Its positions, as `goatviz.priors.as_positions` returns them.
+    visibility : Visibility
+        The allowed pairs.
     causal : bool
         Whether some query sees fewer keys than another one of its sequence.
     additive : bool
@@ -86,11 +90,19 @@ class CapturedCall:
     prior: Prior | None
     query_pos: Tensor
     key_pos: Tensor
+    visibility: Visibility
     causal: bool
     additive: bool
 
+    def __repr__(self) -> str:
+        batch, heads, queries, keys = self.shape
+        return (
+            f"CapturedCall(layer {self.layer} ({self.name}): batch {batch}, {heads} heads, "
+            f"{queries} queries, {keys} keys)"
+        )
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, repr=False)
 class Record:
     """What `capture` saw, in the order of the calls.
 
@@ -107,6 +119,10 @@ class Record:
 
     def __len__(self) -> int:
         return len(self.calls)
+
+    def __repr__(self) -> str:
+        seen = len({call.layer for call in self.calls})
+        return f"Record({len(self.calls)} calls of {seen} of {len(self.layers)} layers)"
 
     def of(self, layer: int) -> list[CapturedCall]:
         """The calls of one layer, oldest first.
@@ -215,10 +231,11 @@ def capture(
     Raises
     ------
     TypeError
-        If the model has no attention that can be watched; the message lists what can.
+        If the model has no attention that can be watched (the message lists what can), or an
+        argument that should be a list is none.
     ValueError
-        If a layer, statistic or keep is not there, the model is on the meta device, or (while it
-        runs) attention has dropout in training mode or NaN or infinite queries or keys.
+        If an argument does not fit, the model is on the meta device, or (while it runs)
+        attention has dropout in training mode or NaN or infinite queries or keys.
 
     Examples
     --------
@@ -235,14 +252,16 @@ def capture(
     if keep not in ("statistics", "projections"):
         raise ValueError(f"keep must be 'statistics' or 'projections', got {keep!r}")
     names = _names(statistics)
+    keys = _checked(keys, recent, impl)
     found = find_attention(model)
     unwatchable = unwatchable_huggingface(model)
-    if not found or unwatchable:
+    if not found or (unwatchable and layers is None):
         which = f" ({', '.join(unwatchable)} cannot)" if unwatchable else ""
+        rest = "; name layers= to capture the others alone" if found else ""
         raise TypeError(
             f"model {type(model).__name__} has attention that cannot be captured{which}; what can: "
             "goatviz Attention, goat-attention's GoatAttention, torch.nn.MultiheadAttention, and "
-            "Hugging Face models that dispatch through transformers' AttentionInterface"
+            f"Hugging Face models that dispatch through transformers' AttentionInterface{rest}"
         )
     if any(tensor.is_meta for tensor in model.parameters()):
         raise ValueError("model is on the meta device, which holds no numbers; load its weights")
@@ -251,7 +270,8 @@ def capture(
     record = Record(paths)
 
     def observe(path: str, call: AttentionCall) -> None:
-        with torch.no_grad():
+        # Under the model's autocast, statistics would be of its low precision too.
+        with torch.no_grad(), torch.autocast(call.q.device.type, enabled=False):
             record.calls.append(
                 _captured(paths.index(path), path, call, names, keep, keys, recent, impl)
             )
@@ -330,7 +350,8 @@ def _captured(
     try:
         problem = problem_of(call)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"attention layer {path or type(call).__name__}: {error}") from error
+        where = f"attention layer {path}" if path else "model"
+        raise type(error)(f"{where}: {error}") from error
     row_names = [name for name in names if name in ROW_STATISTICS]
     options = {"keys": [key for key in keys if key < call.k.shape[2]], "recent": recent}
     query_mass = None if call.query_mask is None else call.query_mask.to(call.q.device).double()
@@ -356,6 +377,7 @@ def _captured(
         prior=call.prior,
         query_pos=problem.query_pos,
         key_pos=problem.key_pos,
+        visibility=problem.visibility,
         causal=_is_causal(problem),
         additive=call.bias is not None,
     )
@@ -372,6 +394,8 @@ def _chosen(layers: Sequence[int | str] | int | str | None, paths: tuple[str, ..
         return set(paths)
     if isinstance(layers, int | str):
         layers = [layers]
+    if not isinstance(layers, Iterable):
+        raise TypeError(f"layers must be numbers or paths, got {layers!r}")
     chosen = set()
     for layer in layers:
         if isinstance(layer, str) and layer in paths:
@@ -388,9 +412,23 @@ def _chosen(layers: Sequence[int | str] | int | str | None, paths: tuple[str, ..
     return chosen
 
 
+def _checked(keys: Sequence[int], recent: int, impl: str) -> tuple[int, ...]:
+    """The chosen keys, when these options fit a call of some length: better now than inside it."""
+    if not isinstance(keys, Iterable):
+        raise TypeError(f"keys must be a list of places, got {keys!r}")
+    keys = tuple(int(key) for key in keys)
+    if any(key < 0 for key in keys):
+        raise ValueError(f"keys must be at least 0, got {list(keys)}")
+    if isinstance(recent, bool) or int(recent) != recent or recent < 1:
+        raise ValueError(f"recent must be a positive number of tokens, got {recent!r}")
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+    return keys
+
+
 def _names(statistics: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(statistics, str):
-        raise TypeError(f"statistics must be a list of names, got the string {statistics!r}")
+    if isinstance(statistics, str) or not isinstance(statistics, Iterable):
+        raise TypeError(f"statistics must be a list of names, got {statistics!r}")
     names = tuple(dict.fromkeys(statistics))
     unknown = [name for name in names if name not in CAPTURE_STATISTICS]
     if unknown:

@@ -7,6 +7,7 @@ prior cannot know (is_causal, the current length, a query-norm gate) is reported
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from goatviz.adapters.torch_attention import shadow
+from goatviz.adapters.torch_attention import allowed_by, is_same, shadow
 from goatviz.attention.call import AttentionCall
 from goatviz.attention.layer import Attention
 from goatviz.priors.base import Prior, ScaledPrior, SumPrior
@@ -325,21 +326,28 @@ def _watched_forward(
 
 @torch.no_grad()
 def _watched_call(module: nn.Module, path: str, given: Mapping[str, object]) -> AttentionCall:
-    query, key = given["query"], given["key"]
+    query, key, value = (given[name] for name in ("query", "key", "value"))
     for hindrance, what in (
         (given.get("past_key_value") is not None, "a key-value cache"),
-        (query is not key and query.data_ptr() != key.data_ptr(), "keys of another sequence"),
-        (given.get("spatial_shape") is not None or module.pos_encoding == "2d", "a grid"),
+        (not is_same(query, key), "keys of another sequence"),
+        (_on_grid(module, given), "a grid"),
         (any(given.get(f"position_offset_{x}") for x in "qk"), "positional offsets"),
         (module.training and module.dropout > 0, "attention dropout in training mode"),
     ):
         if hindrance:
             raise ValueError(f"{path or 'model'} cannot be captured: it is called with {what}")
     x = query if module.batch_first else query.transpose(0, 1)
+    batch, length, _ = x.shape
     causal = bool(given.get("is_causal", False))
-    own = convert(module, causal=causal, length=x.shape[1], axes=0 if _either(module) else None)
+    # A new layer draws initial values, and the model's own random numbers must stay the same.
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        own = convert(
+            module, causal=causal, length=length, axes=0 if module.pos_encoding == "auto" else None
+        )
     q, k, v, points = own.project(x)
-    keep, pairs = _their_masks(module, given, x.shape[0], x.shape[1])
+    if not is_same(query, value):
+        v = own.project(value if module.batch_first else value.transpose(0, 1))[2]
+    keep, pairs = _their_masks(module, given, batch, length)
     index = points[:, 0]
     visibility = Visibility.from_rules(index, index, causal=causal, padding_mask=keep)
     bias = None
@@ -347,12 +355,11 @@ def _watched_call(module: nn.Module, path: str, given: Mapping[str, object]) -> 
         dense = [
             visibility.block(slice(None), slice(None), batch=b) for b in range(visibility.batch)
         ]
-        allowed = torch.stack(dense).unsqueeze(1).to(pairs.device)
-        if pairs.dtype == torch.bool:
-            allowed = allowed & ~pairs
-        else:
-            allowed = allowed & ~torch.isneginf(pairs)
-            bias = torch.where(torch.isneginf(pairs), 0.0, pairs)
+        allowed = allowed_by(pairs)
+        if pairs.is_floating_point():
+            # The package keeps extreme values from overflowing.
+            bias = torch.where(allowed, pairs, 0.0).clamp(max=80.0)
+        allowed = allowed & torch.stack(dense).unsqueeze(1).to(pairs.device)
         visibility = Visibility.from_mask(allowed)
     return AttentionCall(
         q=q.detach(),
@@ -368,8 +375,16 @@ def _watched_call(module: nn.Module, path: str, given: Mapping[str, object]) -> 
     )
 
 
-def _either(module: nn.Module) -> bool:
-    return module.pos_encoding == "auto"
+def _on_grid(module: nn.Module, given: Mapping[str, object]) -> bool:
+    """Whether positions are a grid's; "auto" takes every square number of tokens for one."""
+    if module.pos_encoding != "auto":
+        return module.pos_encoding == "2d"
+    if given.get("spatial_shape") is not None:
+        return True
+    class_token = given.get("has_cls_token")
+    class_token = module.has_cls_token_default if class_token is None else class_token
+    patches = given["key"].shape[1 if module.batch_first else 0] - bool(class_token)
+    return patches > 0 and math.isqrt(patches) ** 2 == patches
 
 
 def _their_masks(
@@ -387,6 +402,13 @@ def _their_masks(
     if pairs is not None:
         if pairs.ndim == 2:
             pairs = pairs[None, None]
+        elif pairs.ndim == 3 and len(pairs) in (1, batch):
+            pairs = pairs.unsqueeze(1)
         elif pairs.ndim == 3:
-            pairs = pairs.view(batch, -1, length, length)
+            pairs = pairs.reshape(batch, -1, length, length)
+        if pairs.shape[1] not in (1, module.num_heads):
+            pairs = pairs.repeat_interleave(module.num_heads // pairs.shape[1], dim=1)
+        if pairs.dtype != torch.bool:
+            pairs = pairs.float()
+        pairs = pairs.expand(-1, -1, length, -1)
     return keep, pairs

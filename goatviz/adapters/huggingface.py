@@ -20,6 +20,9 @@ from goatviz.attention.call import AttentionCall
 from goatviz.transport.visibility import Visibility
 
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
+_EAGER = "eager_attention_forward"
+#: What changes the weights in a way that an AttentionCall cannot say.
+_UNREADABLE = ("sinks", "head_mask", "indices", "block_indices", "cache", "block_table")
 #: Masks whose intervals are remembered: layers share them.
 _HELD_MASKS = 4
 
@@ -43,6 +46,10 @@ class _Captured(str):
 
     def __hash__(self) -> int:
         return hash(self._own)
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        # A config that is copied or saved meanwhile is not watched.
+        return str, (str(self),)
 
 
 def find_huggingface_attention(model: nn.Module) -> dict[str, nn.Module]:
@@ -97,7 +104,8 @@ def watch_huggingface(
     ValueError
         If the model is being watched already, an implementation is not set, or GPT-2 has
         reorder_and_upcast_attn (which bypasses the interface); while the model runs, if
-        attention has dropout in training mode or the meta device.
+        attention has dropout in training mode, the meta device, packed sequences under flash
+        attention, or something else that its weights depend on and nobody can read.
     TypeError
         While the model runs, for a mask of an unknown kind.
     """
@@ -136,14 +144,16 @@ def watch_huggingface(
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        original = before[id(module.config)]
-        if id(module) in paths:
-            call = _call(module, query, key, value, attention_mask, original, kwargs, masks)
-            observe(paths[id(module)], call)
-        scope = inspect.unwrap(type(module).forward).__globals__
-        function = scope[_INTERFACE].get_interface(original, scope.get("eager_attention_forward"))
-        # Some functions read the name again; they get the one that they know.
         mine = module.config._attn_implementation_internal
+        original = str(mine)
+        path = paths.get(id(module))
+        if path is not None:
+            call = _call(path, module, query, key, value, attention_mask, original, kwargs, masks)
+            observe(path, call)
+        scope = inspect.unwrap(type(module).forward).__globals__
+        eager = [scope.get(name) for name in _names_used(module) if name.endswith(_EAGER)]
+        function = scope[_INTERFACE].get_interface(original, eager[0] if eager else None)
+        # Some functions read the name again; they get the one that they know.
         module.config._attn_implementation_internal = original
         try:
             return function(module, query, key, value, attention_mask, *args, **kwargs)
@@ -174,27 +184,31 @@ class _Masks:
     def __init__(self) -> None:
         self._seen: list[tuple[Tensor, int, tuple[Visibility, Tensor | None]]] = []
 
-    def read(self, mask: Tensor) -> tuple[Visibility, Tensor | None]:
+    def read(self, mask: Tensor, n_queries: int, n_keys: int) -> tuple[Visibility, Tensor | None]:
         version = -1 if mask.is_inference() else mask._version
         for held, at, found in self._seen:
-            if held is mask and at == version:
+            size = found[0].n_queries, found[0].n_keys
+            if held is mask and at == version and size == (n_queries, n_keys):
                 return found
-        found = _read_mask(mask)
+        found = _read_mask(mask, n_queries, n_keys)
         self._seen = [(mask, version, found), *self._seen[: _HELD_MASKS - 1]]
         return found
 
 
-def _read_mask(mask: Tensor) -> tuple[Visibility, Tensor | None]:
-    """Allowed pairs and additive rest of a boolean or additive mask."""
+def _read_mask(mask: Tensor, n_queries: int, n_keys: int) -> tuple[Visibility, Tensor | None]:
+    """Allowed pairs and additive rest of a boolean or additive mask, which may be one row."""
+    mask, size = mask[..., :n_keys], (-1, -1, n_queries, n_keys)
     if mask.dtype == torch.bool:
-        return Visibility.from_mask(mask), None
+        return Visibility.from_mask(mask.expand(size)), None
     lowest = torch.finfo(mask.dtype).min / 2
     allowed = mask > lowest
     rest = torch.where(allowed, mask, 0.0)
-    return Visibility.from_mask(allowed), rest.float() if bool(rest.any()) else None
+    bias = rest.float().expand(size) if bool(rest.any()) else None
+    return Visibility.from_mask(allowed.expand(size)), bias
 
 
 def _call(
+    path: str,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -212,6 +226,12 @@ def _call(
             f"{type(module).__name__} is in training mode with attention dropout p={dropout}: the "
             "weights it applies are not the plan; call model.eval() first"
         )
+    unreadable = [name for name in _UNREADABLE if options.get(name) is not None]
+    if unreadable:
+        raise ValueError(
+            f"{path} cannot be captured: its weights depend on {', '.join(unreadable)}, which it "
+            f"hands to {implementation!r} attention"
+        )
     n_queries, n_keys = query.shape[2], key.shape[2]
     causal = options.get("is_causal")
     causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
@@ -226,54 +246,90 @@ def _call(
             dense = dense[:, :1]
         visibility = Visibility.from_mask(dense)
     elif isinstance(mask, Tensor) and mask.ndim == 4:
-        if mask.shape[-1] > n_keys:
-            mask = mask[..., :n_keys]
-        visibility, bias = masks.read(mask)
+        visibility, bias = masks.read(mask, n_queries, n_keys)
     elif "flash" in implementation and (
         mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
     ):
+        if mask is None and _is_packed(options, query.shape[0]):
+            raise ValueError(
+                f"{path} cannot be captured: flash attention gets several sequences packed into "
+                "one; pad them into a batch instead"
+            )
         window = options.get("sliding_window")
         keep = None if mask is None else mask[:, -n_keys:].bool()
         visibility = Visibility.from_rules(
-            index[max(first, 0) :], index, causal=causal, window=window, padding_mask=keep
+            torch.arange(n_queries) + first, index, causal=causal, window=window, padding_mask=keep
         )
     elif mask is None and implementation == "sdpa" and causal and n_queries > 1:
         # This kernel aligns its causal flag at the first key.
-        first = 0
         visibility = Visibility.from_rules(torch.arange(n_queries), index, causal=True)
-    elif mask is None:
+    elif mask is None and (
+        implementation in ("eager", "sdpa", "flex_attention") or not causal or n_queries == 1
+    ):
         visibility = Visibility.from_rules(torch.arange(n_queries), index, causal=False)
     else:
         came = f"a tensor of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask)
+        came = "no mask" if mask is None else f"{came} as its mask"
         raise TypeError(
-            f"{type(module).__name__} got {came} as its mask under {implementation!r}; known are "
-            "None, four-dimensional tensors, BlockMask, and (batch, keys) under flash attention"
+            f"{type(module).__name__} got {came} under {implementation!r}; known are "
+            "four-dimensional tensors, BlockMask, (batch, keys) under flash attention, and None "
+            "under eager, sdpa, flex and flash attention"
         )
     position_bias = options.get("position_bias")
     if position_bias is not None:
         position_bias = position_bias[..., :n_queries, :n_keys].detach().float()
         bias = position_bias if bias is None else bias + position_bias
     sink = options.get("s_aux", getattr(module, "sinks", None))
-    own = first >= 0 and not _is_cross(module)
+    own = first >= 0 and not _is_cross(path, module)
+    first = _first_query(visibility, first) if own and causal else max(first, 0)
     scale = options.get("scaling")
-    positions = index.double().unsqueeze(-1)
     return AttentionCall(
         q=query.detach(),
         k=key.detach(),
         v=value.detach(),
         scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
         visibility=visibility,
-        query_pos=torch.arange(n_queries).double().unsqueeze(-1) + max(first, 0),
-        key_pos=positions,
+        query_pos=torch.arange(n_queries).double().unsqueeze(-1) + first,
+        key_pos=index.double().unsqueeze(-1),
         bias=bias,
         sink=None if sink is None else sink.detach().float(),
         softcap=options.get("softcap"),
-        query_mask=visibility.real_queries() if own else None,
+        query_mask=_real_queries(visibility, first) if own else None,
     )
 
 
-def _is_cross(module: nn.Module) -> bool:
-    return bool(getattr(module, "is_cross_attention", False)) or "Cross" in type(module).__name__
+def _is_packed(options: Mapping[str, Any], batch: int) -> bool:
+    """Whether flash attention takes one row for several sequences."""
+    index = options.get("position_ids")
+    restarts = batch == 1 and index is not None and bool((index.diff(dim=-1) != 1).any())
+    return restarts or options.get("cu_seq_lens_q") is not None
+
+
+def _first_query(visibility: Visibility, last: int) -> int:
+    """Place of the first query among the keys: before `last` if a cache has empty places."""
+    if last == 0 or visibility.dense is not None:
+        return last
+    rows = torch.arange(visibility.n_queries)
+    places = [torch.zeros(1, dtype=torch.long)]
+    for b in range(visibility.batch):
+        keys, start, stop = visibility.entry(b)
+        seen = stop > start
+        places.append(keys[stop[seen] - 1] - rows[seen])
+    return min(int(torch.cat(places).max()), last)
+
+
+def _real_queries(visibility: Visibility, first: int) -> Tensor:
+    """Queries whose own key somebody may use, and that may use some key themselves."""
+    used = (visibility.observers() > 0).any(1)[:, first : first + visibility.n_queries]
+    return used & (visibility.count() > 0).any(1).to(used.device)
+
+
+def _is_cross(path: str, module: nn.Module) -> bool:
+    # Decoders that share a class with their encoder tell theirs apart by causality only.
+    decodes = getattr(module, "is_decoder", False) and not getattr(module, "is_causal", True)
+    names = [type(module).__name__, *path.split(".")[-2:]]
+    named = any("cross" in name.lower() for name in names)
+    return bool(getattr(module, "is_cross_attention", False)) or bool(decodes) or named
 
 
 def _has_config(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ module's `forward` is shadowed by an attribute of the instance, and calls the cl
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -38,8 +39,8 @@ def watch_torch_attention(
     Parameters
     ----------
     model : nn.Module
-        Whatever holds the modules: its TransformerEncoderLayers are watched too, since their
-        fast path computes attention without calling the module.
+        Whatever holds the modules: its TransformerEncoderLayers (not subclasses with a forward
+        of their own) are watched too, since their fast path does not call the module.
     modules : mapping
         Out of `find_torch_attention(model)`.
     observe : callable
@@ -58,7 +59,10 @@ def watch_torch_attention(
             shadow(module, _attention_forward(module, path, observe, reported), shadowed)
         paths = {id(module): path for path, module in modules.items()}
         for layer in model.modules():
-            if isinstance(layer, nn.TransformerEncoderLayer) and id(layer.self_attn) in paths:
+            fast = isinstance(layer, nn.TransformerEncoderLayer) and (
+                type(layer).forward is nn.TransformerEncoderLayer.forward
+            )
+            if fast and id(layer.self_attn) in paths:
                 own = _layer_forward(layer, paths[id(layer.self_attn)], observe, reported)
                 shadow(layer, own, shadowed)
         yield
@@ -88,30 +92,15 @@ def _attention_forward(
     module: nn.MultiheadAttention, path: str, observe: Observe, reported: set[int]
 ) -> Callable[..., Any]:
     original = type(module).forward
+    signature = inspect.signature(original)
 
-    def forward(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> Any:
-        observe(path, _call(module, query, key, value, key_padding_mask, attn_mask))
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(module, *args, **kwargs).arguments
+        inputs = (given[name] for name in ("query", "key", "value"))
+        masks = (given.get(name) for name in ("key_padding_mask", "attn_mask"))
+        observe(path, _call(module, *inputs, *masks))
         reported.add(id(module))
-        return original(
-            module,
-            query,
-            key,
-            value,
-            key_padding_mask,
-            need_weights,
-            attn_mask,
-            average_attn_weights,
-            is_causal,
-        )
+        return original(module, *args, **kwargs)
 
     return forward
 
@@ -134,9 +123,7 @@ def _layer_forward(
             # The fast path: one operation for the whole layer.
             x, padding = src, src_key_padding_mask
             if x.is_nested:
-                lengths = torch.tensor([len(row) for row in x.unbind()], device=x.device)
-                x = torch.nested.to_padded_tensor(x, 0.0)
-                padding = torch.arange(x.shape[1], device=x.device) >= lengths.unsqueeze(-1)
+                x, padding = _padded(x)
             with torch.no_grad():
                 x = layer.norm1(x) if layer.norm_first else x
             observe(path, _call(module, x, x, x, padding, src_mask))
@@ -159,7 +146,10 @@ def _call(
             f"{type(module).__name__} is in training mode with attention dropout "
             f"p={module.dropout}: the weights it applies are not the plan; call model.eval() first"
         )
-    itself = query is key or query.data_ptr() == key.data_ptr()
+    if query.is_nested:
+        query, key_padding_mask = _padded(query)
+        key = value = query
+    itself = is_same(query, key)
     q, k, v = (_batched(module, x) for x in (query, key, value))
     if query.ndim == 2 and key_padding_mask is not None:
         key_padding_mask = key_padding_mask.unsqueeze(0)
@@ -178,7 +168,7 @@ def _call(
     visibility, bias = _visibility(module, q, k, n_keys, key_padding_mask, attn_mask)
     query_mask = None
     if itself and key_padding_mask is not None:
-        query_mask = _keep(key_padding_mask)
+        query_mask = allowed_by(key_padding_mask)
     return AttentionCall(
         q=q.detach(),
         k=k.detach(),
@@ -190,6 +180,28 @@ def _call(
         bias=bias,
         query_mask=query_mask,
     )
+
+
+def is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors show the same numbers of the same memory."""
+    if one is other:
+        return True
+    places = [(x.data_ptr(), x.shape, x.stride()) for x in (one, other)]
+    return places[0] == places[1]
+
+
+def allowed_by(mask: Tensor) -> Tensor:
+    """True where torch's mask allows: bool forbids by True, floats by -inf or their lowest."""
+    if mask.dtype == torch.bool:
+        return ~mask
+    return mask > torch.finfo(mask.dtype).min / 2
+
+
+def _padded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A nested tensor as one with padding, and where the padding is."""
+    lengths = torch.tensor([len(row) for row in x.unbind()], device=x.device)
+    x = torch.nested.to_padded_tensor(x, 0.0)
+    return x, torch.arange(x.shape[1], device=x.device) >= lengths.unsqueeze(-1)
 
 
 def _batched(module: nn.MultiheadAttention, x: Tensor) -> Tensor:
@@ -209,13 +221,6 @@ def _weights(module: nn.MultiheadAttention) -> tuple[tuple[Tensor, ...], tuple[A
     return weights, module.in_proj_bias.chunk(3)
 
 
-def _keep(key_padding_mask: Tensor) -> Tensor:
-    """True at real keys: the mask says True, or -inf, where a key is to be ignored."""
-    if key_padding_mask.dtype == torch.bool:
-        return ~key_padding_mask
-    return ~torch.isneginf(key_padding_mask)
-
-
 def _visibility(
     module: nn.MultiheadAttention,
     q: Tensor,
@@ -227,7 +232,7 @@ def _visibility(
     """Allowed pairs and additive rest; keys appended after `n_keys` are open to all."""
     batch, heads, n_queries, _ = q.shape
     appended = (0, k.shape[2] - n_keys)
-    keep = None if key_padding_mask is None else _keep(key_padding_mask)
+    keep = None if key_padding_mask is None else allowed_by(key_padding_mask)
     bias = None
     if key_padding_mask is not None and key_padding_mask.is_floating_point():
         finite = torch.where(keep, key_padding_mask, 0.0)
@@ -241,10 +246,10 @@ def _visibility(
         )
         return rules, None if bias is None else F.pad(bias, appended)
     if attn_mask.ndim == 3:
-        pairs = attn_mask.view(batch, heads, n_queries, n_keys)
+        pairs = attn_mask.reshape(batch, heads, n_queries, n_keys)
     else:
         pairs = attn_mask[None, None]
-    allowed = ~pairs if pairs.dtype == torch.bool else ~torch.isneginf(pairs)
+    allowed = allowed_by(pairs)
     if pairs.is_floating_point():
         finite = torch.where(allowed, pairs, 0.0)
         if bool(finite.any()):

@@ -101,8 +101,8 @@ def sink_profile(
     Returns
     -------
     xarray.Dataset
-        Schema "sink_profile" (`goatviz.results.SINK_PROFILE`). Queries that see one key only
-        count in importance (as in the definition) and not in the signal's density.
+        Schema "sink_profile" (`goatviz.results.SINK_PROFILE`). Queries that see one key only, or
+        not the first, count in importance (as in the definition) and not in the signal's density.
 
     Raises
     ------
@@ -134,7 +134,11 @@ def sink_profile(
     """
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must be in [0, 1), got {threshold!r}")
-    for name, value in (("min_observers", min_observers), ("resamples", resamples)):
+    for name, value in (
+        ("min_observers", min_observers),
+        ("recent", recent),
+        ("resamples", resamples),
+    ):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
     size = 64 if maps is True else int(maps)
@@ -285,6 +289,8 @@ def _gather_model(
         ids = arguments.get("input_ids", arguments.get("ids"))
     first = not gathered.sequences
     _gather_record(gathered, record)
+    if len(record.calls) > len({call.layer for call in record.calls}):
+        gathered.note("a layer is called again in a forward pass; every call counts as an input")
     if hidden:
         gathered.hidden.append(hidden)
     single = first and isinstance(ids, Tensor) and ids.ndim == 2 and len(ids) == 1
@@ -332,14 +338,13 @@ def _gather_call(gathered: _Gathered, call: CapturedCall) -> None:
     gathered.recent = rows.recent
     for b in range(call.shape[0]):
         real = mask[b]
-        seen = rows.visible[b if len(rows.visible) > 1 else 0].amax(0)
+        # A sliding window hides the first key: such queries tell nothing of signal and sink.
+        first_seen = call.visibility.block(slice(None), slice(0, 1), batch=b)[:, 0]
+        visible = rows.visible[b if len(rows.visible) > 1 else 0].amax(0)
+        seen = (visible >= 2) & first_seen.to(visible.device)
         take = real.to(rows.visible.device)
         length = int(real.sum())
         importance = call.incoming.importance[b][:, take].clamp(max=1.0)
-        first, prior = rows.key_mass[b, :, take, 0], prior_first[b][:, take]
-        if int(observers[b, :, 0].min()) < length:
-            # A window hides the first key from later queries, and leaves it no prior either.
-            prior = torch.where(first > 0, prior, 0.0)
         norm = None
         if call.value_norm is not None:
             norm = _numpy(call.value_norm[b].mean(0)[take])
@@ -347,14 +352,14 @@ def _gather_call(gathered: _Gathered, call: CapturedCall) -> None:
             _Sequence(
                 importance=_numpy(importance),
                 observers=_numpy(observers[b].amax(0)[take]),
-                first=_numpy(first),
+                first=_numpy(rows.key_mass[b, :, take, 0]),
                 largest=_numpy(rows.largest_weight[b][:, take]),
                 recent=_numpy(rows.recent_mass[b][:, take]),
                 column=_numpy(rows.sink_mass[b][:, take]),
                 entropy=_numpy(rows.entropy[b][:, take]),
                 content_range=_numpy(rows.content_range[b][:, take]),
-                prior_first=_numpy(prior),
-                counted=_numpy(seen[take] >= 2),
+                prior_first=_numpy(prior_first[b][:, take]),
+                counted=_numpy(seen[take]),
                 value_norm=norm,
             )
         )

@@ -45,7 +45,7 @@ class LagTablePrior(Prior):
         self.first_lag = int(first_lag)
 
     def _log_prior(self, query: Tensor, key: Tensor) -> Tensor:
-        lag = (query[:, :1] - key[:, 0]).long() - self.first_lag
+        lag = (query[:, :1] - key[:, 0]).floor().long() - self.first_lag
         return self.kernel[:, lag.clamp(0, self.kernel.shape[1] - 1)]
 
 

@@ -239,3 +239,60 @@ def test_two_captures_at_once_are_refused():
             with capture(lm):
                 pass
     assert all(block.attention.observer is None for block in lm.blocks)
+
+
+def test_records_say_what_they_hold():
+    lm = model()
+    with capture(lm, layers=1) as record:
+        lm(IDS)
+    assert repr(record) == "Record(1 calls of 1 of 2 layers)"
+    wanted = "CapturedCall(layer 1 (blocks.1.attention): batch 2, 4 heads, 16 queries, 16 keys)"
+    assert repr(record.calls[0]) == wanted
+
+
+def test_what_can_be_watched_beside_what_cannot_must_be_named():
+    torch.manual_seed(0)
+    config = transformers.BloomConfig(vocab_size=20, hidden_size=16, n_layer=1, n_head=2)
+    mixed = nn.ModuleList([transformers.BloomModel(config), Attention(16, 2)])
+    with pytest.raises(
+        TypeError, match="BloomAttention cannot.*name layers= to capture the others"
+    ):
+        with capture(mixed):
+            pass
+    with capture(mixed, layers="1") as record:
+        mixed[1](torch.randn(1, 4, 16))
+    assert len(record) == 1
+
+
+def test_generation_is_seen_step_by_step():
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=20, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1
+    )
+    lm = transformers.GPT2LMHeadModel(config).eval()
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    plain = lm.generate(IDS[:1, :6], **options)
+    with capture(lm) as record:
+        watched = lm.generate(IDS[:1, :6], **options)
+    assert torch.equal(plain, watched)
+    assert [call.shape[2:] for call in record.of(1)][:3] == [(6, 6), (1, 7), (1, 8)]
+
+
+def test_half_precision_models_are_measured_in_float32():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=20,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        pad_token_id=0,
+    )
+    lm = transformers.LlamaForCausalLM(config).eval().bfloat16()
+    with capture(lm, keep="projections") as record:
+        lm(IDS)
+    call = record.calls[0]
+    assert call.call.q.dtype == torch.bfloat16 and call.rows.entropy.dtype == torch.float32
+    plan = attention_plan(call.call.q, call.call.k)
+    torch.testing.assert_close(call.rows.entropy, plan.entropy.float(), atol=1e-5, rtol=1e-5)

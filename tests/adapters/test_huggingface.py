@@ -301,7 +301,7 @@ def test_nan_activations_name_their_layer():
 def seen(implementation, mask, **options):
     module = build("mistral").model.layers[0].self_attn
     q, k = torch.randn(2, 4, 8, 8), torch.randn(2, 2, 8, 8)
-    return _call(module, q, k, k, mask, implementation, options, _Masks())
+    return _call("attn", module, q, k, k, mask, implementation, options, _Masks())
 
 
 def test_padding_and_window_of_flash_attention():

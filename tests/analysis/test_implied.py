@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import goatviz.analysis.implied as module
 from goatviz.adapters.capture import capture, problem_of
 from goatviz.analysis import implied_prior
 from goatviz.analysis.implied import _diagonals, _Geometry
@@ -12,6 +15,7 @@ from goatviz.attention import Attention
 from goatviz.figures import plot_prior
 from goatviz.models import CausalLM, ModelConfig
 from goatviz.plots import PRIOR_KINDS
+from goatviz.priors import ALiBiPrior, KeyTablePrior, LagTablePrior
 from goatviz.results import load_result, save_result
 from goatviz.training import load_pretrained
 from goatviz.transport.fused import dense_window
@@ -131,10 +135,161 @@ def test_inputs_of_several_lengths_are_one_fit():
     assert (share > 0.3).all() and (share < 1).all()
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("most", [12, 3])
+def test_several_lengths_are_the_dense_least_squares_of_all(causal, most):
+    torch.manual_seed(0)
+    layer = Attention(16, 1, causal=causal)
+    inputs = [torch.randn(2, 7, 16), torch.randn(1, 13, 16), torch.randn(1, 1, 16)]
+    result = implied_prior(layer, inputs, max_lag=most, resolution=13)
+    rows, targets, at = [], [], 0
+    for x in inputs:
+        with capture(layer, keep="projections") as record:
+            layer(x)
+        for b in range(len(x)):
+            window = dense_window(problem_of(record.calls[0].call), batch=b)
+            for i, j in window.allowed.nonzero().tolist():
+                rows.append((at + i, min(max(i - j, -most), most) + most, j))
+                targets.append(window.scores[i, j].item())
+            at += x.shape[1]
+    design = np.zeros((len(rows), at + 2 * most + 1 + 13))
+    for place, (row, lag, key) in enumerate(rows):
+        design[place, [row, at + lag, at + 2 * most + 1 + key]] = 1
+    solution, *_ = np.linalg.lstsq(design, targets, rcond=None)
+    kernel, sink = solution[at : at + 2 * most + 1], solution[at + 2 * most + 1 :]
+    allowed = np.tri(13, dtype=bool) if causal else np.ones((13, 13), dtype=bool)
+    lag = np.subtract.outer(np.arange(13), np.arange(13)).clip(-most, most) + most
+    found = np.nan_to_num(result["log_prior"].values[0, 0].astype(float))
+    np.testing.assert_allclose(
+        row_centred(found, allowed), row_centred(kernel[lag] + sink, allowed), atol=2e-5
+    )
+    content = np.zeros_like(design)
+    content[:, :at] = design[:, :at]
+    centred = targets - content @ np.linalg.lstsq(content, targets, rcond=None)[0]
+    share = 1 - ((targets - design @ solution) ** 2).sum() / (centred**2).sum()
+    assert result["explained_variance"].item() == pytest.approx(share, abs=1e-5)
+
+
+def test_a_prior_adds_to_what_content_implies():
+    x = torch.randn(2, 20, 16)
+    tables = LagTablePrior(torch.randn(1, 9)) + KeyTablePrior(torch.randn(1, 15))
+    layer = Attention(16, 4, num_kv_heads=2, impl="sdpa_bias")
+    plain = implied_prior(layer, x, resolution=20)
+    layer.prior = tables
+    whole = implied_prior(layer, x, resolution=20)
+    tri = np.tri(20, dtype=bool)
+    added = np.nan_to_num(whole["row_centred"] - plain["row_centred"])
+    wanted = row_centred(tables.log_prior(20, 20).numpy(), tri)
+    np.testing.assert_allclose(added[0], np.broadcast_to(wanted, (4, 20, 20)), atol=2e-5)
+    assert whole["head"].size == 4
+
+
+def test_a_bidirectional_prior_is_recovered():
+    prior = ALiBiPrior(2, symmetric=True) + KeyTablePrior(torch.randn(2, 24))
+    layer = Attention(16, 2, prior=prior, causal=False)
+    torch.nn.init.zeros_(layer.q_proj.weight)
+    torch.nn.init.zeros_(layer.q_proj.bias)
+    result = implied_prior(layer, torch.randn(2, 24, 16), resolution=24)
+    everything = np.ones((24, 24), dtype=bool)
+    wanted = row_centred(prior.log_prior(24, 24).numpy(), everything)
+    np.testing.assert_allclose(result["row_centred"].values[0], wanted, atol=1e-4)
+    assert float(result["explained_variance"].min()) > 0.999
+    assert result["lag"].values.tolist() == list(range(-23, 24))
+    assert not result["causal"].any() and result.attrs["two_sided"] == 1
+    for kind in PRIOR_KINDS:
+        plot_prior(result, kind=kind)
+
+
+@pytest.mark.parametrize("length", [5, 40])
+def test_grouped_queries_share_a_prior(length):
+    model = lm(num_kv_heads=1)
+    result = implied_prior(model, ids(2, length), resolution=length)
+    tri = np.tri(length, dtype=bool)
+    wanted = model.blocks[1].attention.prior.log_prior(length, length).detach().numpy()
+    for head in range(2):
+        found = np.nan_to_num(result["row_centred"].values[1, head])
+        np.testing.assert_allclose(found, row_centred(wanted[0], tri), atol=1e-4)
+
+
+@pytest.mark.parametrize("max_lag", [1, 6, 6.0, 100])
+def test_beyond_the_largest_lag_the_kernel_is_one_number(max_lag):
+    result = implied_prior(lm(content=True), ids(3, 30), max_lag=max_lag)
+    kernel = result["kernel"].values
+    beyond = kernel[..., int(min(max_lag, 29)) :]
+    np.testing.assert_array_equal(beyond, np.broadcast_to(beyond[..., :1], beyond.shape))
+    assert (np.abs(np.diff(kernel[..., : int(min(max_lag, 29))])) > 0).all()
+    full = implied_prior(lm(content=True), ids(3, 30))
+    gap = full["explained_variance"] - result["explained_variance"]
+    assert (gap >= -1e-6).all() and (max_lag == 100 or (gap > 1e-4).all())
+
+
+def test_a_bias_of_the_model_is_part_of_its_prior():
+    config = transformers.T5Config(
+        vocab_size=20, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+    )
+    model = transformers.T5EncoderModel(config).eval()
+    model.set_attn_implementation("eager")
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=1.0)
+        if name.endswith(".q.weight"):
+            torch.nn.init.zeros_(parameter)
+    result = implied_prior(model, ids(1, 20), resolution=20)
+    assert float(result["explained_variance"].min()) > 0.999
+    with torch.no_grad():
+        weights = model(ids(1, 20), output_attentions=True).attentions[0][0]
+    np.testing.assert_allclose(result["probability"].values[0], weights, atol=1e-5)
+
+
+def test_a_softcap_is_applied_before_the_fit():
+    config = transformers.Gemma2Config(
+        vocab_size=20,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        attn_logit_softcapping=1.5,
+        sliding_window=64,
+    )
+    model = transformers.Gemma2Model(config).eval()
+    model.set_attn_implementation("eager")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x = ids(2, 10)
+    result = implied_prior(model, x, resolution=10)
+    with capture(model, keep="projections") as record:
+        model(x)
+    windows = [dense_window(problem_of(record.calls[0].call), batch=b, head=1) for b in range(2)]
+    allowed = windows[0].allowed.numpy()
+    fitted, share = brute_force([w.scores.numpy() for w in windows], allowed, 9)
+    found = np.nan_to_num(result["log_prior"].values[0, 1].astype(float))
+    np.testing.assert_allclose(row_centred(found, allowed), fitted, atol=2e-5)
+    assert result["explained_variance"][0, 1].item() == pytest.approx(share, abs=1e-5)
+
+
+def test_the_size_of_blocks_changes_nothing(monkeypatch):
+    model, x = lm(content=True), ids(2, 40)
+    wanted = implied_prior(model, x)
+    monkeypatch.setattr(module, "_ROWS", 7)
+    found = implied_prior(model, x)
+    for name in ("kernel", "sink", "explained_variance"):
+        np.testing.assert_allclose(found[name], wanted[name], atol=1e-6, err_msg=name)
+
+
+def test_padding_of_inputs_is_cut_before_the_fit():
+    model, x = lm(content=True), ids(3, 30)
+    keep = torch.arange(30) < torch.tensor([[30], [21], [9]])
+    found = implied_prior(model, {"ids": x, "padding_mask": keep})
+    wanted = implied_prior(model, [x[0], x[1, :21], x[2, :9]])
+    assert found.identical(wanted)
+
+
 def test_content_alone_is_hardly_prior():
-    model = lm("none", content=True)
-    share = implied_prior(model, ids(16, 32))["explained_variance"].values
-    assert (share < 0.5).all()
+    # About 3 L of the 16 L^2 / 2 degrees of freedom.
+    share = implied_prior(Attention(16, 4), torch.randn(16, 64, 16))["explained_variance"].values
+    assert (share < 0.1).all()
 
 
 def test_trained_heads_are_prior():
@@ -175,16 +330,19 @@ def test_it_draws_and_survives_the_disk(kind, tmp_path):
         assert figure.layout.title.text == "Implied prior"
 
 
-def test_operators_are_the_dense_sums():
-    torch.manual_seed(0)
-    n = 9
-    start = torch.randint(0, 4, (n,)).sort().values
-    stop = (start + torch.randint(1, 5, (n,))).clamp(max=n).cummax(0).values
-    start = torch.minimum(start, stop - 1)
+@settings(max_examples=40)
+@given(n=st.integers(1, 12), seed=st.integers(0, 10**6))
+def test_operators_are_the_dense_sums(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    stop = torch.randint(1, n + 1, (n,), generator=generator).sort().values
+    start = (stop - torch.randint(1, n + 1, (n,), generator=generator)).clamp(min=0)
+    start = start.flip(0).cummin(0).values.flip(0)
     geometry = _Geometry(start, stop, n)
     allowed = (torch.arange(n) >= start[:, None]) & (torch.arange(n) < stop[:, None])
     lag = torch.arange(n)[:, None] - torch.arange(n) + n - 1
-    kernel, sink, rows = (torch.randn(k, dtype=torch.float64) for k in (2 * n - 1, n, n))
+    kernel, sink, rows = (
+        torch.randn(k, dtype=torch.float64, generator=generator) for k in (2 * n - 1, n, n)
+    )
     a = allowed.double()
     by_lag = torch.zeros(2 * n - 1, n, n, dtype=torch.float64)
     by_lag[lag, torch.arange(n)[:, None], torch.arange(n)] = a
@@ -200,8 +358,13 @@ def test_operators_are_the_dense_sums():
         (geometry.lags_from_keys(sink), torch.einsum("lij,j->l", by_lag, sink)),
     ):
         torch.testing.assert_close(found, wanted)
-    block = torch.randn(4, 7)
-    wanted = torch.stack([block.diagonal(-k).sum() for k in range(-6, 4)])
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (7, 4), (1, 5), (5, 1), (1, 1)])
+def test_diagonals_are_the_dense_sums(shape):
+    block = torch.randn(shape)
+    lags = range(1 - shape[1], shape[0])
+    wanted = torch.stack([block.diagonal(-lag).sum() for lag in lags])
     torch.testing.assert_close(_diagonals(block), wanted)
 
 
@@ -222,6 +385,19 @@ def test_bad_arguments_are_named():
         implied_prior(record)
     with pytest.raises(TypeError, match="inputs must not be given with a Record"):
         implied_prior(record, ids(1, 8))
+    with pytest.raises(TypeError, match="layers must not be given with a Record"):
+        implied_prior(record, layers=0)
+    cache = model.new_cache()
+    model(ids(1, 8), cache=cache)
+    with capture(model, keep="projections") as decoding:
+        model(ids(1, 1), cache=cache)
+    with pytest.raises(ValueError, match="1 queries over 9 keys; implied_prior needs whole"):
+        implied_prior(decoding)
+    layer, shuffled = Attention(8, 2), torch.randperm(9)
+    with capture(layer, keep="projections") as unordered:
+        layer(torch.randn(1, 9, 8), positions=shuffled)
+    with pytest.raises(ValueError, match="irregular masks cannot be fitted"):
+        implied_prior(unordered)
     with capture(model, keep="projections") as empty:
         pass
     with pytest.raises(ValueError, match="record is empty"):
@@ -232,3 +408,9 @@ def test_bad_arguments_are_named():
         model(ids(1, 8), padding_mask=keep)
     with pytest.raises(ValueError, match="padding and irregular masks cannot be fitted"):
         implied_prior(padded)
+
+
+def test_logits_that_do_not_vary_have_no_share():
+    result = implied_prior(lm("none"), ids(1, 12))
+    assert np.isnan(result["explained_variance"].values).all()
+    assert "variance" not in " ".join(a.text for a in plot_prior(result).layout.annotations)
