@@ -41,9 +41,8 @@ HEAD_DIM = 64
 CHEAP = CHEAP_STATISTICS[:6]
 #: Longest dense plan that is formed: beyond, it takes tens of gigabytes.
 DENSE_LIMIT = 8192
-#: From here on one repeat, and from SOME on the cases that take minutes are left out.
+#: From here on one repeat, and without the cases that take minutes.
 ONCE = 32_768
-SOME = 131_072
 SLOW = (
     "cheap set, fused",
     "cheap set, GOAT prior",
@@ -51,8 +50,12 @@ SLOW = (
     "incoming mass, fused",
     "incoming mass by backward",
     "block-wise dense, cheap + incoming",
-    "block-wise dense, full + incoming",
 )
+#: The same from here on.
+SOME = 131_072
+SLOWER = (*SLOW, "full set + incoming mass", "block-wise dense, full + incoming")
+#: Gigabytes that come and go would disturb what runs next: these run alone, once.
+HEAVY = ("dense plan, cheap + incoming", "transformers eager, with weights")
 BLOCK = 256
 HEADER = f"{'length':>7} {'heads':>5}  {'case':<34} {'seconds':>9} {'ratio':>8} {'peak':>10}"
 
@@ -159,9 +162,8 @@ def cases(length: int, heads: int, device: str) -> dict[str, Callable[[], object
     if length <= DENSE_LIMIT:
         found["dense plan, cheap + incoming"] = lambda: dense_plan(q, k)
         found["transformers eager, with weights"] = lambda: eager(q, k, v)
-    if length >= SOME:
-        found = {name: run for name, run in found.items() if name not in SLOW}
-    return found
+    left_out = SLOWER if length >= SOME else SLOW if length >= ONCE else ()
+    return {name: run for name, run in found.items() if name not in left_out}
 
 
 def settle(device: str) -> None:
@@ -197,9 +199,18 @@ def own_cost(length: int, heads: int, device: str, case: str) -> tuple[float, fl
         before = torch.cuda.memory_allocated()
         seconds = timed(run, device)
         return seconds, (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_peak()
     seconds = timed(run, device)
-    return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return seconds, resident_peak() - before
+
+
+def resident_peak() -> float:
+    """MiB of this process's own peak (ru_maxrss would start from its parent's)."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return float(lines["VmHWM"].split()[0]) / 1024
 
 
 def measure(
@@ -214,10 +225,11 @@ def measure(
             run()
         for _ in range(repeats):
             for name, run in runs.items():
-                times[name].append(timed(run, device))
-        seconds = {name: statistics.median(found) for name, found in times.items()}
+                if name not in HEAVY:
+                    times[name].append(timed(run, device))
+        seconds = {name: statistics.median(found) for name, found in times.items() if found}
     for name in runs:
-        if memory or length >= ONCE:
+        if memory or name not in seconds:
             once, peaks[name] = alone(name, length, heads, device)
             seconds.setdefault(name, once)
         text = f"{peaks[name]:6.0f} MiB" if name in peaks else "-"

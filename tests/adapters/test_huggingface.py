@@ -1,5 +1,8 @@
 """Hugging Face models, watched: the right weights, the same bits, and nothing left behind."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import transformers
@@ -9,6 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from goatviz.adapters.capture import capture
 from goatviz.adapters.huggingface import (
     _call,
+    _Captured,
     _Masks,
     find_huggingface_attention,
     unwatchable_huggingface,
@@ -87,8 +91,11 @@ def quiet():
 
 
 def build(name, **more):
+    return make(*MODELS[name], **more)
+
+
+def make(model_class, config_class, options, **more):
     torch.manual_seed(0)
-    model_class, config_class, options = MODELS[name]
     config = getattr(transformers, config_class)(**options, **more)
     model = getattr(transformers, model_class)(config).eval()
     for parameter in model.parameters():
@@ -338,3 +345,201 @@ def test_find_and_watch_are_open_to_others():
         model(**arguments("gpt2"))
     assert paths == list(found)
     assert find_huggingface_attention(torch.nn.Linear(2, 2)) == {}
+
+
+SEQ2SEQ = {
+    "bart": (
+        "BartForConditionalGeneration",
+        "BartConfig",
+        {
+            "vocab_size": 50,
+            "d_model": 32,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 32,
+            "decoder_ffn_dim": 32,
+            "max_position_embeddings": 64,
+            "decoder_start_token_id": 2,
+        },
+    ),
+    "t5": (
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {**T5, "num_layers": 1, "decoder_start_token_id": 0},
+    ),
+}
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_encoders_with_decoders(name, implementation):
+    model = make(*SEQ2SEQ[name])
+    given = arguments(name, PADDINGS["right"])
+    keep = given["attention_mask"].bool()
+    given["decoder_input_ids"] = given["input_ids"].flip(0)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        theirs = model(**given, output_attentions=True)
+    model.set_attn_implementation(implementation)
+    with torch.no_grad():
+        plain = model(**given).logits
+        with capture(model, keep="projections") as record:
+            watched = model(**given).logits
+    assert torch.equal(plain, watched)
+    wanted = [theirs.encoder_attentions, theirs.decoder_attentions, theirs.cross_attentions]
+    for call, (attention,) in zip(record.calls, wanted, strict=True):
+        for b in range(2):
+            rows = keep[b] if call is record.calls[0] else slice(None)
+            window = record.plan(layer=call.layer, head=2, batch=b).weights
+            assert float((window[rows] - attention[b, 2][rows]).abs().max()) < 5e-5
+    encoder, decoder, cross = record.calls
+    assert torch.equal(encoder.query_mask, keep)
+    assert bool(decoder.query_mask.all())
+    # Padding of the encoder says nothing about the decoder's queries.
+    assert cross.query_mask is None
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+def test_empty_places_of_a_static_cache(implementation, padding):
+    model = build("llama")
+    model.set_attn_implementation(implementation)
+    given = arguments("llama", PADDINGS[padding])
+    more = given["input_ids"][:, :3]
+    cache = transformers.StaticCache(config=model.config, max_cache_len=20)
+    with torch.no_grad(), capture(model, keep="projections") as record:
+        model(**given, past_key_values=cache)
+        if padding != "none":
+            ones = torch.ones_like(more)
+            given["attention_mask"] = torch.cat([given["attention_mask"], ones], dim=1)
+        given["input_ids"] = more
+        model(**given, past_key_values=cache)
+    first, second = record.of(1)
+    assert first.shape == (2, 4, LENGTH, 20) and second.shape == (2, 4, 3, 20)
+    assert first.query_pos.flatten().tolist() == list(range(LENGTH))
+    assert second.query_pos.flatten().tolist() == [12, 13, 14]
+    keep = torch.tensor(PADDINGS[padding] or [1] * LENGTH).bool()
+    assert torch.equal(first.query_mask[0], keep)
+    assert bool(second.query_mask.all())
+    assert float(first.incoming.mass[0].sum(-1)[0]) == pytest.approx(int(keep.sum()), abs=1e-4)
+
+
+def test_every_eager_function_is_found_by_its_own_name():
+    # Vision's function has another name than the text model's, in the same file.
+    options = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}}
+    config = transformers.Llama4VisionConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=128,
+        vision_output_dim=32,
+        image_size=16,
+        patch_size=8,
+        projector_input_dim=32,
+        projector_output_dim=32,
+        **options,
+    )
+    torch.manual_seed(0)
+    model = transformers.Llama4VisionModel(config).eval()
+    model.set_attn_implementation("eager")
+    pixels = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        plain = model(pixels).last_hidden_state
+        with capture(model, keep="projections") as record:
+            watched = model(pixels).last_hidden_state
+    assert torch.equal(plain, watched)
+    assert record.calls[0].shape == (1, 4, 5, 5)
+
+
+def test_a_config_copied_meanwhile_is_not_watched():
+    model = build("llama")
+    given = arguments("llama")
+    with capture(model) as record:
+        copies = [copy.copy(model.config), copy.deepcopy(model.config)]
+        assert type(copies[1]._attn_implementation) is str
+        for config in copies:
+            with torch.no_grad():
+                transformers.LlamaForCausalLM(config)(**given)
+    assert len(record) == 0
+    assert type(pickle.loads(pickle.dumps(_Captured("sdpa")))) is str
+
+
+def test_all_configs_of_a_composite_model_are_restored():
+    torch.manual_seed(0)
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    config = transformers.CLIPConfig(
+        text_config={**small, "vocab_size": 50, "max_position_embeddings": 16, "eos_token_id": 2},
+        vision_config={**small, "image_size": 16, "patch_size": 8},
+        projection_dim=16,
+    )
+    model = transformers.CLIPModel(config).eval()
+    configs = [model.config, model.config.text_config, model.config.vision_config]
+    before = [config._attn_implementation_internal for config in configs]
+    given = {"input_ids": torch.randint(3, 50, (1, 6)), "pixel_values": torch.randn(1, 3, 16, 16)}
+    with torch.no_grad():
+        plain = model(**given).logits_per_image
+        with capture(model) as record:
+            watched = model(**given).logits_per_image
+    assert torch.equal(plain, watched)
+    after = [config._attn_implementation_internal for config in configs]
+    assert all(a is b for a, b in zip(before, after, strict=True))
+    causal = {call.shape[2]: call.causal for call in record.calls}
+    assert causal == {6: True, 5: False}
+
+
+def test_scores_divided_by_the_layers_number():
+    model = build("gpt2", scale_attn_by_inverse_layer_idx=True)
+    given = arguments("gpt2")
+    attentions = eager_weights(model, given)
+    with torch.no_grad(), capture(model, keep="projections") as record:
+        model(**given)
+    check_weights(record, attentions, None)
+
+
+def test_a_row_of_a_mask_serves_all_queries():
+    keep = torch.ones(2, 1, 1, 8, dtype=torch.bool)
+    keep[1, ..., 5:] = False
+    lowest = torch.finfo(torch.float32).min
+    for mask in (keep, torch.zeros(2, 1, 1, 8).masked_fill(~keep, lowest)):
+        call = seen("eager", mask)
+        assert call.visibility.count().flatten().tolist() == [8] * 8 + [5] * 8
+        assert call.bias is None
+
+
+def test_flash_attention_to_fewer_keys():
+    module = build("bert").encoder.layer[0].attention.self
+    q, k = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 5, 8)
+    call = _call("attn", module, q, k, k, None, "flash_attention_2", {}, _Masks())
+    assert (call.visibility.n_queries, call.visibility.n_keys) == (8, 5)
+    assert call.visibility.count().flatten().tolist() == [5] * 8
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        {"position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])},
+        {"cu_seq_lens_q": torch.tensor([0, 4, 8])},
+    ],
+)
+def test_packed_sequences_are_refused_under_flash_attention(packed):
+    module = build("mistral").model.layers[0].self_attn
+    q, k = torch.randn(1, 4, 8, 8), torch.randn(1, 2, 8, 8)
+    with pytest.raises(ValueError, match="attn cannot be captured.*packed into one"):
+        _call("attn", module, q, k, k, None, "flash_attention_2", packed, _Masks())
+    plain = {"position_ids": torch.arange(8).unsqueeze(0)}
+    call = _call("attn", module, q, k, k, None, "flash_attention_2", plain, _Masks())
+    assert call.visibility.count().flatten().tolist() == list(range(1, 9))
+
+
+def test_what_nobody_can_read_is_refused():
+    with pytest.raises(ValueError, match="its weights depend on head_mask"):
+        seen("eager", None, head_mask=torch.ones(4))
+    with pytest.raises(TypeError, match="got no mask under 'mine'"):
+        seen("mine", None)
