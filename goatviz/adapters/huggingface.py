@@ -102,10 +102,11 @@ def watch_huggingface(
     Raises
     ------
     ValueError
-        If the model is being watched already, an implementation is not set, or GPT-2 has
-        reorder_and_upcast_attn (which bypasses the interface); while the model runs, if
-        attention has dropout in training mode, the meta device, packed sequences under flash
-        attention, or something else that its weights depend on and nobody can read.
+        If the model is being watched already, an implementation is not set, or eager attention
+        bypasses the interface (GPT-2's reorder_and_upcast_attn; transformers before 5.1); while
+        the model runs, if attention has dropout in training mode, the meta device, packed
+        sequences under flash attention, or something else that its weights depend on and nobody
+        can read.
     TypeError
         While the model runs, for a mask of an unknown kind.
     """
@@ -117,6 +118,11 @@ def watch_huggingface(
         if implementation is None:
             raise ValueError(
                 f"{path} has no attention implementation; call set_attn_implementation first"
+            )
+        if implementation == "eager" and "get_interface" not in _names_used(module):
+            raise ValueError(
+                f"{path} computes eager attention without asking transformers' AttentionInterface "
+                "(as before transformers 5.1); use attn_implementation='sdpa'"
             )
         if getattr(module, "reorder_and_upcast_attn", False) and implementation == "eager":
             raise ValueError(
@@ -152,7 +158,9 @@ def watch_huggingface(
             observe(path, call)
         scope = inspect.unwrap(type(module).forward).__globals__
         eager = [scope.get(name) for name in _names_used(module) if name.endswith(_EAGER)]
-        function = scope[_INTERFACE].get_interface(original, eager[0] if eager else None)
+        interface = scope[_INTERFACE]
+        look_up = getattr(interface, "get_interface", interface.get)
+        function = look_up(original, eager[0] if eager else None)
         # Some functions read the name again; they get the one that they know.
         module.config._attn_implementation_internal = original
         try:
@@ -279,7 +287,10 @@ def _call(
     if position_bias is not None:
         position_bias = position_bias[..., :n_queries, :n_keys].detach().float()
         bias = position_bias if bias is None else bias + position_bias
-    sink = options.get("s_aux", getattr(module, "sinks", None))
+    sink, softcap = options.get("s_aux", getattr(module, "sinks", None)), options.get("softcap")
+    if implementation == "sdpa":
+        # The kernel has neither; old versions drop them where new ones raise.
+        sink = softcap = None
     own = first >= 0 and not _is_cross(path, module)
     first = _first_query(visibility, first) if own and causal else max(first, 0)
     scale = options.get("scaling")
@@ -293,7 +304,7 @@ def _call(
         key_pos=index.double().unsqueeze(-1),
         bias=bias,
         sink=None if sink is None else sink.detach().float(),
-        softcap=options.get("softcap"),
+        softcap=softcap,
         query_mask=_real_queries(visibility, first) if own else None,
     )
 

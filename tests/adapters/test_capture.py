@@ -1,5 +1,7 @@
 """Capture: what is seen is what was computed, and nothing stays behind."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import transformers
@@ -186,6 +188,14 @@ def test_bad_places_are_named():
         ({"layers": "head"}, ValueError, "got 'head'"),
         ({"layers": []}, ValueError, "layers must name at least one layer"),
         ({"statistics": "entropy"}, TypeError, "statistics must be a list of names"),
+        ({"statistics": 3}, TypeError, "statistics must be a list of names, got 3"),
+        ({"layers": 1.5}, TypeError, "layers must be numbers or paths, got 1.5"),
+        ({"layers": True}, ValueError, "layers must be numbers .*got True"),
+        ({"layers": -1}, ValueError, "layers must be numbers .*got -1"),
+        ({"keys": 0}, TypeError, "keys must be a list of places, got 0"),
+        ({"keys": [0, -1]}, ValueError, r"keys must be at least 0, got \[0, -1\]"),
+        ({"recent": 0}, ValueError, "recent must be a positive number of tokens, got 0"),
+        ({"impl": "fast"}, ValueError, "impl must be one of .*got 'fast'"),
         ({"statistics": ["rank"]}, ValueError, f"statistics must be among {CAPTURE_STATISTICS[0]}"),
     ],
 )
@@ -296,3 +306,95 @@ def test_half_precision_models_are_measured_in_float32():
     assert call.call.q.dtype == torch.bfloat16 and call.rows.entropy.dtype == torch.float32
     plan = attention_plan(call.call.q, call.call.k)
     torch.testing.assert_close(call.rows.entropy, plan.entropy.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_is_retained_but_what_was_asked_for():
+    layer = Attention(32, 2)
+    with capture(layer) as light, torch.no_grad():
+        layer(torch.randn(1, 64, 32))
+    call = light.calls[0]
+    assert call.call is None
+    held = [call.value_norm, *call.rows.asked().values(), call.incoming.mass, call.rows.visible]
+    # Nothing of length x head size, let alone of length x length.
+    assert all(tensor.numel() <= 2 * 64 for tensor in held)
+    assert call.visibility.dense is None and call.rows.asked().keys() == set(ROW_STATISTICS)
+    with capture(layer, keep="projections") as full:
+        layer(torch.randn(1, 64, 32))
+    kept = full.calls[0].call
+    assert not (kept.q.requires_grad or kept.k.requires_grad or kept.v.requires_grad)
+
+
+@pytest.mark.parametrize("positions", ["goat", "alibi", "bucket", "rope"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_statistics_are_those_of_the_dense_plan(positions, padded):
+    lm = model(positions)
+    keep = torch.ones(2, 16, dtype=torch.bool)
+    if padded:
+        keep[0, 2:5] = False
+        keep[1, 11:] = False
+    with torch.no_grad(), capture(lm, keep="projections", keys=[0, 5], recent=4) as record:
+        lm(IDS, padding_mask=keep)
+    call = record.of(1)[0]
+    lag = torch.arange(16)[:, None] - torch.arange(16)
+    mass = torch.zeros(16, dtype=torch.float64)
+    for i in keep[0].nonzero().flatten().tolist():
+        p = record.plan(layer=1, head=3, queries=slice(i, i + 1)).weights[0]
+        mean = float((p * lag[i]).sum())
+        wanted = {
+            "entropy": -float(torch.special.xlogy(p, p).sum()),
+            "largest_weight": float(p.max()),
+            "recent_mass": float(p[lag[i].abs() < 4].sum()),
+            "lag_mean": mean,
+            "lag_std": float((p * (lag[i] - mean) ** 2).sum().sqrt()),
+            "sink_mass": 0.0,
+        }
+        for name, value in wanted.items():
+            found = float(call.rows.asked()[name][0, 3, i])
+            assert found == pytest.approx(value, abs=2e-5), name
+        assert call.rows.key_mass[0, 3, i].tolist() == pytest.approx(p[[0, 5]].tolist(), abs=1e-6)
+        mass += p
+    torch.testing.assert_close(call.incoming.mass[0, 3], mass.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_statistics_under_autocast_are_not_of_its_precision():
+    lm = model()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = lm(IDS)
+        with capture(lm, keep="projections") as record:
+            watched = lm(IDS)
+    assert torch.equal(plain, watched)
+    call = record.calls[0]
+    assert call.call.q.dtype == torch.bfloat16
+    plan = attention_plan(call.call.q, call.call.k, prior=call.prior)
+    torch.testing.assert_close(call.rows.entropy, plan.entropy.float(), atol=1e-5, rtol=1e-5)
+    wanted = plan.weights.sum(-2).float()
+    torch.testing.assert_close(call.incoming.mass, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_inference_mode():
+    lm = model()
+    with torch.inference_mode():
+        plain = lm(IDS)
+        with capture(lm, keep="projections") as record:
+            watched = lm(IDS)
+    assert torch.equal(plain, watched)
+    assert record.plan(layer=1).weights.sum(-1).tolist() == pytest.approx([1.0] * 16)
+
+
+def test_gradients_pass_as_before():
+    lm = model()
+    gradients = []
+    for watch in (nullcontext(), capture(lm)):
+        lm.zero_grad()
+        with watch:
+            lm(IDS).square().mean().backward()
+        gradients.append([p.grad.clone() for p in lm.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_layer_alone_has_no_name_in_errors():
+    layer = Attention(8, 1)
+    with pytest.raises(ValueError, match="^model: q must be finite"):
+        with capture(layer):
+            layer(torch.full((1, 3, 8), torch.nan))
+    assert layer.observer is None

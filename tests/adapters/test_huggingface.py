@@ -9,6 +9,7 @@ import transformers
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from goatviz.adapters import huggingface
 from goatviz.adapters.capture import capture
 from goatviz.adapters.huggingface import (
     _call,
@@ -543,3 +544,25 @@ def test_what_nobody_can_read_is_refused():
         seen("eager", None, head_mask=torch.ones(4))
     with pytest.raises(TypeError, match="got no mask under 'mine'"):
         seen("mine", None)
+
+
+def test_the_kernel_without_sink_and_softcap_is_read_without():
+    options = {"softcap": 2.0, "s_aux": torch.zeros(4)}
+    call = seen("eager", torch.ones(1, 1, 8, 8, dtype=torch.bool), **options)
+    assert call.softcap == 2.0 and call.sink.shape == (4,)
+    call = seen("sdpa", None, **options)
+    assert call.softcap is None and call.sink is None
+
+
+def test_eager_attention_beside_the_interface_is_refused(monkeypatch):
+    model = build("llama")
+    model.set_attn_implementation("eager")
+
+    def before_5_1(module):
+        return tuple(name for name in names(module) if name != "get_interface")
+
+    names = huggingface._names_used
+    monkeypatch.setattr(huggingface, "_names_used", before_5_1)
+    with pytest.raises(ValueError, match="without asking transformers' AttentionInterface"):
+        with capture(model):
+            pass

@@ -169,3 +169,110 @@ def test_watching_twice_at_once_is_refused():
             with capture(module):
                 pass
     assert "forward" not in vars(module)
+
+
+LOWEST = torch.finfo(torch.float32).min
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [
+        {"key_padding_mask": torch.zeros(2, 6).masked_fill(PADDING, -math.inf)},
+        {"key_padding_mask": torch.linspace(-1, 1, 12).view(2, 6).masked_fill(PADDING, -math.inf)},
+        {"attn_mask": torch.rand(8, 6, 6, generator=torch.manual_seed(2))},
+        {
+            "key_padding_mask": torch.linspace(-1, 1, 12).view(2, 6),
+            "attn_mask": torch.zeros(6, 6).masked_fill(CAUSAL, -math.inf),
+        },
+        # Not contiguous: one mask, expanded.
+        {"attn_mask": CAUSAL.t().contiguous().t().expand(8, 6, 6)},
+    ],
+)
+@pytest.mark.parametrize("options", ["plain", "appended bias"])
+def test_floating_masks_and_those_of_each_head(options, masks):
+    module = made(**OPTIONS[options])
+    check(module, *(torch.randn(2, 6, 16),) * 3, **masks)
+
+
+def test_the_lowest_number_forbids_too():
+    module = made()
+    x = torch.randn(2, 6, 16)
+    record = check(
+        module,
+        *(x,) * 3,
+        key_padding_mask=torch.zeros(2, 6).masked_fill(PADDING, LOWEST),
+        attn_mask=torch.zeros(6, 6).masked_fill(CAUSAL, LOWEST),
+    )
+    call = record.calls[0]
+    assert not call.additive and torch.equal(call.query_mask, ~PADDING)
+    assert call.rows.visible[1, 0].tolist() == [1, 2, 3, 4, 4, 4]
+
+
+def test_the_first_token_alone_may_ask():
+    # A view of the keys begins where they begin, and yet is not all of them.
+    module = made()
+    x = torch.randn(2, 6, 16)
+    record = check(module, x[:, :1], x, x, key_padding_mask=PADDING)
+    assert record.calls[0].shape == (2, 4, 1, 6)
+    assert record.calls[0].query_mask is None
+
+
+def test_nested_tensors(no_prototype_warning):
+    module = made()
+    x = torch.randn(2, 6, 16)
+    nested = torch.nested.nested_tensor([x[0], x[1, :4]])
+    with torch.no_grad():
+        plain, _ = module(nested, nested, nested, need_weights=False)
+        with capture(module, keep="projections") as record:
+            watched, _ = module(nested, nested, nested, need_weights=False)
+        _, weights = module(x, x, x, key_padding_mask=PADDING, average_attn_weights=False)
+    assert all(torch.equal(a, b) for a, b in zip(plain.unbind(), watched.unbind(), strict=True))
+    assert torch.equal(record.calls[0].query_mask, ~PADDING)
+    found = plans(record)
+    torch.testing.assert_close(found[0], weights[0].double(), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(found[1, :, :4], weights[1, :, :4].double(), atol=2e-6, rtol=1e-5)
+
+
+class Scaled(nn.MultiheadAttention):
+    """A subclass with a forward of its own."""
+
+    def forward(self, query, key, value, *, gain=1.0, **kwargs):
+        out, weights = super().forward(query, key, value, **kwargs)
+        return gain * out, weights
+
+
+class Wrapped(nn.TransformerEncoderLayer):
+    def forward(self, src, *, gain=1.0, **kwargs):
+        return gain * super().forward(src, **kwargs)
+
+
+def test_subclasses_keep_their_own_arguments():
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 16)
+    for model, inputs in (
+        (Scaled(16, 4, batch_first=True), (x, x, x)),
+        (Wrapped(16, 4, 32, dropout=0.0, batch_first=True).train(), (x,)),
+    ):
+        plain = model(*inputs, gain=2.0)
+        with capture(model) as record:
+            watched = model(*inputs, gain=2.0)
+        assert len(record) == 1
+        plain, watched = (y[0] if isinstance(y, tuple) else y for y in (plain, watched))
+        assert torch.equal(plain, watched)
+
+
+@pytest.mark.parametrize("broken", ["norm1", "self_attn"])
+def test_everything_is_restored_after_an_exception(broken):
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).train()
+    model.self_attn.dropout = 0.0
+    with torch.no_grad():
+        getattr(model, broken).register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        with capture(model):
+            model(torch.randn(1, 6, 16))
+    assert all("forward" not in vars(module) for module in model.modules())
+    with pytest.raises(RuntimeError, match="outside"):
+        with capture(model):
+            raise RuntimeError("outside")
+    assert all("forward" not in vars(module) for module in model.modules())
