@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from goatviz.transport.convolution import prior_normaliser
 from goatviz.transport.problem import Problem
 
 #: Keys of a row that are held at once; longer rows are swept twice.
@@ -244,6 +245,9 @@ class _Entry:
                     factors.key.to(**kind),
                     _LOG2E * factors.key_bias.double().to(self.device),
                 )
+        self.partition = None
+        if self.names & _PRIOR_EXPECTATIONS:
+            self.partition = prior_normaliser(problem, batch)
 
     def block_shape(self, held: int) -> tuple[int, int, int]:
         """Rows of a block, columns of a tile and heads together: about `held` numbers at once."""
@@ -297,11 +301,10 @@ class _Entry:
                 _fill(scores, outside, math.inf)
                 state.low = torch.minimum(state.low, scores.amin(-1))
             _fill(scores, outside, _FORBIDDEN)
-            prior = self._prior(block, tile, heads, buffers)
-            logits = _add(scores, prior, buffers)
+            logits, prior = self._logits(block, tile, heads, scores, buffers)
             top = high = logits.amax(-1)
             if "content_range" in names:
-                high = high if prior is None else scores.amax(-1)
+                high = high if logits is scores else scores.amax(-1)
                 state.high = torch.maximum(state.high, high)
             weights = buffers.take("weights", logits.shape)
             state.add(logits, top, None if index is None else index[tile.columns], weights)
@@ -312,8 +315,8 @@ class _Entry:
             if len(block.tiles) > 1:
                 scores, outside = self._scores(block, tile, heads, buffers)
                 _fill(scores, outside, _FORBIDDEN)
-                prior = self._prior(block, tile, heads, buffers)
-                logits = _add(scores, prior, buffers).sub_(state.base.unsqueeze(-1))
+                logits, prior = self._logits(block, tile, heads, scores, buffers)
+                logits.sub_(state.base.unsqueeze(-1))
                 torch.exp2(logits, out=buffers.take("weights", logits.shape))
                 weights = buffers.take("weights", logits.shape)
             if query_mass is not None:
@@ -322,14 +325,14 @@ class _Entry:
                 received.append((tile.columns, part))
             if names & _EXPECTATIONS:
                 sums.below += _dot(weights, logits, buffers)
-                if prior is not None:
+                if self._has_prior:
                     sums.score += _dot(weights, scores, buffers)
             for at in self.places:
                 if tile.columns.start <= at < tile.columns.stop:
                     sums.keys[at] = weights[..., at - tile.columns.start].clone()
             if "recent_mass" in names:
                 sums.recent += self._recent(block, tile, weights)
-            if prior is not None and names & _PRIOR_EXPECTATIONS:
+            if self._has_prior and names & _PRIOR_EXPECTATIONS:
                 self._sum_prior(sums, block, tile, heads, prior, weights, outside, buffers)
             if index is not None:
                 held = buffers.take("scores", weights.shape)
@@ -359,7 +362,9 @@ class _Entry:
             score = normal.norm * sums.score
         prior = normal.norm * sums.prior
         partition = sums.partition
-        if not self._has_prior:
+        if self.partition is not None:
+            partition = self._partition(block, heads, gauge)
+        elif not self._has_prior:
             count = self.count[heads] if len(self.count) > 1 else self.count
             partition = count[:, block.rows].to(self.dtype).log2().expand_as(total)
         if normal.sink is not None:
@@ -388,6 +393,14 @@ class _Entry:
             "largest_weight": normal.norm,
             "content_range": (state.high - state.low) * _LN2,
         }
+
+    def _partition(self, block: _Block, heads: slice, gauge: Tensor | None) -> Tensor:
+        """The prior's own normaliser in bits, without the gauge, (heads, rows)."""
+        exact = self.partition[:, block.rows].to(self.device)
+        if gauge is not None:
+            exact = exact - gauge.double()
+        which = torch.arange(self.problem.q.shape[1])[heads] // self.prior_group
+        return exact.to(self.dtype)[which]
 
     @property
     def _has_prior(self) -> bool:
@@ -433,7 +446,31 @@ class _Entry:
         allowed = allowed[:, block.rows, tile.columns].to(self.device)
         return scores, [(slice(None), ~allowed)]
 
-    def _prior(self, block: _Block, tile: _Tile, heads: slice, buffers: _Buffers) -> Tensor | None:
+    def _logits(
+        self, block: _Block, tile: _Tile, heads: slice, scores: Tensor, buffers: _Buffers
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores plus log-prior, and the log-prior by itself unless only lanes are needed."""
+        if not self._has_prior:
+            return scores, None
+        held = buffers.take("logits", scores.shape)
+        if self._by_lanes and self.partition is not None:
+            query, key = self._lanes(block, tile, heads)
+            return torch.baddbmm(scores, query, key.mT, out=held), None
+        prior = self._prior(block, tile, heads, buffers)
+        return torch.add(scores, prior, out=held), prior
+
+    @property
+    def _by_lanes(self) -> bool:
+        return self.factors is not None and self.problem.bias is None
+
+    def _lanes(self, block: _Block, tile: _Tile, heads: slice) -> tuple[Tensor, Tensor]:
+        """Lanes whose inner products are the log-prior in bits, without the gauge."""
+        which = torch.arange(self.problem.q.shape[1])[heads] // self.prior_group
+        query, key, _ = self.factors
+        query = torch.nn.functional.pad(query[which, block.rows], (0, 1), value=1.0)
+        return query, torch.cat([key[which, tile.columns], self._bias(block, tile, which).mT], -1)
+
+    def _prior(self, block: _Block, tile: _Tile, heads: slice, buffers: _Buffers) -> Tensor:
         """Log-prior of a tile in bits, (heads, rows or 1, columns), without the gauge."""
         problem, out = self.problem, None
         which = torch.arange(problem.q.shape[1])[heads] // self.prior_group
@@ -467,23 +504,20 @@ class _Entry:
         block: _Block,
         tile: _Tile,
         heads: slice,
-        prior: Tensor,
+        prior: Tensor | None,
         weights: Tensor,
         outside: list[tuple[slice, Tensor]],
         buffers: _Buffers,
     ) -> None:
         """Add a tile's expected log-prior and its share of the prior's normaliser."""
-        if self.factors is not None and self.problem.bias is None:
+        if self._by_lanes:
             # <phi_i, sum_j w_ij psi_j>: a thin product in place of a sum over the tile.
-            which = torch.arange(self.problem.q.shape[1])[heads] // self.prior_group
-            query, key, _ = self.factors
-            bias = self._bias(block, tile, which)
-            sums.prior += torch.bmm(weights, bias.mT).squeeze(-1)
-            if query.shape[-1]:
-                averaged = torch.bmm(weights, key[which, tile.columns])
-                sums.prior += (query[which, block.rows] * averaged).sum(-1)
+            query, key = self._lanes(block, tile, heads)
+            sums.prior += (query * torch.bmm(weights, key)).sum(-1)
         else:
             sums.prior += _dot(weights, prior.expand_as(weights), buffers)
+        if self.partition is not None:
+            return
         if prior.shape[1] == 1 and self.dense is None:
             part = _shared_normaliser(prior, weights.shape[1], outside)
         else:
@@ -512,12 +546,6 @@ class _Entry:
         near = (columns >= first.unsqueeze(-1)) & (columns < last.unsqueeze(-1))
         slab = weights[..., low - tile.columns.start : high - tile.columns.start]
         return (slab * near.to(self.device)).sum(-1)
-
-
-def _add(scores: Tensor, prior: Tensor | None, buffers: _Buffers) -> Tensor:
-    if prior is None:
-        return scores
-    return torch.add(scores, prior, out=buffers.take("logits", scores.shape))
 
 
 def _dot(a: Tensor, b: Tensor, buffers: _Buffers) -> Tensor:
