@@ -13,8 +13,9 @@ from goatviz.analysis.plan import plan_slice
 from goatviz.analysis.prior import prior_profile, prior_sources
 from goatviz.analysis.sinks import sink_profile
 from goatviz.plots.figure import Figure
+from goatviz.plots.menus import MAX_CHOICES
 from goatviz.plots.plan import draw_plan
-from goatviz.plots.prior import MAX_CHOICES, PRIOR_KINDS, draw_prior
+from goatviz.plots.prior import PRIOR_KINDS, draw_prior
 from goatviz.plots.sinks import SINK_KINDS, draw_sinks
 from goatviz.priors.base import Prior
 from goatviz.training.checkpoint import Checkpoint

@@ -103,10 +103,10 @@ def watch_huggingface(
     ------
     ValueError
         If the model is being watched already, an implementation is not set, or eager attention
-        bypasses the interface (GPT-2's reorder_and_upcast_attn; transformers before 5.1); while
-        the model runs, if attention has dropout in training mode, the meta device, packed
-        sequences under flash attention, or something else that its weights depend on and nobody
-        can read.
+        bypasses the interface (GPT-2's reorder_and_upcast_attn; code for transformers before
+        5.1); while the model runs, if attention has dropout in training mode, the meta device,
+        packed sequences under flash attention, or something else that its weights depend on and
+        nobody can read.
     TypeError
         While the model runs, for a mask of an unknown kind.
     """
@@ -122,7 +122,7 @@ def watch_huggingface(
         if implementation == "eager" and "get_interface" not in _names_used(module):
             raise ValueError(
                 f"{path} computes eager attention without asking transformers' AttentionInterface "
-                "(as before transformers 5.1); use attn_implementation='sdpa'"
+                "(as code written before transformers 5.1 does); use attn_implementation='sdpa'"
             )
         if getattr(module, "reorder_and_upcast_attn", False) and implementation == "eager":
             raise ValueError(
@@ -158,9 +158,7 @@ def watch_huggingface(
             observe(path, call)
         scope = inspect.unwrap(type(module).forward).__globals__
         eager = [scope.get(name) for name in _names_used(module) if name.endswith(_EAGER)]
-        interface = scope[_INTERFACE]
-        look_up = getattr(interface, "get_interface", interface.get)
-        function = look_up(original, eager[0] if eager else None)
+        function = scope[_INTERFACE].get_interface(original, eager[0] if eager else None)
         # Some functions read the name again; they get the one that they know.
         module.config._attn_implementation_internal = original
         try:
@@ -305,7 +303,7 @@ def _call(
         bias=bias,
         sink=None if sink is None else sink.detach().float(),
         softcap=softcap,
-        query_mask=_real_queries(visibility, first) if own else None,
+        query_mask=visibility.real_queries(first) if own else None,
     )
 
 
@@ -327,12 +325,6 @@ def _first_query(visibility: Visibility, last: int) -> int:
         seen = stop > start
         places.append(keys[stop[seen] - 1] - rows[seen])
     return min(int(torch.cat(places).max()), last)
-
-
-def _real_queries(visibility: Visibility, first: int) -> Tensor:
-    """Queries whose own key somebody may use, and that may use some key themselves."""
-    used = (visibility.observers() > 0).any(1)[:, first : first + visibility.n_queries]
-    return used & (visibility.count() > 0).any(1).to(used.device)
 
 
 def _is_cross(path: str, module: nn.Module) -> bool:

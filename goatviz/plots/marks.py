@@ -15,6 +15,13 @@ from goatviz.plots import style
 
 #: Probabilities below this share one colour on a logarithmic scale.
 FLOOR = 1e-4
+#: Cells that have no colour of their own, and what they get instead.
+SPECIAL = {
+    "not allowed": style.MASKED,
+    "NaN": style.NOT_A_NUMBER,
+    "−∞": style.MINUS_INFINITY,
+    "+∞": style.PLUS_INFINITY,
+}
 _STEPS = np.linspace(0.0, 1.0, 49)
 _LOG_COLORS = [
     [0.0, sample_colorscale(style.SEQUENTIAL, 0.0)[0]],
@@ -159,14 +166,14 @@ def special_cells(
     x: np.ndarray, y: np.ndarray, values: np.ndarray, allowed: np.ndarray, **trace: Any
 ) -> list[go.Heatmap]:
     """Cells that have no colour of their own: not allowed, NaN, minus or plus infinity."""
-    kinds = (
-        ("not allowed", ~allowed, style.MASKED),
-        ("NaN", allowed & np.isnan(values), style.NOT_A_NUMBER),
-        ("−∞", allowed & np.isneginf(values), style.MINUS_INFINITY),
-        ("+∞", allowed & np.isposinf(values), style.PLUS_INFINITY),
+    places = (
+        ~allowed,
+        allowed & np.isnan(values),
+        allowed & np.isneginf(values),
+        allowed & np.isposinf(values),
     )
     marks = []
-    for name, where, color in kinds:
+    for (name, color), where in zip(SPECIAL.items(), places, strict=True):
         if not where.any():
             continue
         marks.append(

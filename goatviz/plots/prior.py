@@ -16,10 +16,11 @@ from plotly.subplots import make_subplots
 
 from goatviz.plots import marks, style
 from goatviz.plots.figure import Figure
+from goatviz.plots.menus import MAX_CHOICES, add_choices
 from goatviz.results import PRIOR_PROFILE, check_result
 
-#: A menu of more entries than this is no longer a menu, and the page no longer light.
-MAX_CHOICES = 48
+#: Pixels between the menu and the plots, whose titles lie there.
+_PAD = 46
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _draw_decomposition(profile: xr.Dataset, pairs: list[_Pair]) -> Figure:
         ]
 
     figure.add_trace(marks.probability_bar(x=1.01, **place), row=2, col=2)
-    _add_choices(figure, pairs, traces, profile.attrs.get("title", "Learned prior"))
+    add_choices(figure, pairs, traces, profile.attrs.get("title", "Learned prior"), pad=_PAD)
     figure.update_xaxes(title_text="key j [tokens]", tickformat=",d", row=1, col=1)
     figure.update_yaxes(title_text="u(j) [nats]", row=1, col=1)
     figure.update_xaxes(title_text="lag = query − key [tokens]", tickformat=",d", row=1, col=2)
@@ -151,7 +152,7 @@ def _draw_kernel(profile: xr.Dataset, pairs: list[_Pair]) -> Figure:
         spectrum = [(mark, 1, 2) for mark in _spectrum_marks(pair)]
         return [*((mark, 1, 1) for mark in _kernel_marks(pair)), *spectrum]
 
-    _add_choices(figure, pairs, traces, "Relative kernel")
+    add_choices(figure, pairs, traces, "Relative kernel", pad=_PAD)
     figure.update_xaxes(title_text="lag = query − key [tokens]", tickformat=",d", row=1, col=1)
     figure.update_yaxes(title_text="κ [nats]", row=1, col=1)
     figure.update_xaxes(title_text="frequency [radian/token]", type="log", row=1, col=2)
@@ -196,7 +197,7 @@ def _draw_matrix(profile: xr.Dataset, pairs: list[_Pair]) -> Figure:
         ]
 
     figure.add_trace(marks.probability_bar(x=1.01, thickness=12), row=1, col=2)
-    _add_choices(figure, pairs, traces, "Log-prior and induced plan")
+    add_choices(figure, pairs, traces, "Log-prior and induced plan", pad=_PAD)
     for col in (1, 2):
         _matrix_axes(figure, profile, pairs[0], row=1, col=col)
     figure.update_layout(
@@ -451,80 +452,6 @@ def _points(
     bins = np.stack([start, stop - 1], axis=-1).astype(np.int32)
     hover = f"{what} %{{customdata[0]}} to %{{customdata[1]}} (mean)"
     return (start + stop - 1) / 2, hover, {"customdata": bins}
-
-
-def _add_choices(
-    figure: Figure,
-    pairs: list[_Pair],
-    traces: Callable[[_Pair], list[tuple[go.Trace, int, int]]],
-    title: str,
-) -> None:
-    """Add every pair's traces, the first pair's visible, and a menu that switches between them.
-
-    Marks of cells that are not allowed are alike for all causal heads, so equal ones are added
-    once and stay visible.
-    """
-    shared: dict[tuple, int] = {}
-    owned: list[list[int]] = []
-    always = set(range(len(figure.data)))
-    for pair in pairs:
-        mine = []
-        for trace, row, col in traces(pair):
-            if trace.name == "not allowed":
-                key = (row, col, np.asarray(trace.z).tobytes())
-                if key not in shared:
-                    shared[key] = len(figure.data)
-                    trace.visible = len(owned) == 0
-                    figure.add_trace(trace, row=row, col=col)
-                mine.append(shared[key])
-                continue
-            trace.visible = len(owned) == 0
-            mine.append(len(figure.data))
-            figure.add_trace(trace, row=row, col=col)
-        owned.append(mine)
-    special = {t.name for t in figure.data if isinstance(t, go.Heatmap)}
-    for name, color in (
-        ("not allowed", style.MASKED),
-        ("NaN", style.NOT_A_NUMBER),
-        ("−∞", style.MINUS_INFINITY),
-        ("+∞", style.PLUS_INFINITY),
-    ):
-        if name in special:
-            always.add(len(figure.data))
-            figure.add_trace(marks.legend_square(name, color))
-    count = len(figure.data)
-
-    def heading(pair: _Pair) -> dict:
-        return {"text": title, "subtitle": {"text": f"{pair.label} ({style.escape(pair.name)})"}}
-
-    figure.update_layout(title=heading(pairs[0]))
-    if len(pairs) == 1:
-        return
-    buttons = [
-        {
-            "label": pair.label,
-            "method": "update",
-            "args": [
-                {"visible": [at in always or at in mine for at in range(count)]},
-                {"title.subtitle.text": heading(pair)["subtitle"]["text"]},
-            ],
-        }
-        for pair, mine in ((p, set(m)) for p, m in zip(pairs, owned, strict=True))
-    ]
-    figure.update_layout(
-        updatemenus=[
-            {
-                "buttons": buttons,
-                "x": 1.0,
-                "xanchor": "right",
-                "y": 1.0,
-                "yanchor": "bottom",
-                "pad": {"b": 46},
-                "bgcolor": "rgba(128,128,128,0.12)",
-                "bordercolor": style.GRID,
-            }
-        ]
-    )
 
 
 def _matrix_axes(figure: Figure, profile: xr.Dataset, pair: _Pair, *, row: int, col: int) -> None:

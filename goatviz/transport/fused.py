@@ -319,8 +319,7 @@ def statistics_of(
 ) -> RowStatistics:
     """`row_statistics` of a checked problem."""
     keys = _check_keys(keys, problem.k.shape[2])
-    if isinstance(recent, bool) or int(recent) != recent or recent < 1:
-        raise ValueError(f"recent must be a positive number of tokens, got {recent!r}")
+    _check_recent(recent)
     names = _names(names)
     impl = _choose(problem, impl, only_cheap=set(names) <= set(CHEAP_STATISTICS))
     if impl == "reference":
@@ -367,6 +366,7 @@ def all_of(
         rows = statistics_of(problem, names, keys=keys, recent=recent, impl=impl)
         return rows, incoming_of(problem, query_mass=query_mass, impl=impl)
     keys = _check_keys(keys, problem.k.shape[2])
+    _check_recent(recent)
     query_mass = _check_query_mass(query_mass, problem)
     found, mass = sweep(problem, _names(names), keys=keys, recent=recent, query_mass=query_mass)
     return (
@@ -851,6 +851,11 @@ def _check_keys(keys: Sequence[int], n_keys: int) -> tuple[int, ...]:
     if outside:
         raise ValueError(f"keys must lie in 0 .. {n_keys - 1}, got {outside}")
     return keys
+
+
+def _check_recent(recent: int) -> None:
+    if isinstance(recent, bool) or int(recent) != recent or recent < 1:
+        raise ValueError(f"recent must be a positive number of tokens, got {recent!r}")
 
 
 def _check_query_mass(query_mass: Tensor | None, problem: Problem) -> Tensor:

@@ -169,17 +169,17 @@ class Visibility:
             out[b, 0, keys] = steps.cumsum(0)[:-1]
         return out
 
-    def real_queries(self) -> Tensor:
+    def real_queries(self, first: int) -> Tensor:
         """Queries of self-attention that are no padding, shape (batch or 1, n_queries).
 
-        The queries are the last n_queries of the keys; one whose own key nobody may use, or that
-        may use no key itself, is padding.
+        Padding is a query whose own key nobody may use, or that may use no key itself.
+
+        Parameters
+        ----------
+        first : int
+            Place of the first query among the keys; the others follow it.
         """
-        used = (self.observers() > 0).any(1)
-        if self.n_queries <= self.n_keys:
-            used = used[:, self.n_keys - self.n_queries :]
-        else:
-            used = used.new_ones(1, self.n_queries)
+        used = (self.observers() > 0).any(1)[:, first : first + self.n_queries]
         return used & (self.count() > 0).any(1).to(used.device)
 
     def block(

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import pytest
 
 from goatviz.plots import SINK_KINDS, Figure, draw_sinks, style
-from goatviz.plots.sinks import MAX_CHOICES
+from goatviz.plots.menus import MAX_CHOICES
 from goatviz.results import SINK_PROFILE, make_result, save_result
 
 LIMIT_BYTES = 2_000_000

@@ -406,6 +406,13 @@ def test_bad_arguments_are_named(arguments, error, message):
         row_statistics(**{"q": Q, "k": Q, **arguments})
 
 
+@pytest.mark.parametrize("impl", ["auto", "blockwise", "reference"])
+@pytest.mark.parametrize("recent", [0, -1, 1.5, True])
+def test_one_pass_names_a_bad_recent_window(recent, impl):
+    with pytest.raises(ValueError, match="recent must be a positive number of tokens, got"):
+        all_of(make_problem(Q, Q), recent=recent, impl=impl)
+
+
 @pytest.mark.parametrize("mass", [torch.ones(1, 3), torch.tensor([[1.0, -1, 1, 1]])])
 def test_bad_query_mass(mass):
     with pytest.raises(ValueError, match="query_mass must"):

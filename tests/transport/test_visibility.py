@@ -98,9 +98,19 @@ def test_padding_of_self_attention():
     index = torch.arange(4)
     keep = torch.tensor([[False, True, True, True], [True, True, True, False]])
     visibility = Visibility.from_rules(index, index, causal=True, padding_mask=keep)
-    assert torch.equal(visibility.real_queries(), keep)
+    assert torch.equal(visibility.real_queries(0), keep)
     cached = Visibility.from_rules(index[2:], index, causal=True, padding_mask=keep)
-    assert torch.equal(cached.real_queries(), keep[:, 2:])
+    assert torch.equal(cached.real_queries(2), keep[:, 2:])
+
+
+def test_queries_before_the_empty_places_of_a_cache():
+    mask = torch.ones(2, 6, dtype=torch.bool).tril(1)
+    visibility = Visibility.from_mask(mask[None, None])
+    assert visibility.real_queries(1).tolist() == [[True, True]]
+    # Nobody uses the key behind the second query, nor any behind that.
+    assert visibility.real_queries(2).tolist() == [[True, False]]
+    mask[0] = False
+    assert Visibility.from_mask(mask[None, None]).real_queries(1).tolist() == [[False, True]]
 
 
 def test_bad_masks_are_refused():
