@@ -6,12 +6,13 @@ the modules it calls.
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -31,83 +32,17 @@ class Reproduce:
 
 @dataclass(frozen=True)
 class Train:
-    """Train one model on the copy mixture and write it with its card."""
+    """Train one model: `goatviz train TASK --preset SIZE --help` lists what can be changed."""
 
-    out: Path
-    """Folder for the checkpoint; made if it is not there."""
-    offset: int = 1
-    """How far back the second source lies, in tokens."""
-    positions: str = "goat"
-    """Position scheme: goat, none, rope, rope-interpolated, alibi, bucket, sinusoidal, learned."""
-    name: str | None = None
-    """File name; default copy-mixture-OFFSET-POSITIONS."""
-    length: int = 64
-    """Tokens of context."""
-    vocab_size: int = 32
-    """Symbols."""
-    first: float = 0.3
-    """Share of tokens that copy the first one."""
-    previous: float = 0.4
-    """Share of tokens that copy the one OFFSET places before."""
-    steps: int = 2000
-    """Optimiser steps."""
-    batch_size: int = 32
-    """Sequences a step."""
-    learning_rate: float = 1e-3
-    """Peak learning rate."""
-    prior_learning_rate: float = 3e-2
-    """Peak learning rate of the prior."""
-    content_dim: int = 4
-    """Content size of queries and keys; so narrow that tokens do not find themselves by content."""
-    skip: bool = False
-    """Add the stream to what attention brings; without it only the plan carries tokens."""
-    seed: int = 0
-    """Of weights and data."""
-    device: str = "cpu"
-    """Where to train."""
-    overwrite: bool = False
-    """Replace a checkpoint of that name."""
+    task: Annotated[str, tyro.conf.Positional]
+    """copy-mixture, passkey or needle."""
+    preset: str = "tiny"
+    """The recipe to start from: tiny, small or paper."""
+    options: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Options of that recipe."""
 
     def run(self, command_line: str) -> None:
-        from goatviz.tasks import CopyMixture
-        from goatviz.training import TrainConfig, save_checkpoint, train
-        from goatviz.training.checkpoint import make_card
-
-        name = self.name or f"copy-mixture-{self.offset}-{self.positions}"
-        target = self.out / name
-        if target.with_name(name + ".json").exists() and not self.overwrite:
-            raise ValueError(f"--out already holds {name}: pass --overwrite to replace it")
-        config = TrainConfig(
-            task=CopyMixture(
-                length=self.length,
-                vocab_size=self.vocab_size,
-                offset=self.offset,
-                first=self.first,
-                previous=self.previous,
-            ),
-            positions=self.positions,
-            content_dim=self.content_dim,
-            skip=self.skip,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            prior_learning_rate=self.prior_learning_rate,
-            seed=self.seed,
-        )
-        self.out.mkdir(parents=True, exist_ok=True)
-        result = train(config, device=self.device)
-        words = (
-            f"copy mixture drawn by seed: {self.length} tokens of {self.vocab_size} symbols, "
-            f"{self.first:g} copy the first token, {self.previous:g} the one {self.offset} before"
-        )
-        card = make_card(result, command=command_line, data=words)
-        path = save_checkpoint(result.model, card, target)
-        losses = card["losses"]
-        print(
-            f"{path}: held-out loss {losses['held_out']:.4f} "
-            f"± {losses['held_out_standard_error']:.4f}, Bayes {losses['bayes_optimal']:.4f} "
-            "nats/token"
-        )
+        raise ValueError(f"TASK comes first: goatviz train {self.task} --preset {self.preset} ...")
 
 
 @dataclass(frozen=True)
@@ -118,11 +53,7 @@ class Pretrained:
         from goatviz.training import list_pretrained, load_pretrained
 
         for name in list_pretrained():
-            losses = load_pretrained(name).card["losses"]
-            print(
-                f"{name}: held-out {losses['held_out']:.4f}, "
-                f"Bayes {losses['bayes_optimal']:.4f} nats/token"
-            )
+            print(f"{name}: {summarise_losses(load_pretrained(name).card['losses'])}")
 
 
 Command = (
@@ -135,13 +66,80 @@ Command = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a bad argument is one clear line and exit status 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    command = tyro.cli(Command, args=given, prog="goatviz")
+    command_line = shlex.join(["goatviz", *given])
     try:
-        command.run(shlex.join(["goatviz", *given]))
+        if len(given) > 1 and given[0] == "train" and not given[1].startswith("-"):
+            _train(given[1], given[2:], command_line)
+        else:
+            tyro.cli(Command, args=given, prog="goatviz").run(command_line)
     except (ValueError, KeyError, OSError) as error:
         print(f"goatviz: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _train(task: str, given: list[str], command_line: str) -> None:
+    """Train with a preset's config, each of whose fields is a flag."""
+    from goatviz.training import save_checkpoint, train
+    from goatviz.training.checkpoint import make_card
+    from goatviz.training.config import TrainConfig
+    from goatviz.training.presets import preset
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="tiny")
+    chosen, rest = first.parse_known_args(given)
+    start = preset(task, chosen.preset)
+
+    def option(kind: Any, words: str) -> Any:
+        return Annotated[kind, tyro.conf.arg(help=words)]
+
+    # Not written as a class, since the config's type is known only here.
+    options = make_dataclass(
+        "Options",
+        [
+            ("out", option(Path, "Folder for the checkpoint; made if it is not there.")),
+            ("task", Annotated[type(start.task), tyro.conf.arg(name="")], start.task),
+            ("config", Annotated[TrainConfig, tyro.conf.arg(name="")], start),
+            ("name", option(str | None, "File name; default TASK-POSITIONS."), None),
+            ("device", option(str, "Where to train."), "cpu"),
+            ("overwrite", option(bool, "Replace a checkpoint of that name."), False),
+        ],
+    )
+    run = tyro.cli(
+        options,
+        args=rest,
+        prog=f"goatviz train {task}",
+        description=f"Train on {task}, from the preset {chosen.preset} on (--preset changes it).",
+        # The task's fields are flags of their own: within the config it is fixed.
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed),
+    )
+    config = replace(run.config, task=run.task)
+    parts = [task, *([str(config.task.offset)] if task == "copy-mixture" else [])]
+    name = run.name or "-".join([*parts, config.positions])
+    target = run.out / name
+    if target.with_name(name + ".json").exists() and not run.overwrite:
+        raise ValueError(f"--out already holds {name}: pass --overwrite to replace it")
+    run.out.mkdir(parents=True, exist_ok=True)
+    result = train(config, device=run.device)
+    card = make_card(result, command=command_line, data=f"{config.task}, drawn by seed")
+    path = save_checkpoint(result.model, card, target)
+    print(f"{path}: {summarise_losses(card['losses'])}")
+
+
+def summarise_losses(losses: dict[str, float]) -> str:
+    """A card's losses in one line."""
+    said = f"held-out loss {losses['held_out']:.4f}"
+    if "held_out_standard_error" in losses:
+        said += f" ± {losses['held_out_standard_error']:.4f}"
+    if "bayes_optimal" in losses:
+        said += f", Bayes {losses['bayes_optimal']:.4f}"
+    said += " nats/token"
+    if "answers_strict" in losses:
+        said += (
+            f", answers right {losses['answers_strict']:.1%}, their tokens "
+            f"{losses['answers_token']:.1%} (chance {losses['chance_token']:.0%})"
+        )
+    return said
 
 
 if __name__ == "__main__":

@@ -168,7 +168,51 @@ SINK_PROFILE = Schema(
     ),
 )
 
-SCHEMAS = {schema.name: schema for schema in (PRIOR_PROFILE, PLAN_SLICE, SINK_PROFILE)}
+_RUN = ("scheme", "run", "length")
+_POOLED = ("scheme", "length")
+_GRID = ("scheme", "depth", "length")
+
+LENGTH_SWEEP = Schema(
+    "length_sweep",
+    {
+        "examples": Field(_RUN, "count", "examples"),
+        "right": Field(_RUN, "count", "examples whose whole answer is right"),
+        "tokens": Field(_RUN, "count", "tokens of answers"),
+        "right_tokens": Field(_RUN, "count", "right tokens of answers"),
+        "log_probability": Field(_RUN, "nats", "mean log-probability of an answer's token"),
+        "strict": Field(_RUN, "probability", "whole answers right"),
+        "strict_low": Field(_RUN, "probability", "lower end of its interval"),
+        "strict_high": Field(_RUN, "probability", "upper end of its interval"),
+        "token": Field(_RUN, "probability", "answer tokens right"),
+        "token_low": Field(_RUN, "probability", "lower end of its interval"),
+        "token_high": Field(_RUN, "probability", "upper end of its interval"),
+        "mean_strict": Field(_POOLED, "probability", "whole answers right, all runs"),
+        "mean_strict_low": Field(_POOLED, "probability", "lower end of its interval"),
+        "mean_strict_high": Field(_POOLED, "probability", "upper end of its interval"),
+        "mean_token": Field(_POOLED, "probability", "answer tokens right, all runs"),
+        "mean_token_low": Field(_POOLED, "probability", "lower end of its interval"),
+        "mean_token_high": Field(_POOLED, "probability", "upper end of its interval"),
+    },
+)
+
+NEEDLE_GRID = Schema(
+    "needle_grid",
+    {
+        "examples": Field(_GRID, "count", "examples, all runs"),
+        "tokens": Field(_GRID, "count", "tokens of answers"),
+        "token": Field(_GRID, "probability", "answer tokens right"),
+        "token_low": Field(_GRID, "probability", "lower end of its interval"),
+        "token_high": Field(_GRID, "probability", "upper end of its interval"),
+        "strict": Field(_GRID, "probability", "whole answers right"),
+        "strict_low": Field(_GRID, "probability", "lower end of its interval"),
+        "strict_high": Field(_GRID, "probability", "upper end of its interval"),
+    },
+)
+
+SCHEMAS = {
+    schema.name: schema
+    for schema in (PRIOR_PROFILE, PLAN_SLICE, SINK_PROFILE, LENGTH_SWEEP, NEEDLE_GRID)
+}
 
 
 def make_result(

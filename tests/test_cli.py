@@ -27,7 +27,10 @@ def test_pretrained_lists_all(capsys):
 
 
 def test_a_trained_checkpoint_repeats_itself_from_its_card(tmp_path, capsys):
-    assert main(["train", "--out", str(tmp_path / "runs"), "--offset", "2", *TINY]) == 0
+    assert (
+        main(["train", "copy-mixture", "--out", str(tmp_path / "runs"), "--offset", "2", *TINY])
+        == 0
+    )
     assert "held-out loss" in capsys.readouterr().out
     first = load_checkpoint(tmp_path / "runs" / "copy-mixture-2-goat")
     program, *arguments = shlex.split(first.card["command"])
@@ -39,7 +42,7 @@ def test_a_trained_checkpoint_repeats_itself_from_its_card(tmp_path, capsys):
 
 
 def test_nothing_is_overwritten_unasked(tmp_path, capsys):
-    arguments = ["train", "--out", str(tmp_path), "--name", "run", *TINY]
+    arguments = ["train", "copy-mixture", "--out", str(tmp_path), "--name", "run", *TINY]
     assert main(arguments) == 0
     before = (tmp_path / "run.safetensors").read_bytes()
     capsys.readouterr()
@@ -62,15 +65,57 @@ def test_nothing_is_overwritten_unasked(tmp_path, capsys):
     ],
 )
 def test_bad_values_are_one_clear_line(tmp_path, capsys, arguments, words):
-    assert main(["train", "--out", str(tmp_path / "runs"), *TINY, *arguments]) == 2
+    assert main(["train", "copy-mixture", "--out", str(tmp_path / "runs"), *TINY, *arguments]) == 2
     told = capsys.readouterr().err.strip()
     assert words in told and told.count("\n") == 0
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_needle_run_says_how_many_answers_are_right(tmp_path, capsys):
+    options = ["--steps", "2", "--batch-size", "2", "--length", "24", "--value-length", "2"]
+    options += ["--embed-dim", "32", "--num-layers", "1", "--positions", "rope"]
+    assert main(["train", "needle", "--preset", "tiny", "--out", str(tmp_path), *options]) == 0
+    told = capsys.readouterr().out
+    assert "needle-rope.safetensors" in told and "(chance 25%)" in told
+    card = load_checkpoint(tmp_path / "needle-rope").card
+    assert card["config"]["task"] == {
+        "name": "needle",
+        "length": 24,
+        "value_length": 2,
+        "alphabet": "abcd",
+        "depths": [0.0, 0.8],
+        "distractors": 0,
+        "haystack": None,
+    }
+    assert card["losses"]["answers_examples"] == 256 and "bayes_optimal" not in card["losses"]
+
+
+def test_presets_are_where_flags_start(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "passkey", "--preset", "paper", "--help"])
+    assert stopped.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "--embed-dim INT (default: 512)" in told and "--length INT" in told
+    assert "{fixed}" not in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["haystack"], "task must be one of copy-mixture, passkey, needle, got 'haystack'"),
+        (["passkey", "--preset", "huge"], "preset of passkey must be one of tiny, small, paper"),
+        (["--preset", "tiny", "passkey"], "TASK comes first: goatviz train passkey --preset tiny"),
+    ],
+)
+def test_tasks_and_presets_that_are_not_there(capsys, arguments, words):
+    assert main(["train", *arguments]) == 2
+    told = capsys.readouterr().err.strip()
+    assert words in told and told.count("\n") == 0
+
+
 def test_unknown_flags_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["train", "--out", str(tmp_path), "--speed", "9"])
+        main(["train", "copy-mixture", "--out", str(tmp_path), "--speed", "9"])
     assert stopped.value.code == 2
     assert "--speed" in capsys.readouterr().err
 

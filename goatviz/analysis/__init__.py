@@ -1,10 +1,12 @@
 """Numbers about priors and plans, as results. Nothing here draws.
 
 `prior.prior_profile` takes a learned prior apart, `plan.plan_slice` looks at a window of a plan,
-`sinks.sink_profile` finds attention sinks, `implied.implied_prior` fits the prior inside logits.
+`sinks.sink_profile` finds attention sinks, `implied.implied_prior` fits the prior inside logits,
+`length.length_sweep` asks models for answers at many lengths.
 """
 
 from goatviz.analysis.implied import implied_prior
+from goatviz.analysis.length import length_sweep, needle_grid, wilson_interval
 from goatviz.analysis.plan import plan_slice
 from goatviz.analysis.prior import (
     PriorSource,
@@ -18,10 +20,13 @@ __all__ = [
     "SINK_STATISTICS",
     "PriorSource",
     "implied_prior",
+    "length_sweep",
+    "needle_grid",
     "plan_slice",
     "prior_profile",
     "prior_sources",
     "prior_summary",
     "sink_profile",
     "sink_table",
+    "wilson_interval",
 ]

@@ -3,6 +3,11 @@
 A task knows its data and its optimum; training knows neither.
 """
 
+from goatviz.tasks.base import Task
 from goatviz.tasks.copy_mixture import CopyMixture
+from goatviz.tasks.retrieval import Needle, Passkey
 
-__all__ = ["CopyMixture"]
+#: Every task by its name.
+TASKS: dict[str, type] = {task.name: task for task in (CopyMixture, Passkey, Needle)}
+
+__all__ = ["TASKS", "CopyMixture", "Needle", "Passkey", "Task"]

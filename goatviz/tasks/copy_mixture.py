@@ -6,7 +6,8 @@ The optimal predictor is known in closed form, so a trained model's loss can be 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -44,6 +45,9 @@ class CopyMixture:
     first: float = 0.45
     previous: float = 0.45
 
+    name: ClassVar[str] = "copy-mixture"
+    answer_length: ClassVar[int] = 0
+
     def __post_init__(self) -> None:
         for name, least in (("length", 1), ("vocab_size", 2), ("offset", 1)):
             value = getattr(self, name)
@@ -61,6 +65,14 @@ class CopyMixture:
             raise ValueError(
                 f"first + previous must not exceed 1, got {self.first} + {self.previous}"
             )
+
+    def at_length(self, length: int) -> Self:
+        """The same task with another length of context, tokens."""
+        return replace(self, length=length)
+
+    def target_weights(self) -> None:
+        """All predicted tokens count alike."""
+        return None
 
     def sample(self, count: int, *, generator: torch.Generator) -> Tensor:
         """Draw `count` sequences, integers of shape (count, length + 1)."""

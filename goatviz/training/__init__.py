@@ -11,16 +11,20 @@ from goatviz.training.checkpoint import (
     save_checkpoint,
 )
 from goatviz.training.config import TrainConfig
-from goatviz.training.loop import TrainResult, evaluate, train
+from goatviz.training.evaluation import AnswerAccuracy, evaluate, evaluate_answers, prefill
+from goatviz.training.loop import TrainResult, train
 
 __all__ = [
+    "AnswerAccuracy",
     "Checkpoint",
     "TrainConfig",
     "TrainResult",
     "evaluate",
+    "evaluate_answers",
     "list_pretrained",
     "load_checkpoint",
     "load_pretrained",
+    "prefill",
     "save_checkpoint",
     "train",
 ]

@@ -24,6 +24,8 @@ from safetensors.torch import save as save_tensors
 
 from goatviz.files import whole_file
 from goatviz.models import CausalLM, ModelConfig
+from goatviz.tasks import CopyMixture, Task
+from goatviz.training.evaluation import AnswerAccuracy
 from goatviz.training.loop import TrainResult
 
 CARD_FORMAT = "goatviz-checkpoint-1"
@@ -79,13 +81,28 @@ def make_card(result: TrainResult, *, command: str, data: str) -> dict[str, Any]
             "held_out": held_out.mean,
             "held_out_standard_error": held_out.standard_error,
             "held_out_sequences": held_out.sequences,
-            "bayes_optimal": config.task.bayes_loss(),
-        },
+        }
+        | _beside(config.task, result.answers),
         "history": result.history,
         "model": _plain(config.model_config()),
         "config": config.to_dict(),
         "versions": {name: metadata.version(name) for name in ("torch", "numpy", "safetensors")}
         | {"python": platform.python_version()},
+    }
+
+
+def _beside(task: Task, answers: AnswerAccuracy | None) -> dict[str, Any]:
+    """What a loss is to be compared with."""
+    if isinstance(task, CopyMixture):
+        return {"bayes_optimal": task.bayes_loss()}
+    if answers is None:
+        return {}
+    return {
+        "answers_strict": answers.strict,
+        "answers_token": answers.token,
+        "answers_examples": answers.examples,
+        "chance_strict": task.strict_chance,
+        "chance_token": task.chance,
     }
 
 

@@ -6,17 +6,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from goatviz.models import ModelConfig
-from goatviz.tasks.copy_mixture import CopyMixture
+from goatviz.tasks import TASKS, CopyMixture, Task
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A run on the copy mixture, reproducible from these numbers alone on one device.
+    """A run, reproducible from these numbers alone on one device.
 
     Attributes
     ----------
-    task : CopyMixture
-        The data.
+    task : Task
+        The data: `CopyMixture`, `Passkey`, `Needle`.
     positions : str
         Position scheme, see `goatviz.models.POSITION_SCHEMES`.
     embed_dim, num_layers, num_heads, content_dim, mlp_ratio, skip
@@ -37,7 +37,7 @@ class TrainConfig:
         Weights from `seed`, data from `seed + 1`, held-out data from a stream of their own.
     """
 
-    task: CopyMixture = field(default_factory=CopyMixture)
+    task: Task = field(default_factory=CopyMixture)
     positions: str = "goat"
     embed_dim: int = 64
     num_layers: int = 1
@@ -58,6 +58,11 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if type(self.task) not in TASKS.values():
+            raise TypeError(
+                f"task must be one of {', '.join(t.__name__ for t in TASKS.values())}, "
+                f"got {type(self.task).__name__}"
+            )
         for name in ("steps", "batch_size"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -94,12 +99,24 @@ class TrainConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, for JSON."""
-        return asdict(self)
+        """Nested plain values, for JSON; the task's name stands among its own."""
+        values = asdict(self)
+        values["task"] = {"name": self.task.name, **values["task"]}
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """Inverse of `to_dict`."""
+        """Inverse of `to_dict`; a task without a name is a copy mixture.
+
+        Raises
+        ------
+        ValueError
+            If the task's name is unknown.
+        """
         values = dict(values)
-        values["task"] = CopyMixture(**values["task"])
+        task = dict(values["task"])
+        name = task.pop("name", CopyMixture.name)
+        if name not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
+        values["task"] = TASKS[name](**task)
         return cls(**values)

@@ -1,4 +1,4 @@
-"""The training loop and held-out evaluation.
+"""The training loop.
 
 Data come from the task by seed, so that two position schemes with one seed see the same tokens in
 the same order.
@@ -9,28 +9,22 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from goatviz.models import CausalLM
 from goatviz.priors.base import Prior
-from goatviz.tasks.copy_mixture import CopyMixture
 from goatviz.training.config import TrainConfig
-
-#: Added to a run's seed for held-out data: a stream no training run of that seed ever draws from.
-HELD_OUT_STREAM = 1_000_003
-
-
-class HeldOutLoss(NamedTuple):
-    """Mean loss in nats per token, its standard error over sequences, and how many there were."""
-
-    mean: float
-    standard_error: float
-    sequences: int
+from goatviz.training.evaluation import (
+    HELD_OUT_STREAM,
+    AnswerAccuracy,
+    HeldOutLoss,
+    evaluate,
+    evaluate_answers,
+    task_loss,
+)
 
 
 @dataclass
@@ -47,6 +41,8 @@ class TrainResult:
         step, loss (nats per token), learning_rate, at regular steps.
     held_out : HeldOutLoss
         On sequences never trained on.
+    answers : AnswerAccuracy or None
+        On sequences never trained on; None for tasks without answers.
     wall_time : float
         Seconds, evaluation included.
     """
@@ -55,6 +51,7 @@ class TrainResult:
     config: TrainConfig
     history: list[dict[str, float]] = field(default_factory=list)
     held_out: HeldOutLoss | None = None
+    answers: AnswerAccuracy | None = None
     wall_time: float = 0.0
 
 
@@ -102,7 +99,7 @@ def train(
     with bar:
         for step in range(config.steps):
             ids = config.task.sample(config.batch_size, generator=data).to(device)
-            loss = next_token_loss(model, ids).mean()
+            loss = task_loss(model, ids, config.task)
             if not bool(torch.isfinite(loss)):
                 raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
             optimizer.zero_grad(set_to_none=True)
@@ -119,51 +116,12 @@ def train(
                 speed = (step + 1) * config.batch_size * config.task.length / elapsed
                 bar.set_postfix(loss=f"{loss.item():.3f}", tok_s=f"{speed:,.0f}", refresh=False)
             bar.update()
-    result.held_out = evaluate(model, config.task, seed=config.seed + HELD_OUT_STREAM)
+    held_out = config.seed + HELD_OUT_STREAM
+    result.held_out = evaluate(model, config.task, seed=held_out)
+    if config.task.answer_length:
+        result.answers = evaluate_answers(model, config.task, seed=held_out)
     result.wall_time = time.perf_counter() - started
     return result
-
-
-@torch.no_grad()
-def evaluate(
-    model: CausalLM,
-    task: CopyMixture,
-    *,
-    sequences: int = 4096,
-    batch_size: int = 256,
-    seed: int = HELD_OUT_STREAM,
-) -> HeldOutLoss:
-    """Loss on fresh sequences, nats per predicted token, with its standard error.
-
-    Parameters
-    ----------
-    model : CausalLM
-        Left in evaluation mode.
-    task : CopyMixture
-        Of any length.
-    sequences, batch_size : int
-        How many, and how many at a time.
-    seed : int
-        Of the sequences.
-    """
-    if sequences < 2:
-        raise ValueError(f"sequences must be at least 2, got {sequences}")
-    model.eval()
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    losses = []
-    for start in range(0, sequences, batch_size):
-        count = min(batch_size, sequences - start)
-        ids = task.sample(count, generator=generator).to(device)
-        losses.append(next_token_loss(model, ids).mean(dim=-1).double().cpu())
-    each = torch.cat(losses)
-    return HeldOutLoss(each.mean().item(), (each.std() / math.sqrt(len(each))).item(), len(each))
-
-
-def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
-    """Cross-entropy of every next token, nats, shape (batch, length - 1)."""
-    logits = model(ids[:, :-1])
-    return F.cross_entropy(logits.float().mT, ids[:, 1:], reduction="none")
 
 
 def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from goatviz.models import ModelConfig
-from goatviz.tasks import CopyMixture
+from goatviz.tasks import CopyMixture, Needle, Passkey
 from goatviz.training import TrainConfig
 
 
@@ -23,6 +23,30 @@ def test_round_trip_through_json():
     )
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert TrainConfig.from_dict(TrainConfig().to_dict()) == TrainConfig()
+
+
+@pytest.mark.parametrize("task", [Passkey(length=99, distractors=2), Needle(depths=(0.1, 0.2))])
+def test_the_task_keeps_its_kind(task):
+    config = TrainConfig(task=task)
+    values = json.loads(json.dumps(config.to_dict()))
+    assert values["task"]["name"] == task.name
+    assert TrainConfig.from_dict(values) == config
+    assert config.model_config().vocab_size == 128
+
+
+def test_cards_from_before_there_were_other_tasks_mean_the_copy_mixture():
+    values = TrainConfig().to_dict()
+    del values["task"]["name"]
+    assert TrainConfig.from_dict(values) == TrainConfig()
+
+
+def test_unknown_tasks_are_refused():
+    values = TrainConfig().to_dict()
+    values["task"]["name"] = "sorting"
+    with pytest.raises(ValueError, match="task must be one of copy-mixture, .*, got 'sorting'"):
+        TrainConfig.from_dict(values)
+    with pytest.raises(TypeError, match="task must be one of CopyMixture, .*, got dict"):
+        TrainConfig(task={})
 
 
 def test_the_model_is_the_one_described():

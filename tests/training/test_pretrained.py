@@ -10,7 +10,7 @@ import torch
 
 from goatviz.analysis import prior_profile
 from goatviz.training import TrainConfig, evaluate, list_pretrained, load_pretrained
-from goatviz.training.loop import next_token_loss
+from goatviz.training.evaluation import next_token_loss
 
 FOLDER = importlib.resources.files("goatviz") / "checkpoints"
 OFFSETS = (1, 4)

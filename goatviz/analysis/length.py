@@ -1,0 +1,357 @@
+"""How well answers are found beyond the training length, with counts and intervals.
+
+Each cell (model, length, depth) is measured once: with a `cache` folder a sweep that was stopped
+goes on where it was. What a cell measures is `goatviz.training.evaluation.evaluate_answers`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from tqdm.auto import tqdm
+
+from goatviz.files import whole_file
+from goatviz.models import CausalLM
+from goatviz.results import LENGTH_SWEEP, NEEDLE_GRID, make_result
+from goatviz.tasks import Task
+from goatviz.training.evaluation import CHUNK, HELD_OUT_STREAM, AnswerAccuracy, evaluate_answers
+
+#: 97.5 % quantile of the standard normal: intervals are of 95 %.
+_Z = 1.959963984540054
+# Tokens of a batch: memory stays the same at every length.
+_BATCH_TOKENS = 2**15
+_UNKNOWN = AnswerAccuracy(0, 0, 0, 0, math.nan)
+
+Models = Mapping[str, CausalLM | Sequence[CausalLM]]
+
+
+def wilson_interval(right: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % score interval of a share (Wilson 1927); NaN where nothing was counted.
+
+    Parameters
+    ----------
+    right, count : array
+        Successes and trials, same shape.
+
+    Returns
+    -------
+    low, high : array
+        Within [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If there are more successes than trials, or fewer than none.
+
+    Examples
+    --------
+    >>> low, high = wilson_interval(10, 10)
+    >>> round(float(low), 3), float(high)
+    (0.722, 1.0)
+    """
+    right, count = np.asarray(right, dtype=float), np.asarray(count, dtype=float)
+    if bool(((right < 0) | (right > count)).any()):
+        raise ValueError(f"right must lie between 0 and count, got {right} of {count}")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share, square = right / count, _Z**2 / count
+        middle = (share + square / 2) / (1 + square)
+        half = _Z * np.sqrt(share * (1 - share) / count + square / count / 4) / (1 + square)
+    low, high = np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
+    # Rounding leaves 1e-17 where the ends are exactly 0 and 1.
+    return np.where(share == 0, 0.0, low), np.where(share == 1, 1.0, high)
+
+
+def length_sweep(
+    models: Models,
+    task: Task,
+    *,
+    lengths: Sequence[int],
+    examples: int | Mapping[int, int] = 256,
+    seed: int = HELD_OUT_STREAM,
+    chunk: int = CHUNK,
+    cache: str | os.PathLike | None = None,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Accuracy of answers against length, for several schemes and training seeds.
+
+    All models are asked the same questions. Positions learned one by one end at the training
+    length: longer cells are missing (0 examples, NaN).
+
+    Parameters
+    ----------
+    models : mapping of str to CausalLM or sequence of CausalLM
+        By scheme; several models of a scheme are runs with different seeds.
+    task : Task
+        `Passkey` or `Needle`; its own length does not matter.
+    lengths : sequence of int
+        Tokens of context, increasing.
+    examples : int or mapping
+        For each model and length; by length if a mapping.
+    seed : int
+        Of the questions.
+    chunk : int
+        Tokens that go through a model at a time.
+    cache : path-like, optional
+        Existing folder in which cells are kept and found again.
+    progress : bool
+        Show a bar.
+
+    Returns
+    -------
+    xarray.Dataset
+        Schema `length_sweep`: counts, shares of whole answers ("strict") and of their tokens with
+        Wilson intervals, for each run and over all runs of a scheme. The interval over all runs
+        says how well the mean of these runs is known, not how far other seeds may lie.
+
+    Raises
+    ------
+    ValueError
+        If models, lengths or examples do not fit, or a length is too short for the task.
+    TypeError
+        If a model is not a CausalLM.
+
+    Notes
+    -----
+    Teacher-forced accuracy over lengths is the passkey experiment of Litman and Guo 2026.
+
+    Examples
+    --------
+    >>> from goatviz import ModelConfig, Needle
+    >>> model = CausalLM(ModelConfig(vocab_size=128, training_length=32, embed_dim=32))
+    >>> sweep = length_sweep({"goat": model}, Needle(), lengths=[32, 64], examples=2)
+    >>> sweep["tokens"].values.tolist()
+    [[[24, 24]]]
+    """
+    models = _check_models(models, task)
+    lengths = _check_lengths(lengths)
+    tasks = [task.at_length(length) for length in lengths]
+    wanted = [_examples(examples, length) for length in lengths]
+    folder = _check_cache(cache)
+    runs = max(len(each) for each in models.values())
+    cells = np.full((len(models), runs, len(lengths)), None, dtype=object)
+    total = sum(len(each) for each in models.values()) * len(lengths)
+    with tqdm(total=total, disable=not progress, unit="cell") as bar:
+        for s, (scheme, each) in enumerate(models.items()):
+            for r, model in enumerate(each):
+                digest = None if folder is None else _digest(model)
+                for t, (at, count) in enumerate(zip(tasks, wanted, strict=True)):
+                    bar.set_postfix_str(f"{scheme} {at.length}", refresh=False)
+                    cells[s, r, t] = _cell(model, digest, at, count, seed, None, chunk, folder)
+                    bar.update()
+    counts = _counts(cells)
+    data = {
+        name: counts[name]
+        for name in ("examples", "right", "tokens", "right_tokens", "log_probability")
+    }
+    data |= _shares("strict", counts["right"], counts["examples"])
+    data |= _shares("token", counts["right_tokens"], counts["tokens"])
+    pooled = {name: counts[name].sum(axis=1) for name in ("examples", "right", "tokens")}
+    data |= _shares("mean_strict", pooled["right"], pooled["examples"])
+    data |= _shares("mean_token", counts["right_tokens"].sum(axis=1), pooled["tokens"])
+    return make_result(
+        LENGTH_SWEEP,
+        data,
+        coords={"scheme": list(models), "run": np.arange(runs), "length": lengths},
+        attrs=_attrs(models, task, seed),
+    )
+
+
+def needle_grid(
+    models: Models,
+    task: Task,
+    *,
+    lengths: Sequence[int],
+    depths: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    examples: int | Mapping[int, int] = 64,
+    seed: int = HELD_OUT_STREAM,
+    chunk: int = CHUNK,
+    cache: str | os.PathLike | None = None,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Accuracy of answers against length and depth; several runs of a scheme are pooled.
+
+    Parameters
+    ----------
+    models, task, lengths, examples, seed, chunk, cache, progress
+        As in `length_sweep`.
+    depths : sequence of float
+        Where the pair stands in the filler, 0 = first, 1 = just before the question.
+
+    Returns
+    -------
+    xarray.Dataset
+        Schema `needle_grid`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `length_sweep`; and if a depth lies outside [0, 1].
+
+    Notes
+    -----
+    The needle experiment of Litman and Guo 2026 scores tokens: chance is 1 in 4, not 0.
+
+    Examples
+    --------
+    >>> from goatviz import ModelConfig, Needle
+    >>> model = CausalLM(ModelConfig(vocab_size=128, training_length=32, embed_dim=32))
+    >>> grid = needle_grid({"goat": model}, Needle(), lengths=[32], depths=[0.5], examples=2)
+    >>> grid["tokens"].values.tolist()
+    [[[24]]]
+    """
+    models = _check_models(models, task)
+    lengths = _check_lengths(lengths)
+    depths = [float(depth) for depth in depths]
+    if not depths or any(not 0 <= d <= 1 for d in depths) or sorted(set(depths)) != depths:
+        raise ValueError(f"depths must be increasing numbers in [0, 1], got {depths}")
+    tasks = [task.at_length(length) for length in lengths]
+    wanted = [_examples(examples, length) for length in lengths]
+    folder = _check_cache(cache)
+    shape = (len(models), len(depths), len(lengths))
+    counts = {name: np.zeros(shape, dtype=int) for name in AnswerAccuracy._fields[:4]}
+    total = sum(len(each) for each in models.values()) * len(lengths) * len(depths)
+    with tqdm(total=total, disable=not progress, unit="cell") as bar:
+        for s, (scheme, each) in enumerate(models.items()):
+            for model in each:
+                digest = None if folder is None else _digest(model)
+                for t, (at, count) in enumerate(zip(tasks, wanted, strict=True)):
+                    for d, depth in enumerate(depths):
+                        bar.set_postfix_str(f"{scheme} {at.length} {depth:g}", refresh=False)
+                        found = _cell(model, digest, at, count, seed, depth, chunk, folder)
+                        for name, values in counts.items():
+                            values[s, d, t] += getattr(found, name)
+                        bar.update()
+    data = {name: counts[name] for name in ("examples", "tokens")}
+    data |= _shares("token", counts["right_tokens"], counts["tokens"])
+    data |= _shares("strict", counts["right"], counts["examples"])
+    return make_result(
+        NEEDLE_GRID,
+        data,
+        coords={"scheme": list(models), "depth": depths, "length": lengths},
+        attrs=_attrs(models, task, seed),
+    )
+
+
+def _check_models(models: Models, task: Task) -> dict[str, list[CausalLM]]:
+    if not isinstance(models, Mapping) or not models:
+        raise ValueError(
+            "models must map scheme names to models, such as {'goat': model}, "
+            f"got {type(models).__name__}"
+        )
+    if not task.answer_length:
+        raise ValueError(f"task must have answers (passkey, needle), got {task.name}")
+    found = {}
+    for scheme, given in models.items():
+        each = [given] if isinstance(given, CausalLM) else list(given)
+        if not each:
+            raise ValueError(f"models[{scheme!r}] must hold at least one model, got none")
+        for model in each:
+            if not isinstance(model, CausalLM):
+                raise TypeError(f"models[{scheme!r}] must be CausalLM, got {type(model).__name__}")
+            if model.config.vocab_size < task.vocab_size:
+                raise ValueError(
+                    f"models[{scheme!r}] must know the task's {task.vocab_size} tokens, "
+                    f"got a vocabulary of {model.config.vocab_size}"
+                )
+        found[str(scheme)] = each
+    return found
+
+
+def _check_lengths(lengths: Sequence[int]) -> list[int]:
+    found = list(lengths)
+    whole = all(not isinstance(n, bool) and int(n) == n and n > 0 for n in found)
+    if not found or not whole or sorted(set(found)) != found:
+        raise ValueError(f"lengths must be increasing positive integers, got {found}")
+    return [int(n) for n in found]
+
+
+def _examples(examples: int | Mapping[int, int], length: int) -> int:
+    count = examples.get(length) if isinstance(examples, Mapping) else examples
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"examples must be at least 1 at length {length}, got {count!r}")
+    return count
+
+
+def _check_cache(cache: str | os.PathLike | None) -> Path | None:
+    if cache is None:
+        return None
+    folder = Path(cache)
+    if not folder.is_dir():
+        raise ValueError(f"cache must be an existing folder, got {folder}")
+    return folder
+
+
+def _digest(model: CausalLM) -> str:
+    """Names a model by its configuration and weights."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().double().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _cell(
+    model: CausalLM,
+    digest: str | None,
+    task: Task,
+    examples: int,
+    seed: int,
+    depth: float | None,
+    chunk: int,
+    folder: Path | None,
+) -> AnswerAccuracy:
+    if model.config.positions == "learned" and task.length > model.config.training_length:
+        return _UNKNOWN
+    # Part of what is drawn, so part of a cell's name too.
+    batch = max(1, min(64, _BATCH_TOKENS // task.length))
+    path = None
+    if folder is not None:
+        asked = [digest, task.name, asdict(task), examples, batch, seed, depth]
+        name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        path = folder / f"{task.name}-{task.length}-{name[:24]}.json"
+        if path.exists():
+            return AnswerAccuracy(**json.loads(path.read_text()))
+    found = evaluate_answers(
+        model, task, examples=examples, batch_size=batch, seed=seed, depth=depth, chunk=chunk
+    )
+    if path is not None:
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(found._asdict()))
+    return found
+
+
+def _counts(cells: np.ndarray) -> dict[str, np.ndarray]:
+    filled = [_UNKNOWN if cell is None else cell for cell in cells.flat]
+    return {
+        name: np.array([getattr(cell, name) for cell in filled]).reshape(cells.shape)
+        for name in AnswerAccuracy._fields
+    }
+
+
+def _shares(name: str, right: np.ndarray, count: np.ndarray) -> dict[str, np.ndarray]:
+    with np.errstate(invalid="ignore"):
+        share = right / count
+    low, high = wilson_interval(right, count)
+    return {name: share, f"{name}_low": low, f"{name}_high": high}
+
+
+def _attrs(
+    models: dict[str, list[CausalLM]], task: Task, seed: int
+) -> dict[str, str | int | float]:
+    trained = sorted({m.config.training_length for each in models.values() for m in each})
+    return {
+        "task": task.name,
+        "task_options": json.dumps(asdict(task), sort_keys=True),
+        "training_length": ", ".join(map(str, trained)),
+        "chance_token": task.chance,
+        "chance_strict": task.strict_chance,
+        "seed": seed,
+    }

@@ -1,0 +1,81 @@
+"""Recipes by task and size: what `goatviz train TASK --preset SIZE` starts from.
+
+"tiny" learns its task in minutes on two cores; "small" wants a quarter of an hour on a GPU;
+"paper" is the setting of Litman and Guo 2026, for a GPU, where the paper has the task.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from goatviz.tasks import CopyMixture, Needle, Passkey
+from goatviz.training.config import TrainConfig
+
+_TINY = TrainConfig(
+    embed_dim=128,
+    num_layers=3,
+    num_heads=4,
+    prior_rank=4,
+    sink_rank=4,
+    steps=1500,
+    batch_size=32,
+    learning_rate=1e-3,
+    warmup=100,
+)
+_SMALL = replace(
+    _TINY,
+    embed_dim=256,
+    num_layers=6,
+    num_heads=8,
+    prior_rank=8,
+    sink_rank=8,
+    steps=2000,
+    learning_rate=5e-4,
+)
+_PAPER = replace(_SMALL, embed_dim=512, num_layers=12, learning_rate=3e-4)
+
+PRESETS: dict[str, dict[str, TrainConfig]] = {
+    "copy-mixture": {
+        "tiny": TrainConfig(
+            task=CopyMixture(first=0.3, previous=0.4),
+            content_dim=4,
+            skip=False,
+            steps=2000,
+            batch_size=32,
+            learning_rate=1e-3,
+            prior_learning_rate=3e-2,
+        )
+    },
+    "passkey": {
+        "tiny": replace(_TINY, task=Passkey(length=64, value_length=4)),
+        "small": replace(_SMALL, task=Passkey(length=256)),
+        "paper": replace(_PAPER, task=Passkey(length=1024)),
+    },
+    "needle": {
+        "tiny": replace(_TINY, task=Needle(length=64, value_length=4)),
+        "small": replace(_SMALL, task=Needle(length=128)),
+        "paper": replace(_PAPER, task=Needle(length=256)),
+    },
+}
+
+
+def preset(task: str, size: str = "tiny") -> TrainConfig:
+    """The recipe of a task at a size.
+
+    Raises
+    ------
+    ValueError
+        If there is no such task, or the task has no such size.
+
+    Examples
+    --------
+    >>> preset("passkey").task.length
+    64
+    """
+    if task not in PRESETS:
+        raise ValueError(f"task must be one of {', '.join(PRESETS)}, got {task!r}")
+    if size not in PRESETS[task]:
+        raise ValueError(
+            f"preset of {task} must be one of {', '.join(PRESETS[task])}, got {size!r}"
+        )
+    return PRESETS[task][size]

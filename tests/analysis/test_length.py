@@ -1,0 +1,178 @@
+"""Sweeps count what the evaluation counts, with Wilson's intervals, and go on where they were."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from goatviz.analysis import length, length_sweep, needle_grid, wilson_interval
+from goatviz.models import CausalLM, ModelConfig
+from goatviz.results import load_result, save_result
+from goatviz.tasks import CopyMixture, Needle, Passkey
+from goatviz.training import evaluate_answers
+
+TASK = Needle(value_length=2)
+
+
+def small_model(seed=0, **options):
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 128, "training_length": 32, "embed_dim": 32, **options}
+    return CausalLM(ModelConfig(**sizes))
+
+
+def test_wilson_against_its_definition():
+    # The ends solve (share - p)^2 = z^2 p (1 - p) / n.
+    right, count = np.array([1, 5, 30, 63]), np.array([9, 10, 64, 64])
+    for end in wilson_interval(right, count):
+        gap = (right / count - end) ** 2 - 1.959963984540054**2 * end * (1 - end) / count
+        assert np.abs(gap).max() < 1e-12
+    low, high = wilson_interval(right, count)
+    assert (low < right / count).all() and (right / count < high).all()
+
+
+def test_wilson_at_the_ends_and_without_trials():
+    low, high = wilson_interval([0, 8, 0], [8, 8, 0])
+    assert low[0] == 0.0 and 0.3 < high[0] < 0.4
+    assert high[1] == 1.0 and 0.6 < low[1] < 0.7
+    assert math.isnan(low[2]) and math.isnan(high[2])
+    with pytest.raises(ValueError, match="right must lie between 0 and count"):
+        wilson_interval([9], [8])
+
+
+def test_a_sweep_holds_what_the_evaluation_says():
+    models = {"goat": [small_model(0), small_model(1)], "rope": small_model(2, positions="rope")}
+    sweep = length_sweep(models, TASK, lengths=[24, 40], examples={24: 70, 40: 5}, seed=9)
+    assert sweep["scheme"].values.tolist() == ["goat", "rope"]
+    for scheme, run, model in (
+        ("goat", 0, models["goat"][0]),
+        ("goat", 1, models["goat"][1]),
+        ("rope", 0, models["rope"]),
+    ):
+        for size, count in ((24, 70), (40, 5)):
+            cell = sweep.sel(scheme=scheme, run=run, length=size)
+            wanted = evaluate_answers(
+                model, TASK.at_length(size), examples=count, batch_size=64, seed=9
+            )
+            for name, value in wanted._asdict().items():
+                assert float(cell[name]) == pytest.approx(value, rel=1e-5), name
+            assert float(cell["token"]) == wanted.token
+            low, high = wilson_interval(wanted.right_tokens, wanted.tokens)
+            assert (float(cell["token_low"]), float(cell["token_high"])) == (low, high)
+    missing = sweep.sel(scheme="rope", run=1)
+    assert (missing["examples"] == 0).all() and missing["strict"].isnull().all()
+    pooled = sweep.sel(scheme="goat")
+    wanted = pooled["right_tokens"].sum("run") / pooled["tokens"].sum("run")
+    np.testing.assert_array_equal(pooled["mean_token"], wanted)
+    assert sweep.attrs["chance_token"] == 0.25 and sweep.attrs["training_length"] == "32"
+
+
+def test_a_grid_pools_runs_and_knows_depths():
+    models = {"goat": [small_model(0), small_model(1)]}
+    grid = needle_grid(models, TASK, lengths=[40], depths=[0.0, 0.5], examples=6, seed=2)
+    for depth in (0.0, 0.5):
+        each = [
+            evaluate_answers(m, TASK.at_length(40), examples=6, seed=2, depth=depth)
+            for m in models["goat"]
+        ]
+        cell = grid.sel(scheme="goat", depth=depth, length=40)
+        assert int(cell["examples"]) == 12 and int(cell["tokens"]) == 24
+        assert float(cell["token"]) == sum(e.right_tokens for e in each) / 24
+        assert float(cell["strict"]) == sum(e.right for e in each) / 12
+
+
+def test_learned_positions_end_at_the_training_length():
+    model = small_model(positions="learned")
+    sweep = length_sweep({"learned": model}, TASK, lengths=[32, 33], examples=2)
+    assert sweep["examples"].values.tolist() == [[[2, 0]]]
+    assert sweep["token"].isnull().values.tolist() == [[[False, True]]]
+
+
+def test_results_save_and_load(tmp_path):
+    models = {"goat": small_model()}
+    for made in (
+        length_sweep(models, TASK, lengths=[24], examples=2),
+        needle_grid(models, TASK, lengths=[24], depths=[0.5], examples=2),
+    ):
+        path = save_result(made, tmp_path / f"{made.attrs['schema']}.nc")
+        assert load_result(path).identical(made)
+
+
+def test_a_stopped_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
+    models = {"goat": small_model(), "none": small_model(positions="none")}
+    asked = []
+    original = length.evaluate_answers
+
+    def counted(model, task, **options):
+        asked.append(task.length)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return original(model, task, **options)
+
+    options = {"lengths": [24, 32], "examples": 3, "cache": tmp_path}
+    monkeypatch.setattr(length, "evaluate_answers", counted)
+    with pytest.raises(KeyboardInterrupt):
+        length_sweep(models, TASK, **options)
+    assert len(list(tmp_path.iterdir())) == 2
+    resumed = length_sweep(models, TASK, **options)
+    assert asked == [24, 32, 24, 24, 32]
+    again = length_sweep(models, TASK, **options)
+    assert len(asked) == 5
+    fresh = length_sweep(models, TASK, **{**options, "cache": None})
+    assert again.identical(resumed) and resumed.identical(fresh)
+
+
+@pytest.mark.parametrize("change", ["weights", "examples", "seed", "task", "length", "depth"])
+def test_other_cells_are_other_files(tmp_path, change):
+    model, task = small_model(), TASK
+    options = {"lengths": [32], "depths": [0.5], "examples": 2, "cache": tmp_path}
+    needle_grid({"a": model}, task, **options)
+    if change == "weights":
+        with torch.no_grad():
+            model.head.weight[0, 0] += 1e-6
+    elif change == "task":
+        task = Needle(value_length=3)
+    else:
+        name = {"length": "lengths", "depth": "depths"}.get(change, change)
+        options[name] = {"examples": 3, "seed": 8, "length": [33], "depth": [0.6]}[change]
+    needle_grid({"b": model}, task, **options)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_cells_are_readable(tmp_path):
+    length_sweep({"a": small_model()}, TASK, lengths=[24], examples=2, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("needle-24-")
+    assert json.loads(path.read_text())["examples"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"models": {}}, ValueError, "models must map scheme names"),
+        ({"models": small_model()}, ValueError, "models must map scheme names"),
+        ({"models": {"goat": []}}, ValueError, "at least one model, got none"),
+        ({"models": {"goat": [3]}}, TypeError, "must be CausalLM, got int"),
+        ({"models": {"a": small_model(vocab_size=8)}}, ValueError, "got a vocabulary of 8"),
+        ({"task": CopyMixture()}, ValueError, "task must have answers"),
+        ({"lengths": []}, ValueError, "lengths must be increasing"),
+        ({"lengths": [64, 32]}, ValueError, "lengths must be increasing"),
+        ({"lengths": [32.5]}, ValueError, "lengths must be increasing"),
+        ({"lengths": [4]}, ValueError, "length must be at least"),
+        ({"examples": 0}, ValueError, "examples must be at least 1 at length 32, got 0"),
+        ({"examples": {64: 3}}, ValueError, "examples must be at least 1 at length 32, got None"),
+        ({"cache": "/nowhere"}, ValueError, "cache must be an existing folder"),
+    ],
+)
+def test_errors(changes, error, words):
+    options = {"models": {"goat": small_model()}, "task": Passkey(), "lengths": [32], **changes}
+    models, task = options.pop("models"), options.pop("task")
+    with pytest.raises(error, match=words):
+        length_sweep(models, task, **options)
+
+
+@pytest.mark.parametrize("depths", [[], [0.5, 0.1], [1.5]])
+def test_depths_must_lie_in_the_text(depths):
+    with pytest.raises(ValueError, match="depths must be increasing numbers"):
+        needle_grid({"goat": small_model()}, TASK, lengths=[32], depths=depths)

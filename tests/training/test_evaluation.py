@@ -1,0 +1,158 @@
+"""Losses and answers are counted right, and the cache changes nothing."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from goatviz.models import POSITION_SCHEMES, CausalLM, ModelConfig
+from goatviz.tasks import CopyMixture, Needle, Passkey
+from goatviz.training import evaluate, evaluate_answers, prefill
+from goatviz.training.evaluation import next_token_loss, task_loss
+
+TASK = CopyMixture(length=8, vocab_size=4)
+
+
+def small_model(positions="goat", vocab_size=128, length=96):
+    torch.manual_seed(0)
+    return CausalLM(
+        ModelConfig(
+            vocab_size=vocab_size,
+            training_length=length,
+            embed_dim=64,
+            num_layers=2,
+            num_heads=2,
+            positions=positions,
+        )
+    )
+
+
+class Oracle(torch.nn.Module):
+    """Reads the answer off the text; misses the last token where the first letter is 'a'."""
+
+    def __init__(self, task):
+        super().__init__()
+        self.task = task
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen = []
+
+    def new_cache(self):
+        self.seen = []
+        return self
+
+    def forward(self, ids, cache=None):
+        self.seen.append(ids)
+        text = torch.cat(self.seen, dim=1)
+        logits = torch.zeros(*ids.shape, self.task.vocab_size)
+        for row, line in enumerate(self.task.decode(text)):
+            if "=" not in line:
+                continue
+            value = line.split("=")[1][: self.task.value_length]
+            wanted = line + value[len(line.rsplit("=", 1)[1]) :]
+            for at in range(ids.shape[1]):
+                place = text.shape[1] - ids.shape[1] + at + 1
+                letter = ord(wanted[place]) if place < len(wanted) else 0
+                if place == self.task.length and line[0] == "a":
+                    letter = 0
+                logits[row, at, letter] = 5.0
+        return logits
+
+
+@pytest.mark.parametrize("chunk", [1024, 7, 64])
+def test_answers_are_counted_as_they_are(chunk):
+    task = Needle(length=64)
+    found = evaluate_answers(Oracle(task), task, examples=200, batch_size=48, seed=3, chunk=chunk)
+    generator = torch.Generator().manual_seed(3)
+    texts = [
+        line
+        for count in (48, 48, 48, 48, 8)
+        for line in task.decode(task.sample(count, generator=generator))
+    ]
+    missed = sum(line[0] == "a" for line in texts)
+    assert 0 < missed < 30
+    assert found[:4] == (200, 200 - missed, 2400, 2400 - missed)
+    assert found.strict == (200 - missed) / 200 and found.token == (2400 - missed) / 2400
+    hit = 5.0 - math.log(math.exp(5.0) + 127)
+    expected = hit - 5.0 * missed / 2400
+    assert found.log_probability == pytest.approx(expected, abs=1e-9)
+
+
+def test_an_untrained_model_guesses():
+    task = Passkey(length=64)
+    found = evaluate_answers(small_model(), task, examples=64)
+    assert found.right == 0 and found.token < 0.2
+
+
+def test_depth_reaches_the_task(monkeypatch):
+    task, seen = Needle(length=64), []
+    original = Needle.sample
+
+    def record(self, count, *, generator, depth=None):
+        seen.append(depth)
+        return original(self, count, generator=generator, depth=depth)
+
+    monkeypatch.setattr(Needle, "sample", record)
+    evaluate_answers(small_model(), task, examples=4, depth=0.3)
+    assert seen == [0.3]
+
+
+@pytest.mark.parametrize("positions", POSITION_SCHEMES)
+@pytest.mark.parametrize("chunk", [1, 17, 96, 500])
+@torch.no_grad()
+def test_the_cache_gives_the_full_pass(positions, chunk):
+    model = small_model(positions)
+    ids = torch.randint(128, (2, 96), generator=torch.Generator().manual_seed(1))
+    full = model(ids)
+    torch.testing.assert_close(prefill(model, ids, chunk=chunk), full, rtol=1e-4, atol=1e-4)
+    for last in (1, 20, 96):
+        found = prefill(model, ids, chunk=chunk, last=last)
+        torch.testing.assert_close(found, full[:, -last:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("task", [Passkey(length=40), Needle(length=40), TASK])
+@torch.no_grad()
+def test_the_loss_is_the_protocols(task):
+    model = small_model(vocab_size=task.vocab_size)
+    ids = task.sample(6, generator=torch.Generator().manual_seed(0))
+    each = F.cross_entropy(model(ids[:, :-1]).double().mT, ids[:, 1:], reduction="none")
+    language = each.mean()
+    wanted = language
+    if task.answer_length:
+        answer = each[:, -task.answer_length :].mean()
+        wanted = answer if task.name == "needle" else (language + 10 * answer) / 11
+    assert float(task_loss(model, ids, task)) == pytest.approx(float(wanted), rel=1e-5)
+    assert next_token_loss(model, ids).shape == (6, task.length)
+
+
+def test_evaluate_is_the_mean_cross_entropy():
+    model = small_model(vocab_size=4).train()
+    got = evaluate(model, TASK, sequences=50, batch_size=16, seed=7)
+    assert not model.training
+    generator = torch.Generator().manual_seed(7)
+    # The stream is drawn batch by batch.
+    ids = torch.cat([TASK.sample(n, generator=generator) for n in (16, 16, 16, 2)])
+    with torch.no_grad():
+        log_p = model(ids[:, :-1]).double().log_softmax(-1)
+    each = -log_p.gather(2, ids[:, 1:, None]).squeeze(-1).mean(-1)
+    assert got.mean == pytest.approx(each.mean().item(), rel=1e-6)
+    assert got.standard_error == pytest.approx(each.std().item() / math.sqrt(50), rel=1e-5)
+    assert got.sequences == 50
+    longer = dataclasses.replace(TASK, length=30)
+    assert math.isfinite(evaluate(model, longer, sequences=4).mean)
+
+
+def test_errors():
+    model = small_model()
+    with pytest.raises(ValueError, match="sequences must be at least 2, got 1"):
+        evaluate(model, TASK, sequences=1)
+    with pytest.raises(ValueError, match="task must have answers .*, got copy-mixture"):
+        evaluate_answers(model, TASK)
+    with pytest.raises(ValueError, match="examples must be at least 1, got 0"):
+        evaluate_answers(model, Needle(), examples=0)
+    ids = torch.zeros(1, 5, dtype=torch.long)
+    with pytest.raises(ValueError, match="chunk must be an integer of at least 1, got 0"):
+        prefill(model, ids, chunk=0)
+    with pytest.raises(ValueError, match="last must lie between 1 and the length 5, got 6"):
+        prefill(model, ids, last=6)

@@ -1,0 +1,38 @@
+"""Presets are recipes that fit their tasks."""
+
+import pytest
+
+from goatviz.models import CausalLM
+from goatviz.tasks import TASKS
+from goatviz.training.presets import PRESETS, preset
+
+
+def test_every_task_has_a_tiny_preset():
+    assert set(PRESETS) == set(TASKS)
+    for task, sizes in PRESETS.items():
+        assert "tiny" in sizes
+        for size in sizes:
+            assert preset(task, size).task.name == task
+
+
+def test_tiny_models_are_below_three_megabytes():
+    for task in PRESETS:
+        model = CausalLM(preset(task).model_config())
+        assert sum(p.numel() for p in model.parameters()) * 4 < 3e6
+
+
+def test_the_papers_setting():
+    config = preset("passkey", "paper")
+    sizes = (config.embed_dim, config.num_layers, config.num_heads)
+    assert sizes == (512, 12, 8)
+    assert (config.prior_rank, config.sink_rank) == (8, 8)
+    assert (config.steps, config.batch_size, config.learning_rate) == (2000, 32, 3e-4)
+    assert (config.task.length, config.task.value_length) == (1024, 8)
+    assert preset("needle", "paper").task.length == 256
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="task must be one of copy-mixture, passkey"):
+        preset("sorting")
+    with pytest.raises(ValueError, match="preset of copy-mixture must be one of tiny, got 'paper'"):
+        preset("copy-mixture", "paper")
