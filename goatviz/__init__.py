@@ -44,6 +44,8 @@ _HOMES = {
     "load_result": "goatviz.results",
     "needle_grid": "goatviz.analysis",
     "plan_slice": "goatviz.analysis",
+    "plot_extrapolation": "goatviz.figures",
+    "plot_needle": "goatviz.figures",
     "plot_plan": "goatviz.figures",
     "plot_prior": "goatviz.figures",
     "plot_sinks": "goatviz.figures",

@@ -13,6 +13,7 @@ from goatviz.analysis.plan import plan_slice
 from goatviz.analysis.prior import prior_profile, prior_sources
 from goatviz.analysis.sinks import sink_profile
 from goatviz.plots.figure import Figure
+from goatviz.plots.length import draw_extrapolation, draw_needle
 from goatviz.plots.menus import MAX_CHOICES
 from goatviz.plots.plan import draw_plan
 from goatviz.plots.prior import PRIOR_KINDS, draw_prior
@@ -190,6 +191,68 @@ def plot_sinks(
     if threshold is not None:
         profile["threshold"] = threshold
     return draw_sinks(sink_profile(source, inputs, **profile), kind=kind)
+
+
+def plot_extrapolation(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:
+    """Draw how accuracy moves with length, beside chance and the training length.
+
+    Parameters
+    ----------
+    sweep : xarray.Dataset
+        From `goatviz.length_sweep`.
+    measure : {"strict", "token"}
+        Share of whole answers, or of their tokens, that are right.
+
+    Returns
+    -------
+    Figure
+        Lengths on a binary scale; whiskers are 95 % Wilson intervals, dots single runs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no sweep, an empty one, or a measure that is not there.
+
+    Examples
+    --------
+    >>> from goatviz import CausalLM, ModelConfig, Needle, length_sweep
+    >>> model = CausalLM(ModelConfig(vocab_size=128, training_length=32, embed_dim=32))
+    >>> sweep = length_sweep({"goat": model}, Needle(), lengths=[32, 64], examples=2)
+    >>> plot_extrapolation(sweep).layout.title.text
+    'Length extrapolation: needle'
+    """
+    return draw_extrapolation(sweep, measure=measure)
+
+
+def plot_needle(grid: xr.Dataset, *, measure: str = "token") -> Figure:
+    """Draw accuracy over length and depth, one map for each scheme.
+
+    Parameters
+    ----------
+    grid : xarray.Dataset
+        From `goatviz.needle_grid`.
+    measure : {"token", "strict"}
+        Share of the answers' tokens, or of whole answers, that are right.
+
+    Returns
+    -------
+    Figure
+        Maps share one scale, which marks chance.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no grid, an empty one, or a measure that is not there.
+
+    Examples
+    --------
+    >>> from goatviz import CausalLM, ModelConfig, Needle, needle_grid
+    >>> model = CausalLM(ModelConfig(vocab_size=128, training_length=32, embed_dim=32))
+    >>> grid = needle_grid({"goat": model}, Needle(), lengths=[32], examples=2)
+    >>> plot_needle(grid).layout.title.text
+    'Depth and length: needle'
+    """
+    return draw_needle(grid, measure=measure)
 
 
 def _detail(pairs: int) -> dict[str, int]:

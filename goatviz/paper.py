@@ -31,7 +31,7 @@ from goatviz.plots.sinks import draw_sinks
 from goatviz.results import save_result
 from goatviz.training.checkpoint import Checkpoint, load_pretrained
 from goatviz.training.config import TrainConfig
-from goatviz.training.loop import HELD_OUT_STREAM
+from goatviz.training.evaluation import HELD_OUT_STREAM
 
 PAPER = "Litman and Guo, You Need Better Attention Priors, ICML 2026 (arXiv 2601.15380)"
 

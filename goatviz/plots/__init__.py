@@ -5,6 +5,7 @@ machine without it.
 """
 
 from goatviz.plots.figure import CONFIG, Figure, save_html
+from goatviz.plots.length import draw_extrapolation, draw_needle
 from goatviz.plots.losses import draw_losses
 from goatviz.plots.plan import draw_plan
 from goatviz.plots.prior import PRIOR_KINDS, draw_prior
@@ -15,7 +16,9 @@ __all__ = [
     "PRIOR_KINDS",
     "SINK_KINDS",
     "Figure",
+    "draw_extrapolation",
     "draw_losses",
+    "draw_needle",
     "draw_plan",
     "draw_prior",
     "draw_sinks",
