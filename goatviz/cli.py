@@ -102,7 +102,9 @@ def _train(task: str, given: list[str], command_line: str) -> None:
             ("config", Annotated[TrainConfig, tyro.conf.arg(name="")], start),
             ("name", option(str | None, "File name; default TASK-POSITIONS."), None),
             ("device", option(str, "Where to train."), "cpu"),
-            ("overwrite", option(bool, "Replace a checkpoint of that name."), False),
+            ("save_every", option(int, "Steps between two savings of the unfinished run."), 100),
+            ("resume", option(bool, "Go on with the unfinished run of that name."), False),
+            ("overwrite", option(bool, "Replace a checkpoint or run of that name."), False),
         ],
     )
     run = tyro.cli(
@@ -117,12 +119,24 @@ def _train(task: str, given: list[str], command_line: str) -> None:
     parts = [task, *([str(config.task.offset)] if task == "copy-mixture" else [])]
     name = run.name or "-".join([*parts, config.positions])
     target = run.out / name
+    state = target.with_name(name + ".state.safetensors")
+    if run.resume and run.overwrite:
+        raise ValueError("--resume and --overwrite contradict each other: pass one of them")
     if target.with_name(name + ".json").exists() and not run.overwrite:
         raise ValueError(f"--out already holds {name}: pass --overwrite to replace it")
+    if state.exists() and not (run.resume or run.overwrite):
+        raise ValueError(
+            f"--out holds an unfinished run {name}: pass --resume to go on, or --overwrite"
+        )
     run.out.mkdir(parents=True, exist_ok=True)
-    result = train(config, device=run.device)
+    if run.overwrite:
+        state.unlink(missing_ok=True)
+    result = train(
+        config, device=run.device, state=state, save_every=run.save_every, resume=run.resume
+    )
     card = make_card(result, command=command_line, data=f"{config.task}, drawn by seed")
     path = save_checkpoint(result.model, card, target)
+    state.unlink()
     print(f"{path}: {summarise_losses(card['losses'])}")
 
 

@@ -113,6 +113,22 @@ def test_tasks_and_presets_that_are_not_there(capsys, arguments, words):
     assert words in told and told.count("\n") == 0
 
 
+def test_unfinished_runs_are_neither_lost_nor_gone_on_with_unasked(tmp_path, capsys):
+    arguments = ["train", "copy-mixture", "--out", str(tmp_path), "--name", "run", *TINY]
+    state = tmp_path / "run.state.safetensors"
+    state.write_bytes(b"kept")
+    assert main(arguments) == 2
+    assert "unfinished run run: pass --resume" in capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 2
+    assert "damaged" in capsys.readouterr().err and state.read_bytes() == b"kept"
+    assert main([*arguments, "--resume", "--overwrite"]) == 2
+    assert "contradict each other" in capsys.readouterr().err and state.exists()
+    assert main([*arguments, "--overwrite"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "run.safetensors"]
+    assert main([*arguments, "--resume", "--name", "other"]) == 2
+    assert "no training state at" in capsys.readouterr().err
+
+
 def test_unknown_flags_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["train", "copy-mixture", "--out", str(tmp_path), "--speed", "9"])

@@ -7,8 +7,10 @@ the same order.
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -25,6 +27,7 @@ from goatviz.training.evaluation import (
     evaluate_answers,
     task_loss,
 )
+from goatviz.training.state import Progress, load_state, save_state
 
 
 @dataclass
@@ -56,9 +59,15 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, *, progress: bool = True, device: str | torch.device = "cpu"
+    config: TrainConfig,
+    *,
+    progress: bool = True,
+    device: str | torch.device = "cpu",
+    state: str | os.PathLike | None = None,
+    save_every: int = 100,
+    resume: bool = False,
 ) -> TrainResult:
-    """Train a model from scratch.
+    """Train a model from scratch, or go on with a run that was stopped.
 
     Parameters
     ----------
@@ -68,11 +77,26 @@ def train(
         Show a bar with loss, tokens per second and time left.
     device : str or torch.device
         Where to train.
+    state : path-like, optional
+        File, in an existing folder, that keeps the unfinished run; it ends in .safetensors. Remove
+        it when the result is safe.
+    save_every : int
+        Steps between two writings of `state`; it is also written after the last step.
+    resume : bool
+        Go on from `state`: the result is that of a run never stopped, bit for bit on one machine.
 
     Raises
     ------
     FloatingPointError
         If the loss stops being finite; it names the step.
+    FileNotFoundError
+        If there is no `state` to resume.
+    FileExistsError
+        If there is a `state` and `resume` was not asked for.
+    ValueError
+        If `state` is damaged or belongs to another config, or an argument does not fit.
+    OSError
+        If `state` cannot be written; the one written before is still there.
 
     Examples
     --------
@@ -83,45 +107,89 @@ def train(
     """
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config must be a TrainConfig, got {type(config).__name__}")
+    state = _check_state(state, save_every, resume)
     started = time.perf_counter()
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = CausalLM(config.model_config()).to(device)
     data = torch.Generator().manual_seed(config.seed + 1)
     optimizer = torch.optim.AdamW(_parameter_groups(model, config), betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _warmup_cosine(step, config.warmup, config.steps)
-    )
+    parts = {"config": config, "model": model, "optimizer": optimizer, "data": data}
     result = TrainResult(model=model, config=config)
+    first, before = 0, 0.0
+    if resume:
+        first, before, result.history = load_state(state, **parts)
     every = max(1, config.steps // 100)
     model.train()
-    bar = tqdm(total=config.steps, disable=not progress, unit="step", desc=config.positions)
-    with bar:
-        for step in range(config.steps):
-            ids = config.task.sample(config.batch_size, generator=data).to(device)
-            loss = task_loss(model, ids, config.task)
-            if not bool(torch.isfinite(loss)):
-                raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-            rate = schedule.get_last_lr()[0]
-            optimizer.step()
-            schedule.step()
+    with tqdm(
+        initial=first,
+        total=config.steps,
+        disable=not progress,
+        unit="step",
+        desc=config.positions,
+    ) as bar:
+        for step in range(first, config.steps):
+            rate = _set_rates(optimizer, _warmup_cosine(step, config.warmup, config.steps))
+            loss = _take_step(config, model, optimizer, data, step)
             if step % every == 0 or step == config.steps - 1:
-                result.history.append(
-                    {"step": step + 1, "loss": loss.item(), "learning_rate": rate}
-                )
+                result.history.append({"step": step + 1, "loss": loss, "learning_rate": rate})
                 elapsed = time.perf_counter() - started
-                speed = (step + 1) * config.batch_size * config.task.length / elapsed
-                bar.set_postfix(loss=f"{loss.item():.3f}", tok_s=f"{speed:,.0f}", refresh=False)
+                speed = (step + 1 - first) * config.batch_size * config.task.length / elapsed
+                bar.set_postfix(loss=f"{loss:.3f}", tok_s=f"{speed:,.0f}", refresh=False)
             bar.update()
+            if state is not None and ((step + 1) % save_every == 0 or step == config.steps - 1):
+                seconds = before + time.perf_counter() - started
+                save_state(state, Progress(step + 1, seconds, result.history), **parts)
     held_out = config.seed + HELD_OUT_STREAM
     result.held_out = evaluate(model, config.task, seed=held_out)
     if config.task.answer_length:
         result.answers = evaluate_answers(model, config.task, seed=held_out)
-    result.wall_time = time.perf_counter() - started
+    result.wall_time = before + time.perf_counter() - started
     return result
+
+
+def _check_state(state: str | os.PathLike | None, save_every: int, resume: bool) -> Path | None:
+    if isinstance(save_every, bool) or not isinstance(save_every, int) or save_every < 1:
+        raise ValueError(f"save_every must be an integer of at least 1, got {save_every!r}")
+    if state is None:
+        if resume:
+            raise ValueError("resume needs the state file of the run, got state=None")
+        return None
+    path = Path(state)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"state must end in .safetensors, got {path.name!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"state must lie in an existing folder, got {path}")
+    if path.exists() and not resume:
+        raise FileExistsError(f"state {path} is of an unfinished run: resume it or remove it")
+    return path
+
+
+def _take_step(
+    config: TrainConfig,
+    model: CausalLM,
+    optimizer: torch.optim.Optimizer,
+    data: torch.Generator,
+    step: int,
+) -> float:
+    """One optimiser step on the next batch; its loss in nats."""
+    device = next(model.parameters()).device
+    ids = config.task.sample(config.batch_size, generator=data).to(device)
+    loss = task_loss(model, ids, config.task)
+    if not bool(torch.isfinite(loss)):
+        raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+    optimizer.step()
+    return loss.item()
+
+
+def _set_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Scale every group's peak rate; the first group's rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+    return optimizer.param_groups[0]["lr"]
 
 
 def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
@@ -138,7 +206,8 @@ def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
             "lr": rate if config.prior_learning_rate is None else config.prior_learning_rate,
         },
     ]
-    return [{"lr": rate, **group} for group in groups if group["params"]]
+    groups = [{"lr": rate, **group} for group in groups if group["params"]]
+    return [{**group, "peak": group["lr"]} for group in groups]
 
 
 def _warmup_cosine(step: int, warmup: int, steps: int) -> float:
