@@ -49,6 +49,7 @@ _HOMES = {
     "plot_plan": "goatviz.figures",
     "plot_prior": "goatviz.figures",
     "plot_sinks": "goatviz.figures",
+    "plot_training": "goatviz.figures",
     "prior_attention": "goatviz.attention",
     "prior_profile": "goatviz.analysis",
     "prior_summary": "goatviz.analysis",
@@ -61,6 +62,7 @@ _HOMES = {
     "sink_table": "goatviz.analysis",
     "solve_rows": "goatviz.transport",
     "train": "goatviz.training",
+    "training_log": "goatviz.analysis",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

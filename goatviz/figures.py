@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xarray as xr
@@ -12,14 +12,17 @@ from goatviz.adapters.capture import Record
 from goatviz.analysis.plan import plan_slice
 from goatviz.analysis.prior import prior_profile, prior_sources
 from goatviz.analysis.sinks import sink_profile
+from goatviz.analysis.training import training_log
 from goatviz.plots.figure import Figure
 from goatviz.plots.length import draw_extrapolation, draw_needle
 from goatviz.plots.menus import MAX_CHOICES
 from goatviz.plots.plan import draw_plan
 from goatviz.plots.prior import PRIOR_KINDS, draw_prior
 from goatviz.plots.sinks import SINK_KINDS, draw_sinks
+from goatviz.plots.training import draw_training
 from goatviz.priors.base import Prior
 from goatviz.training.checkpoint import Checkpoint
+from goatviz.training.loop import TrainResult
 from goatviz.transport.rows import TransportPlan
 
 
@@ -253,6 +256,35 @@ def plot_needle(grid: xr.Dataset, *, measure: str = "token") -> Figure:
     'Depth and length: needle'
     """
     return draw_needle(grid, measure=measure)
+
+
+def plot_training(
+    runs: Checkpoint | TrainResult | Mapping[str, Checkpoint | TrainResult] | xr.Dataset,
+) -> Figure:
+    """Draw how training went: loss and learning rate by step, and the held-out loss.
+
+    Parameters
+    ----------
+    runs : Checkpoint, TrainResult, mapping of str to them, or xarray.Dataset
+        One run or several by name, or a training log made before.
+
+    Returns
+    -------
+    Figure
+        Losses above, learning rates below.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `goatviz.training_log`.
+
+    Examples
+    --------
+    >>> from goatviz import load_pretrained
+    >>> plot_training(load_pretrained("copy-mixture-4-goat")).layout.title.text
+    'Training'
+    """
+    return draw_training(runs if isinstance(runs, xr.Dataset) else training_log(runs))
 
 
 def _detail(pairs: int) -> dict[str, int]:

@@ -209,9 +209,26 @@ NEEDLE_GRID = Schema(
     },
 )
 
+TRAINING_LOG = Schema(
+    "training_log",
+    {
+        "loss": Field(("run", "step"), "nats", "training loss"),
+        "learning_rate": Field(("run", "step"), "1", "learning rate"),
+        "held_out": Field(("run",), "nats", "held-out loss"),
+        "held_out_standard_error": Field(("run",), "nats", "its standard error"),
+    },
+)
+
 SCHEMAS = {
     schema.name: schema
-    for schema in (PRIOR_PROFILE, PLAN_SLICE, SINK_PROFILE, LENGTH_SWEEP, NEEDLE_GRID)
+    for schema in (
+        PRIOR_PROFILE,
+        PLAN_SLICE,
+        SINK_PROFILE,
+        LENGTH_SWEEP,
+        NEEDLE_GRID,
+        TRAINING_LOG,
+    )
 }
 
 

@@ -15,6 +15,7 @@ from goatviz.analysis.prior import (
     prior_summary,
 )
 from goatviz.analysis.sinks import SINK_STATISTICS, sink_profile, sink_table
+from goatviz.analysis.training import training_log
 
 __all__ = [
     "SINK_STATISTICS",
@@ -28,5 +29,6 @@ __all__ = [
     "prior_summary",
     "sink_profile",
     "sink_table",
+    "training_log",
     "wilson_interval",
 ]

@@ -10,6 +10,7 @@ from goatviz.plots.losses import draw_losses
 from goatviz.plots.plan import draw_plan
 from goatviz.plots.prior import PRIOR_KINDS, draw_prior
 from goatviz.plots.sinks import SINK_KINDS, draw_sinks
+from goatviz.plots.training import draw_training
 
 __all__ = [
     "CONFIG",
@@ -22,5 +23,6 @@ __all__ = [
     "draw_plan",
     "draw_prior",
     "draw_sinks",
+    "draw_training",
     "save_html",
 ]
