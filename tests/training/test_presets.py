@@ -1,6 +1,9 @@
 """Presets are recipes that fit their tasks."""
 
+import dataclasses
+
 import pytest
+import torch
 
 from goatviz.models import CausalLM
 from goatviz.tasks import TASKS
@@ -19,6 +22,18 @@ def test_tiny_models_are_below_three_megabytes():
     for task in PRESETS:
         model = CausalLM(preset(task).model_config())
         assert sum(p.numel() for p in model.parameters()) * 4 < 3e6
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "paper"])
+def test_schemes_have_equal_parameter_counts(size):
+    def count(positions):
+        config = dataclasses.replace(preset("passkey", size), positions=positions)
+        with torch.device("meta"):
+            model = CausalLM(config.model_config())
+        return sum(p.numel() for p in model.parameters())
+
+    counts = {s: count(s) for s in ("goat", "rope", "rope-interpolated", "alibi", "sinusoidal")}
+    assert max(counts.values()) / min(counts.values()) < 1.02, counts
 
 
 def test_the_papers_setting():
