@@ -66,13 +66,14 @@ Command = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a bad argument is one clear line and exit status 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    command_line = shlex.join(["goatviz", *given])
+    # A card's command repeats the whole run, also when this is its last part.
+    command_line = shlex.join(["goatviz", *(word for word in given if word != "--resume")])
     try:
         if len(given) > 1 and given[0] == "train" and not given[1].startswith("-"):
             _train(given[1], given[2:], command_line)
         else:
             tyro.cli(Command, args=given, prog="goatviz").run(command_line)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, FloatingPointError) as error:
         print(f"goatviz: {error}", file=sys.stderr)
         return 2
     return 0
@@ -122,7 +123,8 @@ def _train(task: str, given: list[str], command_line: str) -> None:
     state = target.with_name(name + ".state.safetensors")
     if run.resume and run.overwrite:
         raise ValueError("--resume and --overwrite contradict each other: pass one of them")
-    if target.with_name(name + ".json").exists() and not run.overwrite:
+    # An unfinished run that replaces a checkpoint was allowed to when it began.
+    if target.with_name(name + ".json").exists() and not (run.overwrite or run.resume):
         raise ValueError(f"--out already holds {name}: pass --overwrite to replace it")
     if state.exists() and not (run.resume or run.overwrite):
         raise ValueError(
@@ -142,9 +144,7 @@ def _train(task: str, given: list[str], command_line: str) -> None:
 
 def summarise_losses(losses: dict[str, float]) -> str:
     """A card's losses in one line."""
-    said = f"held-out loss {losses['held_out']:.4f}"
-    if "held_out_standard_error" in losses:
-        said += f" ± {losses['held_out_standard_error']:.4f}"
+    said = f"held-out loss {losses['held_out']:.4f} ± {losses['held_out_standard_error']:.4f}"
     if "bayes_optimal" in losses:
         said += f", Bayes {losses['bayes_optimal']:.4f}"
     said += " nats/token"

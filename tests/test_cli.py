@@ -6,6 +6,7 @@ import shlex
 import pytest
 
 import goatviz.paper as paper
+import goatviz.training.loop as loop
 from goatviz.cli import main
 from goatviz.training import list_pretrained, load_checkpoint
 
@@ -127,6 +128,36 @@ def test_unfinished_runs_are_neither_lost_nor_gone_on_with_unasked(tmp_path, cap
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "run.safetensors"]
     assert main([*arguments, "--resume", "--name", "other"]) == 2
     assert "no training state at" in capsys.readouterr().err
+
+
+def test_a_killed_run_that_replaces_a_checkpoint_can_go_on(tmp_path, capsys, monkeypatch):
+    arguments = ["train", "copy-mixture", "--out", str(tmp_path), "--name", "run", *TINY]
+    arguments += ["--save-every", "1"]
+    assert main(arguments) == 0
+    whole = load_checkpoint(tmp_path / "run").card
+    original = loop._take_step
+
+    def killed(config, model, optimizer, data, step):
+        if step == 2:
+            raise KeyboardInterrupt
+        return original(config, model, optimizer, data, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_take_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            main([*arguments, "--overwrite"])
+    assert main([*arguments, "--resume"]) == 0
+    resumed = load_checkpoint(tmp_path / "run").card
+    assert resumed["sha256"] == whole["sha256"]
+    # The command of its card repeats the whole run.
+    assert resumed["command"] == whole["command"]
+
+
+def test_a_loss_that_is_not_finite_is_one_clear_line(tmp_path, capsys):
+    arguments = ["train", "copy-mixture", "--out", str(tmp_path), *TINY]
+    assert main([*arguments, "--learning-rate", "1e30", "--warmup", "0"]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("goatviz: the loss is ")
 
 
 def test_unknown_flags_are_refused(tmp_path, capsys):

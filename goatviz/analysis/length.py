@@ -10,9 +10,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -132,20 +133,11 @@ def length_sweep(
     """
     models = _check_models(models, task)
     lengths = _check_lengths(lengths)
-    tasks = [task.at_length(length) for length in lengths]
-    wanted = [_examples(examples, length) for length in lengths]
-    folder = _check_cache(cache)
     runs = max(len(each) for each in models.values())
     cells = np.full((len(models), runs, len(lengths)), None, dtype=object)
-    total = sum(len(each) for each in models.values()) * len(lengths)
-    with tqdm(total=total, disable=not progress, unit="cell") as bar:
-        for s, (scheme, each) in enumerate(models.items()):
-            for r, model in enumerate(each):
-                digest = None if folder is None else _digest(model)
-                for t, (at, count) in enumerate(zip(tasks, wanted, strict=True)):
-                    bar.set_postfix_str(f"{scheme} {at.length}", refresh=False)
-                    cells[s, r, t] = _cell(model, digest, at, count, seed, None, chunk, folder)
-                    bar.update()
+    asked = _Asked(task, lengths, (None,), examples, seed, chunk, cache, progress)
+    for (s, r, t, _), found in _cells(models, asked):
+        cells[s, r, t] = found
     counts = _counts(cells)
     data = {
         name: counts[name]
@@ -212,23 +204,12 @@ def needle_grid(
     depths = [float(depth) for depth in depths]
     if not depths or any(not 0 <= d <= 1 for d in depths) or sorted(set(depths)) != depths:
         raise ValueError(f"depths must be increasing numbers in [0, 1], got {depths}")
-    tasks = [task.at_length(length) for length in lengths]
-    wanted = [_examples(examples, length) for length in lengths]
-    folder = _check_cache(cache)
     shape = (len(models), len(depths), len(lengths))
     counts = {name: np.zeros(shape, dtype=int) for name in AnswerAccuracy._fields[:4]}
-    total = sum(len(each) for each in models.values()) * len(lengths) * len(depths)
-    with tqdm(total=total, disable=not progress, unit="cell") as bar:
-        for s, (scheme, each) in enumerate(models.items()):
-            for model in each:
-                digest = None if folder is None else _digest(model)
-                for t, (at, count) in enumerate(zip(tasks, wanted, strict=True)):
-                    for d, depth in enumerate(depths):
-                        bar.set_postfix_str(f"{scheme} {at.length} {depth:g}", refresh=False)
-                        found = _cell(model, digest, at, count, seed, depth, chunk, folder)
-                        for name, values in counts.items():
-                            values[s, d, t] += getattr(found, name)
-                        bar.update()
+    asked = _Asked(task, lengths, tuple(depths), examples, seed, chunk, cache, progress)
+    for (s, _, t, d), found in _cells(models, asked):
+        for name, values in counts.items():
+            values[s, d, t] += getattr(found, name)
     data = {name: counts[name] for name in ("examples", "tokens")}
     data |= _shares("token", counts["right_tokens"], counts["tokens"])
     data |= _shares("strict", counts["right"], counts["examples"])
@@ -238,6 +219,41 @@ def needle_grid(
         coords={"scheme": list(models), "depth": depths, "length": lengths},
         attrs=_attrs(models, task, seed),
     )
+
+
+class _Asked(NamedTuple):
+    """The questions of a sweep or grid; a depth of None is the task's own."""
+
+    task: Task
+    lengths: list[int]
+    depths: tuple[float | None, ...]
+    examples: int | Mapping[int, int]
+    seed: int
+    chunk: int
+    cache: str | os.PathLike | None
+    progress: bool
+
+
+def _cells(
+    models: dict[str, list[CausalLM]], asked: _Asked
+) -> Iterator[tuple[tuple[int, int, int, int], AnswerAccuracy]]:
+    """Every cell with its place: scheme, run, length, depth."""
+    tasks = [asked.task.at_length(length) for length in asked.lengths]
+    wanted = [_examples(asked.examples, length) for length in asked.lengths]
+    folder = _check_cache(asked.cache)
+    total = sum(len(each) for each in models.values()) * len(tasks) * len(asked.depths)
+    with tqdm(total=total, disable=not asked.progress, unit="cell") as bar:
+        for s, (scheme, each) in enumerate(models.items()):
+            for r, model in enumerate(each):
+                digest = None if folder is None else _digest(model)
+                for t, (task, count) in enumerate(zip(tasks, wanted, strict=True)):
+                    for d, depth in enumerate(asked.depths):
+                        bar.set_postfix_str(f"{scheme} {task.length}", refresh=False)
+                        found = _cell(
+                            model, digest, task, count, asked.seed, depth, asked.chunk, folder
+                        )
+                        yield (s, r, t, d), found
+                        bar.update()
 
 
 def _check_models(models: Models, task: Task) -> dict[str, list[CausalLM]]:

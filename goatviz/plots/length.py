@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from goatviz.plots import marks, style
 from goatviz.plots.figure import Figure
-from goatviz.results import LENGTH_SWEEP, NEEDLE_GRID, check_result
+from goatviz.results import LENGTH_SWEEP, NEEDLE_GRID, Schema, check_result
 
 MEASURES = {"strict": "whole answers right", "token": "answer tokens right"}
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -45,10 +45,7 @@ def draw_extrapolation(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:
     ValueError
         If there is no such measure, or nothing was measured.
     """
-    check_result(sweep, LENGTH_SWEEP)
-    _check_measure(measure)
-    if not int(sweep["examples"].sum()):
-        raise ValueError("sweep must hold at least one example, got none")
+    _check(sweep, LENGTH_SWEEP, measure)
     lengths = sweep["length"].values
     schemes = [str(scheme) for scheme in sweep["scheme"].values]
     figure = Figure()
@@ -129,10 +126,7 @@ def draw_needle(grid: xr.Dataset, *, measure: str = "token") -> Figure:
     ValueError
         If there is no such measure, or nothing was measured.
     """
-    check_result(grid, NEEDLE_GRID)
-    _check_measure(measure)
-    if not int(grid["examples"].sum()):
-        raise ValueError("grid must hold at least one example, got none")
+    _check(grid, NEEDLE_GRID, measure)
     schemes = [str(scheme) for scheme in grid["scheme"].values]
     columns = min(3, len(schemes))
     rows = -(-len(schemes) // columns)
@@ -193,9 +187,12 @@ def draw_needle(grid: xr.Dataset, *, measure: str = "token") -> Figure:
     return figure
 
 
-def _check_measure(measure: str) -> None:
+def _check(result: xr.Dataset, schema: Schema, measure: str) -> None:
+    check_result(result, schema)
     if measure not in MEASURES:
         raise ValueError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}")
+    if not int(result["examples"].sum()):
+        raise ValueError(f"{schema.name} must hold at least one example, got none")
 
 
 def _scheme_traces(

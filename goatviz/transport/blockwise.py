@@ -63,8 +63,12 @@ def sweep(
         mass = torch.zeros(batch, heads, problem.k.shape[2], dtype=torch.float64, device=device)
     held = _BLOCK_CPU if device.type == "cpu" else _BLOCK_ACCELERATOR
     buffers = _Buffers(device, dtype)
+    partition = None
     for b in range(batch):
-        entry = _Entry(problem, names, keys, recent, b)
+        # The same for all entries that share their allowed pairs.
+        if _PRIOR_EXPECTATIONS & set(names) and (b == 0 or problem.visibility.batch > 1):
+            partition = prior_normaliser(problem, b)
+        entry = _Entry(problem, names, keys, recent, b, partition)
         if len(entry.chosen) == 0:
             continue
         size, width, together = entry.block_shape(held)
@@ -211,8 +215,10 @@ class _Entry:
         keys: Sequence[int],
         recent: int,
         batch: int,
+        partition: Tensor | None,
     ) -> None:
         self.problem = problem
+        self.partition = partition
         self.names = frozenset(names)
         self.recent = recent
         self.batch = batch
@@ -245,9 +251,6 @@ class _Entry:
                     factors.key.to(**kind),
                     _LOG2E * factors.key_bias.double().to(self.device),
                 )
-        self.partition = None
-        if self.names & _PRIOR_EXPECTATIONS:
-            self.partition = prior_normaliser(problem, batch)
 
     def block_shape(self, held: int) -> tuple[int, int, int]:
         """Rows of a block, columns of a tile and heads together: about `held` numbers at once."""

@@ -137,7 +137,6 @@ def _convolve_blocks(kernel: Tensor, bias: Tensor, band: _Band, size: int) -> Te
     padded = padded.view(heads, key_blocks, size).mT
     key_top = padded.amax(1, keepdim=True)
     weights = torch.exp2(padded - key_top)
-    spread = bias.new_zeros(())
     finite = padded.masked_fill(torch.isneginf(padded), math.inf).amin(1, keepdim=True)
     spread = (key_top - finite).max()
     # Lags of block pairs d apart: offset + size * d - (size - 1) .. offset + size * d + size - 1.

@@ -148,9 +148,9 @@ def test_errors():
         draw_needle(a_sweep())
     empty = a_sweep()
     empty["examples"] = empty["examples"] * 0
-    with pytest.raises(ValueError, match="sweep must hold at least one example"):
+    with pytest.raises(ValueError, match="length_sweep must hold at least one example"):
         draw_extrapolation(empty)
     empty = a_grid()
     empty["examples"] = empty["examples"] * 0
-    with pytest.raises(ValueError, match="grid must hold at least one example"):
+    with pytest.raises(ValueError, match="needle_grid must hold at least one example"):
         draw_needle(empty)
