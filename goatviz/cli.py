@@ -35,7 +35,7 @@ class Train:
     """Train one model: `goatviz train TASK --preset SIZE --help` lists what can be changed."""
 
     task: Annotated[str, tyro.conf.Positional]
-    """copy-mixture, passkey or needle."""
+    """copy-mixture, passkey, needle, text or dna."""
     preset: str = "tiny"
     """The recipe to start from: tiny, small or paper."""
     options: Annotated[tuple[str, ...], tyro.conf.Positional] = ()

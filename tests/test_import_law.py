@@ -66,6 +66,7 @@ COMPUTING = CORE - {"plotly"}
 # which takes a second to import and may be imported either way.
 DEFERRED = {
     "transformers",
+    "tokenizers",
     "goat",
     "accelerate",
     "datasets",

@@ -5,9 +5,10 @@ A task knows its data and its optimum; training knows neither.
 
 from goatviz.tasks.base import Task
 from goatviz.tasks.copy_mixture import CopyMixture
+from goatviz.tasks.corpus import DNA, Text
 from goatviz.tasks.retrieval import Needle, Passkey
 
 #: Every task by its name.
-TASKS: dict[str, type] = {task.name: task for task in (CopyMixture, Passkey, Needle)}
+TASKS: dict[str, type] = {task.name: task for task in (CopyMixture, Passkey, Needle, Text, DNA)}
 
-__all__ = ["TASKS", "CopyMixture", "Needle", "Passkey", "Task"]
+__all__ = ["DNA", "TASKS", "CopyMixture", "Needle", "Passkey", "Task", "Text"]

@@ -21,9 +21,12 @@ class Task(Protocol):
         Ids lie in [0, vocab_size).
     answer_length : int
         Predicted tokens, at the end of each sequence, whose accuracy counts; 0 if none.
+    masked : int or None
+        Targets of this id count for nothing.
     """
 
     name: ClassVar[str]
+    masked: ClassVar[int | None]
     length: int
     vocab_size: int
 
@@ -32,6 +35,10 @@ class Task(Protocol):
 
     def at_length(self, length: int) -> Self:
         """The same task with another length of context."""
+        ...
+
+    def held_out(self) -> Self:
+        """The task that measures: same length, sequences that training never draws."""
         ...
 
     def sample(self, count: int, *, generator: torch.Generator) -> Tensor:

@@ -47,6 +47,7 @@ class CopyMixture:
 
     name: ClassVar[str] = "copy-mixture"
     answer_length: ClassVar[int] = 0
+    masked: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         for name, least in (("length", 1), ("vocab_size", 2), ("offset", 1)):
@@ -69,6 +70,10 @@ class CopyMixture:
     def at_length(self, length: int) -> Self:
         """The same task with another length of context, tokens."""
         return replace(self, length=length)
+
+    def held_out(self) -> Self:
+        """The task itself: another seed is another stream."""
+        return self
 
     def target_weights(self) -> None:
         """All predicted tokens count alike."""

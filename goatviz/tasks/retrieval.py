@@ -33,6 +33,7 @@ class _Retrieval:
     language_weight: ClassVar[float]
     answer_weight: ClassVar[float]
     vocab_size: ClassVar[int] = 128
+    masked: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         for name, least in (("length", 1), ("value_length", 1), ("distractors", 0)):
@@ -97,6 +98,10 @@ class _Retrieval:
     def at_length(self, length: int) -> Self:
         """The same task with another length of context, tokens."""
         return replace(self, length=length)
+
+    def held_out(self) -> Self:
+        """The task itself: another seed is another stream."""
+        return self
 
     def target_weights(self) -> Tensor:
         """Weight of each predicted token in the loss, shape (length,); they sum to 1."""

@@ -16,7 +16,7 @@ class TrainConfig:
     Attributes
     ----------
     task : Task
-        The data: `CopyMixture`, `Passkey`, `Needle`.
+        The data: `CopyMixture`, `Passkey`, `Needle`, `Text`, `DNA`.
     positions : str
         Position scheme, see `goatviz.models.POSITION_SCHEMES`.
     embed_dim, num_layers, num_heads, content_dim, mlp_ratio, skip

@@ -75,12 +75,17 @@ def evaluate(
     ----------
     model : CausalLM
         Left in evaluation mode.
-    task : CopyMixture
-        Of any length.
+    task : Task
+        Of any length; a sequence without a target that counts is left out.
     sequences, batch_size : int
         How many, and how many at a time.
     seed : int
         Of the sequences.
+
+    Raises
+    ------
+    ValueError
+        If sequences is below 2, or fewer than two have targets.
     """
     if sequences < 2:
         raise ValueError(f"sequences must be at least 2, got {sequences}")
@@ -91,8 +96,13 @@ def evaluate(
     for start in range(0, sequences, batch_size):
         count = min(batch_size, sequences - start)
         ids = task.sample(count, generator=generator).to(device)
-        losses.append(next_token_loss(model, ids).mean(dim=-1).double().cpu())
+        counted = counts(ids, task)
+        sums = (next_token_loss(model, ids) * counted).sum(dim=-1)
+        targets = counted.sum(dim=-1)
+        losses.append((sums / targets)[targets > 0].double().cpu())
     each = torch.cat(losses)
+    if len(each) < 2:
+        raise ValueError(f"task must have targets in two sequences at least, got {len(each)}")
     return HeldOutLoss(each.mean().item(), (each.std() / math.sqrt(len(each))).item(), len(each))
 
 
@@ -207,14 +217,99 @@ def evaluate_answers(
     return AnswerAccuracy(examples, right, examples * span, right_tokens, total / examples / span)
 
 
+@torch.no_grad()
+def sequence_loss(model: CausalLM, ids: Tensor, *, chunk: int = CHUNK) -> Tensor:
+    """Cross-entropy of every next token through the key-value cache, `chunk` tokens at a time.
+
+    Parameters
+    ----------
+    model : CausalLM
+        Its mode is left alone.
+    ids : Tensor
+        Integers, shape (batch, length + 1).
+    chunk : int
+        Tokens at a time: the logits of no more are ever held.
+
+    Returns
+    -------
+    Tensor
+        Nats, shape (batch, length).
+
+    Examples
+    --------
+    >>> from goatviz.models import ModelConfig
+    >>> model = CausalLM(ModelConfig(vocab_size=8, training_length=16, embed_dim=32))
+    >>> ids = torch.arange(8)[None]
+    >>> torch.allclose(sequence_loss(model, ids, chunk=3), next_token_loss(model, ids), atol=1e-5)
+    True
+    """
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f"chunk must be an integer of at least 1, got {chunk!r}")
+    cache = model.new_cache()
+    kept = []
+    for part in range(0, ids.shape[-1] - 1, chunk):
+        asked = ids[:, part : min(part + chunk, ids.shape[-1] - 1)]
+        logits = model(asked, cache=cache)
+        wanted = ids[:, part + 1 : part + 1 + asked.shape[1]]
+        kept.append(F.cross_entropy(logits.float().mT, wanted, reduction="none"))
+    return torch.cat(kept, dim=1)
+
+
 def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
     """Cross-entropy of every next token, nats, shape (batch, length - 1)."""
     logits = model(ids[:, :-1])
     return F.cross_entropy(logits.float().mT, ids[:, 1:], reduction="none")
 
 
-def task_loss(model: nn.Module, ids: Tensor, task: Task) -> Tensor:
-    """What training minimises: the weighted mean over predicted tokens, nats, a number."""
-    each = next_token_loss(model, ids)
+def counts(ids: Tensor, task: Task) -> Tensor:
+    """Which predicted tokens count: booleans, shape (batch, length) for ids of length + 1."""
+    targets = ids[:, 1:]
+    if task.masked is None:
+        return torch.ones_like(targets, dtype=torch.bool)
+    return targets != task.masked
+
+
+def loss_weights(ids: Tensor, task: Task) -> Tensor:
+    """What each predicted token of a batch counts in the loss; sums to 1, or 0 without targets.
+
+    Parameters
+    ----------
+    ids : Tensor
+        The whole batch of an optimiser step, shape (batch, length + 1).
+    task : Task
+        Its weights, and the targets it masks.
+
+    Returns
+    -------
+    Tensor
+        Float32, shape (batch, length).
+    """
+    counted = counts(ids, task)
     weights = task.target_weights()
-    return each.mean() if weights is None else (each @ weights.to(each)).mean()
+    if weights is None:
+        return counted / counted.sum().clamp_min(1)
+    if task.masked is None:
+        return (weights.to(ids.device) / len(ids)).expand(counted.shape)
+    weights = weights.to(ids.device) * counted
+    return weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+
+
+def task_loss(
+    model: nn.Module, ids: Tensor, task: Task, *, weights: Tensor | None = None
+) -> Tensor:
+    """What training minimises: the weighted sum over predicted tokens, nats, a number.
+
+    Parameters
+    ----------
+    model : nn.Module
+        From ids to logits.
+    ids : Tensor
+        Shape (batch, length + 1).
+    task : Task
+        Its weights.
+    weights : Tensor, optional
+        Rows of the whole batch's `loss_weights` that belong to `ids`, where these are a part of
+        it; default: `ids` are the whole batch.
+    """
+    each = next_token_loss(model, ids)
+    return (each * (loss_weights(ids, task) if weights is None else weights)).sum()

@@ -94,7 +94,8 @@ def train(
     FileExistsError
         If there is a `state` and `resume` was not asked for.
     ValueError
-        If `state` is damaged or belongs to another config, or an argument does not fit.
+        If `state` is damaged or belongs to another config, an argument does not fit, or the task's
+        data are not what they should be.
     OSError
         If `state` cannot be written; the one written before is still there.
 
@@ -108,6 +109,7 @@ def train(
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config must be a TrainConfig, got {type(config).__name__}")
     state = _check_state(state, save_every, resume)
+    held_out = config.task.held_out()
     started = time.perf_counter()
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -140,10 +142,10 @@ def train(
             if state is not None and ((step + 1) % save_every == 0 or step == config.steps - 1):
                 seconds = before + time.perf_counter() - started
                 save_state(state, Progress(step + 1, seconds, result.history), **parts)
-    held_out = config.seed + HELD_OUT_STREAM
-    result.held_out = evaluate(model, config.task, seed=held_out)
-    if config.task.answer_length:
-        result.answers = evaluate_answers(model, config.task, seed=held_out)
+    stream = config.seed + HELD_OUT_STREAM
+    result.held_out = evaluate(model, held_out, seed=stream)
+    if held_out.answer_length:
+        result.answers = evaluate_answers(model, held_out, seed=stream)
     result.wall_time = before + time.perf_counter() - started
     return result
 

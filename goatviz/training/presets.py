@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from goatviz.tasks import CopyMixture, Needle, Passkey
+from goatviz.tasks import DNA, CopyMixture, Needle, Passkey, Text
 from goatviz.training.config import TrainConfig
 
 _TINY = TrainConfig(
@@ -35,6 +35,7 @@ _SMALL = replace(
     learning_rate=5e-4,
 )
 _PAPER = replace(_SMALL, embed_dim=512, content_dim=64, num_layers=12, learning_rate=3e-4)
+_DNA_PRIOR = {"prior_rank": 2, "sink_rank": 8, "prior_init": "uniform"}
 
 PRESETS: dict[str, dict[str, TrainConfig]] = {
     "copy-mixture": {
@@ -57,6 +58,38 @@ PRESETS: dict[str, dict[str, TrainConfig]] = {
         "tiny": replace(_TINY, task=Needle(length=64, value_length=4)),
         "small": replace(_SMALL, task=Needle(length=128)),
         "paper": replace(_PAPER, task=Needle(length=256)),
+    },
+    # Litman and Guo 2026 train 125 M parameters on 4 B tokens of C4 with R = M = 4 at 2,048:
+    # --source hf:allenai/c4:en:train --validation hf:allenai/c4:en:validation --tokenizer FILE.
+    "text": {
+        "tiny": replace(_TINY, task=Text(length=256), batch_size=16),
+        "small": replace(
+            _SMALL,
+            task=Text(length=1024),
+            embed_dim=512,
+            content_dim=64,
+            prior_rank=4,
+            sink_rank=4,
+            steps=5000,
+        ),
+        "paper": replace(
+            _PAPER,
+            task=Text(length=2048, packed=True),
+            embed_dim=768,
+            num_heads=12,
+            prior_rank=4,
+            sink_rank=4,
+            batch_size=256,
+            steps=7630,
+            learning_rate=6e-4,
+            warmup=700,
+        ),
+    },
+    # R = 2, M = 8 and the uniform start are the paper's; its pieces have 6,000 or 12,000 bases.
+    "dna": {
+        "tiny": replace(_TINY, task=DNA(length=512), batch_size=8, **_DNA_PRIOR),
+        "small": replace(_SMALL, task=DNA(length=2048), batch_size=16, **_DNA_PRIOR),
+        "paper": replace(_PAPER, task=DNA(length=6000), batch_size=16, **_DNA_PRIOR),
     },
 }
 

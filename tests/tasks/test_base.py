@@ -8,13 +8,26 @@ import torch
 from goatviz.tasks import TASKS
 
 
+@pytest.fixture
+def corpora(tmp_path):
+    (tmp_path / "a.txt").write_text("It rained all day. " * 20, encoding="utf-8")
+    (tmp_path / "a.fa").write_text(">one\n" + "ACGTN" * 60, encoding="utf-8")
+    return {
+        "text": {"source": str(tmp_path / "a.txt"), "validation": str(tmp_path / "a.txt")},
+        "dna": {"source": str(tmp_path / "a.fa"), "validation": str(tmp_path / "a.fa")},
+    }
+
+
 @pytest.mark.parametrize("name", TASKS)
-def test_a_task_is_what_the_protocol_says(name):
-    task = TASKS[name](length=64)
+def test_a_task_is_what_the_protocol_says(name, corpora):
+    options = corpora.get(name, {})
+    task = TASKS[name](length=64, **options)
     assert dataclasses.is_dataclass(task) and TASKS[name].__dataclass_params__.frozen
-    assert task.at_length(96) == TASKS[name](length=96)
+    assert task.at_length(96) == TASKS[name](length=96, **options)
     ids = task.sample(3, generator=torch.Generator().manual_seed(0))
     assert ids.shape == (3, 65) and int(ids.min()) >= 0 and int(ids.max()) < task.vocab_size
     weights = task.target_weights()
     assert weights is None or (weights.shape == (64,) and float(weights.min()) >= 0)
     assert 0 <= task.answer_length <= 64
+    assert type(task.held_out()) is TASKS[name] and task.held_out().length == 64
+    assert task.masked is None or 0 <= task.masked < task.vocab_size

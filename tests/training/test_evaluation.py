@@ -8,9 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from goatviz.models import POSITION_SCHEMES, CausalLM, ModelConfig
-from goatviz.tasks import CopyMixture, Needle, Passkey
+from goatviz.tasks import DNA, CopyMixture, Needle, Passkey
 from goatviz.training import evaluate, evaluate_answers, prefill
-from goatviz.training.evaluation import next_token_loss, task_loss
+from goatviz.training.evaluation import (
+    loss_weights,
+    next_token_loss,
+    sequence_loss,
+    task_loss,
+)
 
 TASK = CopyMixture(length=8, vocab_size=4)
 
@@ -156,3 +161,56 @@ def test_errors():
         prefill(model, ids, chunk=0)
     with pytest.raises(ValueError, match="last must lie between 1 and the length 5, got 6"):
         prefill(model, ids, last=6)
+
+
+@pytest.mark.parametrize("positions", POSITION_SCHEMES)
+def test_losses_in_chunks_are_those_of_the_full_pass(positions):
+    model = small_model(positions, vocab_size=16)
+    ids = torch.randint(16, (2, 90), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        whole = next_token_loss(model, ids)
+    for chunk in (7, 89, 200):
+        torch.testing.assert_close(sequence_loss(model, ids, chunk=chunk), whole, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="chunk must be an integer of at least 1, got 0"):
+        sequence_loss(model, ids, chunk=0)
+
+
+def test_masked_targets_count_for_nothing(tmp_path):
+    path = tmp_path / "genome.fa"
+    path.write_text(">one\n" + "ACGTNNACGGTTA" * 20 + "\n>gap\n" + "N" * 400)
+    task = DNA(source=str(path), validation=str(path), length=12)
+    model = small_model(vocab_size=5)
+    ids = task.sample(40, generator=torch.Generator().manual_seed(0))
+    targets = ids[:, 1:] != task.masked
+    assert (targets.sum(-1) == 0).any() and (targets.sum(-1) > 0).any()
+    each = next_token_loss(model, ids)
+    torch.testing.assert_close(task_loss(model, ids, task), each[targets].mean())
+    weights = loss_weights(ids, task)
+    assert float(weights.sum()) == pytest.approx(1) and not weights[~targets].any()
+    parts = [
+        task_loss(model, ids[part], task, weights=weights[part])
+        for part in (slice(0, 13), slice(13, 40))
+    ]
+    torch.testing.assert_close(sum(parts), task_loss(model, ids, task))
+    found = evaluate(model, task, sequences=40, batch_size=16, seed=0)
+    drawn = torch.Generator().manual_seed(0)
+    ids = torch.cat([task.sample(n, generator=drawn) for n in (16, 16, 8)])
+    counted = (ids[:, 1:] != task.masked).sum(-1)
+    loss = (next_token_loss(model, ids) * (ids[:, 1:] != task.masked)).sum(-1)
+    means = (loss / counted)[counted > 0]
+    assert found.sequences == len(means) < 40
+    assert found.mean == pytest.approx(means.mean().item(), rel=1e-5)
+    nothing = DNA(source=str(tmp_path / "gap.fa"), length=12)
+    (tmp_path / "gap.fa").write_text(">gap\n" + "N" * 100)
+    with pytest.raises(ValueError, match="task must have targets in two sequences"):
+        evaluate(model, nothing, sequences=4)
+
+
+@pytest.mark.parametrize("task", [Passkey(length=40), Needle(length=40), TASK])
+def test_weights_of_a_batch_add_up_to_the_tasks_own(task):
+    ids = task.sample(6, generator=torch.Generator().manual_seed(0))
+    weights = loss_weights(ids, task)
+    assert weights.shape == (6, task.length) and float(weights.sum()) == pytest.approx(1)
+    own = task.target_weights()
+    if own is not None:
+        torch.testing.assert_close(weights[2] * 6, own)

@@ -24,15 +24,18 @@ def test_tiny_models_are_below_three_megabytes():
         assert sum(p.numel() for p in model.parameters()) * 4 < 3e6
 
 
+@pytest.mark.parametrize("task", ["passkey", "needle", "text", "dna"])
 @pytest.mark.parametrize("size", ["tiny", "small", "paper"])
-def test_schemes_have_equal_parameter_counts(size):
+def test_schemes_have_equal_parameter_counts(task, size):
     def count(positions):
-        config = dataclasses.replace(preset("passkey", size), positions=positions)
+        config = dataclasses.replace(preset(task, size), positions=positions)
         with torch.device("meta"):
             model = CausalLM(config.model_config())
         return sum(p.numel() for p in model.parameters())
 
-    counts = {s: count(s) for s in ("goat", "rope", "rope-interpolated", "alibi", "sinusoidal")}
+    counts = {
+        s: count(s) for s in ("goat", "rope", "rope-interpolated", "alibi", "none", "sinusoidal")
+    }
     assert max(counts.values()) / min(counts.values()) < 1.02, counts
 
 
@@ -44,6 +47,12 @@ def test_the_papers_setting():
     assert (config.steps, config.batch_size, config.learning_rate) == (2000, 32, 3e-4)
     assert (config.task.length, config.task.value_length) == (1024, 8)
     assert preset("needle", "paper").task.length == 256
+    text = preset("text", "paper")
+    assert (text.task.length, text.embed_dim, text.num_layers) == (2048, 768, 12)
+    assert (text.prior_rank, text.sink_rank) == (4, 4)
+    assert text.steps * text.batch_size * text.task.length == pytest.approx(4e9, rel=0.01)
+    dna = preset("dna", "paper")
+    assert (dna.prior_rank, dna.sink_rank, dna.prior_init) == (2, 8, "uniform")
 
 
 def test_errors():
