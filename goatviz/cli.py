@@ -1,4 +1,4 @@
-"""The command line: `goatviz reproduce`, `goatviz train`, `goatviz pretrained`.
+"""The command line: `goatviz reproduce`, `goatviz train`, `goatviz sweep`, `goatviz pretrained`.
 
 Options are the fields of plain dataclasses, turned into flags by tyro; what a command does lives in
 the modules it calls.
@@ -56,9 +56,61 @@ class Pretrained:
             print(f"{name}: {summarise_losses(load_pretrained(name).card['losses'])}")
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """Ask every checkpoint of a folder for answers, at every length; the result is netCDF."""
+
+    folder: tyro.conf.Positional[Path]
+    """Checkpoints of one passkey or needle recipe, that differ in scheme and seed alone."""
+    out: Path = Path("sweep.nc")
+    """File to write, .nc."""
+    lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    """Tokens of context, increasing."""
+    depths: tuple[float, ...] = ()
+    """Where the answer stands, shares of the text; given, a grid of lengths and depths is made."""
+    examples: int = 256
+    """Questions for each cell, the same for all models."""
+    cache: Path | None = None
+    """Folder of measured cells, made if it is not there: a stopped sweep goes on."""
+    overwrite: bool = False
+    """Replace the file."""
+
+    def run(self, command_line: str) -> None:
+        from goatviz.analysis import length_sweep, load_runs, needle_grid
+        from goatviz.results import save_result
+
+        if self.out.exists() and not self.overwrite:
+            raise ValueError(f"--out {self.out} is there already: pass --overwrite to replace it")
+        runs = load_runs(self.folder)
+        if self.cache is not None:
+            self.cache.mkdir(parents=True, exist_ok=True)
+        measured = {
+            "lengths": self.lengths,
+            "examples": self.examples,
+            "cache": self.cache,
+            "progress": True,
+        }
+        if self.depths:
+            result = needle_grid(runs.models, runs.task, depths=self.depths, **measured)
+        else:
+            result = length_sweep(runs.models, runs.task, **measured)
+        result.attrs["command"] = command_line
+        save_result(result, self.out)
+        for scheme, models in runs.models.items():
+            shares = result["token" if self.depths else "mean_strict"].sel(scheme=scheme)
+            shares = shares.mean("depth") if self.depths else shares
+            said = ", ".join(
+                f"{share:.1%} at {length:,}"
+                for length, share in zip(self.lengths, shares.values, strict=True)
+            )
+            print(f"{scheme} ({len(models)} run(s)): {said}")
+        print(self.out)
+
+
 Command = (
     Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Pretrained, tyro.conf.subcommand("pretrained")]
 )
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -264,6 +264,41 @@ class CausalLM(nn.Module):
             projections[-1].weight.data /= math.sqrt(2 * len(self.blocks))
         nn.init.normal_(self.embedding.weight, std=1.0)
         nn.init.normal_(self.head.weight, std=0.02)
+
+
+def interpolate_positions(model: CausalLM) -> CausalLM:
+    """The same weights with rotary positions squeezed into the training length.
+
+    Up to the training length the two models are one, so that training either gives the other
+    (position interpolation without fine-tuning, Chen et al. 2023).
+
+    Parameters
+    ----------
+    model : CausalLM
+        With positions "rope"; left alone.
+
+    Returns
+    -------
+    CausalLM
+        With positions "rope-interpolated", in evaluation mode; its weights are copies.
+
+    Raises
+    ------
+    ValueError
+        If the model has other positions.
+
+    Examples
+    --------
+    >>> rope = CausalLM(ModelConfig(vocab_size=8, training_length=16, positions="rope"))
+    >>> interpolate_positions(rope).config.positions
+    'rope-interpolated'
+    """
+    if model.config.positions != "rope":
+        raise ValueError(f"model must have positions 'rope', got {model.config.positions!r}")
+    squeezed = CausalLM(replace(model.config, positions="rope-interpolated"))
+    squeezed.load_state_dict(model.state_dict())
+    device = next(model.parameters()).device
+    return squeezed.to(device).eval()
 
 
 def _attention(config: ModelConfig) -> Attention:

@@ -6,6 +6,7 @@ saves, loads, selects and draws on a machine without torch. Nothing is computed 
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -385,3 +386,46 @@ def load_result(path: str | os.PathLike) -> xr.Dataset:
     if schema not in SCHEMAS:
         raise ValueError(f"{path.name} holds no goatviz result (schema {schema!r})")
     return check_result(dataset, SCHEMAS[schema])
+
+
+def list_results() -> list[str]:
+    """Names of the results that come with goatviz, for `load_shipped_result`.
+
+    Examples
+    --------
+    >>> "passkey-sweep" in list_results()
+    True
+    """
+    folder = importlib.resources.files("goatviz") / "checkpoints"
+    return sorted(
+        entry.name.removesuffix(".nc") for entry in folder.iterdir() if entry.name.endswith(".nc")
+    )
+
+
+def load_shipped_result(name: str) -> xr.Dataset:
+    """Read a result that comes with goatviz.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_results()`.
+
+    Raises
+    ------
+    KeyError
+        If there is none of that name; the message lists those there are.
+    ValueError
+        If the file was damaged since it was shipped.
+
+    Examples
+    --------
+    >>> load_shipped_result("passkey-sweep").sizes["run"]
+    3
+    """
+    known = list_results()
+    if name not in known:
+        raise KeyError(f"name must be one of {', '.join(known)}; got {name!r}")
+    with importlib.resources.as_file(
+        importlib.resources.files("goatviz") / "checkpoints" / f"{name}.nc"
+    ) as path:
+        return load_result(path)

@@ -8,6 +8,7 @@ import pytest
 import goatviz.paper as paper
 import goatviz.training.loop as loop
 from goatviz.cli import main
+from goatviz.results import load_result
 from goatviz.training import list_pretrained, load_checkpoint
 
 TINY = ["--steps", "3", "--batch-size", "2", "--length", "8", "--vocab-size", "5"]
@@ -103,7 +104,10 @@ def test_presets_are_where_flags_start(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["haystack"], "task must be one of copy-mixture, passkey, needle, text, dna, got 'haystack'"),
+        (
+            ["haystack"],
+            "task must be one of copy-mixture, passkey, needle, text, dna, got 'haystack'",
+        ),
         (["passkey", "--preset", "huge"], "preset of passkey must be one of tiny, small, paper"),
         (["--preset", "tiny", "passkey"], "TASK comes first: goatviz train passkey --preset tiny"),
     ],
@@ -171,3 +175,30 @@ def test_a_file_in_the_way(tmp_path, capsys):
     (tmp_path / "figures").write_text("x")
     assert main(["reproduce", "--out", str(tmp_path / "figures")]) == 2
     assert "out must be a folder" in capsys.readouterr().err
+
+
+def test_a_folder_is_swept(tmp_path, capsys):
+    options = ["--steps", "1", "--batch-size", "2", "--embed-dim", "32", "--content-dim", "8"]
+    runs = tmp_path / "runs"
+    for positions in ("goat", "rope"):
+        arguments = ["train", "needle", "--out", str(runs), "--positions", positions, *options]
+        assert main(arguments) == 0
+    capsys.readouterr()
+    out = tmp_path / "sweep.nc"
+    sweep = ["sweep", str(runs), "--lengths", "32", "80", "--examples", "3", "--out", str(out)]
+    cached = [*sweep, "--cache", str(tmp_path / "cells")]
+    assert main(cached) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("goat (1 run(s)): ") and told[-1] == str(out)
+    result = load_result(out)
+    assert result["scheme"].values.tolist() == ["goat", "rope", "rope-interpolated"]
+    assert result["length"].values.tolist() == [32, 80] and int(result["examples"].max()) == 3
+    assert result.attrs["command"] == shlex.join(["goatviz", *cached])
+    assert len(list((tmp_path / "cells").iterdir())) == 6
+    assert main(sweep) == 2
+    assert "is there already: pass --overwrite" in capsys.readouterr().err
+    grid = [*sweep, "--depths", "0.2", "0.8", "--overwrite"]
+    assert main(grid) == 0
+    assert load_result(out)["depth"].values.tolist() == [0.2, 0.8]
+    assert main(["sweep", str(tmp_path / "nowhere")]) == 2
+    assert "folder must be an existing folder" in capsys.readouterr().err

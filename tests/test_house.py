@@ -135,7 +135,8 @@ def test_checkpoints_are_weights_with_a_card():
     assert weights, "no checkpoint"
     assert weights == cards
     # Nothing else, and above all nothing that is unpickled when it is read.
-    assert names == {"README.md"} | {f"{w}.safetensors" for w in weights} | {
+    results = {name for name in names if name.endswith(".nc")}
+    assert names == {"README.md", *results} | {f"{w}.safetensors" for w in weights} | {
         f"{c}.json" for c in cards
     }
     for name in weights:

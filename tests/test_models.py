@@ -1,12 +1,19 @@
 """CausalLM under every position scheme: cached = full, causality, padding, and its config."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from goatviz.attention import InterpolatedRotaryEmbedding
-from goatviz.models import POSITION_SCHEMES, CausalLM, ModelConfig, goat_prior
+from goatviz.models import (
+    POSITION_SCHEMES,
+    CausalLM,
+    ModelConfig,
+    goat_prior,
+    interpolate_positions,
+)
 from goatviz.priors import BucketPrior, Prior, UniformPrior
 
 TRAINING, LENGTH, VOCAB = 8, 13, 11
@@ -212,3 +219,17 @@ def test_a_fresh_model_knows_nothing():
         with torch.no_grad():
             loss = torch.nn.functional.cross_entropy(lm(ids).flatten(0, 1), ids.flatten())
         assert loss.item() == pytest.approx(math.log(VOCAB), abs=0.15)
+
+
+def test_interpolated_positions_are_the_same_model_up_to_the_training_length():
+    sizes = {"vocab_size": 11, "training_length": 24, "embed_dim": 32, "num_layers": 2}
+    torch.manual_seed(0)
+    rope = CausalLM(ModelConfig(positions="rope", **sizes)).eval()
+    squeezed = interpolate_positions(rope)
+    ids = torch.randint(11, (2, 24))
+    assert squeezed.config == dataclasses.replace(rope.config, positions="rope-interpolated")
+    assert torch.equal(squeezed(ids), rope(ids))
+    squeezed.head.weight.data.zero_()
+    assert rope.head.weight.abs().max() > 0
+    with pytest.raises(ValueError, match="model must have positions 'rope', got 'goat'"):
+        interpolate_positions(CausalLM(ModelConfig(**sizes)))

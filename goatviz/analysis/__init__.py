@@ -2,7 +2,7 @@
 
 `prior.prior_profile` takes a learned prior apart, `plan.plan_slice` looks at a window of a plan,
 `sinks.sink_profile` finds attention sinks, `implied.implied_prior` fits the prior inside logits,
-`length.length_sweep` asks models for answers at many lengths.
+`length.length_sweep` asks models for answers at many lengths, `runs.load_runs` brings them.
 """
 
 from goatviz.analysis.implied import implied_prior
@@ -14,14 +14,17 @@ from goatviz.analysis.prior import (
     prior_sources,
     prior_summary,
 )
+from goatviz.analysis.runs import Runs, load_runs
 from goatviz.analysis.sinks import SINK_STATISTICS, sink_profile, sink_table
 from goatviz.analysis.training import training_log
 
 __all__ = [
     "SINK_STATISTICS",
     "PriorSource",
+    "Runs",
     "implied_prior",
     "length_sweep",
+    "load_runs",
     "needle_grid",
     "plan_slice",
     "prior_profile",

@@ -7,12 +7,15 @@ the chunk, never with its square, and the numbers are those of the full pass.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from goatviz.attention.positions import InterpolatedRotaryEmbedding
 from goatviz.models import CausalLM
 from goatviz.tasks import Task
 
@@ -147,10 +150,11 @@ def prefill(model: CausalLM, ids: Tensor, *, chunk: int = CHUNK, last: int | Non
     first = 0 if last is None else length - last
     cache = model.new_cache()
     kept = []
-    for start in range(0, length, chunk):
-        logits = model(ids[:, start : start + chunk], cache=cache)
-        if start + logits.shape[1] > first:
-            kept.append(logits[:, max(first - start, 0) :])
+    with _squeezed_to(model, length):
+        for start in range(0, length, chunk):
+            logits = model(ids[:, start : start + chunk], cache=cache)
+            if start + logits.shape[1] > first:
+                kept.append(logits[:, max(first - start, 0) :])
     return torch.cat(kept, dim=1)
 
 
@@ -245,14 +249,30 @@ def sequence_loss(model: CausalLM, ids: Tensor, *, chunk: int = CHUNK) -> Tensor
     """
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be an integer of at least 1, got {chunk!r}")
+    length = ids.shape[-1] - 1
     cache = model.new_cache()
     kept = []
-    for part in range(0, ids.shape[-1] - 1, chunk):
-        asked = ids[:, part : min(part + chunk, ids.shape[-1] - 1)]
-        logits = model(asked, cache=cache)
-        wanted = ids[:, part + 1 : part + 1 + asked.shape[1]]
-        kept.append(F.cross_entropy(logits.float().mT, wanted, reduction="none"))
+    with _squeezed_to(model, length):
+        for start in range(0, length, chunk):
+            asked = ids[:, start : min(start + chunk, length)]
+            logits = model(asked, cache=cache)
+            wanted = ids[:, start + 1 : start + 1 + asked.shape[1]]
+            kept.append(F.cross_entropy(logits.float().mT, wanted, reduction="none"))
     return torch.cat(kept, dim=1)
+
+
+@contextmanager
+def _squeezed_to(model: nn.Module, length: int) -> Iterator[None]:
+    """Let interpolated positions reach `length`, all chunks alike, and put them back after."""
+    rotaries = [m for m in model.modules() if isinstance(m, InterpolatedRotaryEmbedding)]
+    before = [rotary.target_length for rotary in rotaries]
+    try:
+        for rotary in rotaries:
+            rotary.target_length = max(length, rotary.training_length)
+        yield
+    finally:
+        for rotary, target in zip(rotaries, before, strict=True):
+            rotary.target_length = target
 
 
 def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:

@@ -214,3 +214,31 @@ def test_weights_of_a_batch_add_up_to_the_tasks_own(task):
     own = task.target_weights()
     if own is not None:
         torch.testing.assert_close(weights[2] * 6, own)
+
+
+def test_interpolated_positions_reach_the_whole_length_in_every_chunk():
+    model = small_model("rope-interpolated", vocab_size=16, length=32)
+    rotaries = [block.attention.rotary for block in model.blocks]
+    ids = torch.randint(16, (2, 91), generator=torch.Generator().manual_seed(1))
+    for rotary in rotaries:
+        rotary.target_length = 90
+    with torch.no_grad():
+        whole = model(ids[:, :-1])
+        losses = next_token_loss(model, ids)
+    for rotary in rotaries:
+        rotary.target_length = 32
+    for chunk in (7, 90):
+        torch.testing.assert_close(
+            prefill(model, ids[:, :-1], chunk=chunk), whole, atol=1e-4, rtol=0
+        )
+        torch.testing.assert_close(
+            sequence_loss(model, ids, chunk=chunk), losses, atol=1e-4, rtol=0
+        )
+    assert [rotary.target_length for rotary in rotaries] == [32, 32]
+    with pytest.raises(TypeError):
+        prefill(model, ids.float())
+    assert [rotary.target_length for rotary in rotaries] == [32, 32]
+    found = evaluate_answers(
+        small_model("rope-interpolated", length=32), Needle(length=80), examples=2
+    )
+    assert found.tokens == 24

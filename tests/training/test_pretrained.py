@@ -9,12 +9,25 @@ import pytest
 import torch
 
 from goatviz.analysis import prior_profile
-from goatviz.training import TrainConfig, evaluate, list_pretrained, load_pretrained
+from goatviz.results import list_results, load_shipped_result
+from goatviz.tasks import CopyMixture
+from goatviz.training import (
+    TrainConfig,
+    evaluate,
+    evaluate_answers,
+    list_pretrained,
+    load_pretrained,
+)
 from goatviz.training.evaluation import next_token_loss
 
 FOLDER = importlib.resources.files("goatviz") / "checkpoints"
 OFFSETS = (1, 4)
 NAMES = [f"copy-mixture-{offset}-{kind}" for offset in OFFSETS for kind in ("goat", "uniform")]
+RETRIEVAL = [
+    f"{task}-{positions}"
+    for task in ("passkey", "needle")
+    for positions in ("goat", "rope", "alibi", "sinusoidal")
+]
 load = functools.cache(load_pretrained)
 
 
@@ -27,10 +40,10 @@ def held_out(name):
 
 
 def test_what_is_shipped():
-    assert set(NAMES) <= set(list_pretrained())
+    assert set(NAMES) | set(RETRIEVAL) <= set(list_pretrained())
     files = {entry.name for entry in FOLDER.iterdir() if entry.name != "__pycache__"}
     pairs = {name + ending for name in list_pretrained() for ending in (".safetensors", ".json")}
-    assert files - {"README.md"} == pairs
+    assert files - {"README.md"} == pairs | {f"{name}.nc" for name in list_results()}
 
 
 @pytest.mark.parametrize("name", list_pretrained())
@@ -38,14 +51,16 @@ def test_every_file_is_whole_small_and_accounted_for(name):
     checkpoint = load(name)
     weights = (FOLDER / f"{name}.safetensors").read_bytes()
     assert hashlib.sha256(weights).hexdigest() == checkpoint.card["sha256"]
-    assert len(weights) < 1_000_000
+    assert len(weights) < 3_000_000
     assert len((FOLDER / f"{name}.json").read_bytes()) < 1_000_000
     for field in ("command", "data", "device", "steps", "wall_time_s", "losses", "versions"):
         assert checkpoint.card[field], field
     config = TrainConfig.from_dict(checkpoint.card["config"])
     assert config.model_config() == checkpoint.model.config
     assert checkpoint.card["seed"] == config.seed
-    assert checkpoint.card["losses"]["bayes_optimal"] == config.task.bayes_loss()
+    if isinstance(config.task, CopyMixture):
+        assert checkpoint.card["losses"]["bayes_optimal"] == config.task.bayes_loss()
+    assert checkpoint.card["command"].startswith(f"goatviz train {config.task.name} ")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,3 +108,50 @@ def test_a_uniform_twin_has_no_prior_to_read(offset):
     profile = prior_profile(load(f"copy-mixture-{offset}-uniform").model)
     assert profile["margin"].isel(query=-1).max() == 0
     assert profile["kernel"].max() == profile["sink"].max() == 0
+
+
+@pytest.mark.parametrize("name", RETRIEVAL)
+def test_answers_are_found_at_the_training_length(name):
+    checkpoint = load(name)
+    task = TrainConfig.from_dict(checkpoint.card["config"]).task
+    assert evaluate_answers(checkpoint.model, task, examples=64, seed=31_337).strict >= 0.98
+    assert checkpoint.card["losses"]["answers_strict"] >= 0.99
+
+
+@pytest.mark.parametrize("task", ["passkey", "needle"])
+def test_schemes_differ_in_positions_alone(task):
+    cards = [load(name).card for name in RETRIEVAL if name.startswith(task)]
+    counts = [card["parameters"] for card in cards]
+    assert max(counts) / min(counts) < 1.02
+    recipes = [{k: v for k, v in card["config"].items() if k != "positions"} for card in cards]
+    assert all(recipe == recipes[0] for recipe in recipes)
+
+
+@pytest.mark.parametrize("task", ["passkey", "needle"])
+def test_shipped_sweeps_are_of_the_shipped_models(task):
+    sweep = load_shipped_result(f"{task}-sweep")
+    schemes = ["goat", "rope", "rope-interpolated", "alibi", "sinusoidal"]
+    assert sweep["scheme"].values.tolist() == schemes and sweep.sizes["run"] == 3
+    assert sweep["length"].values.tolist() == [64, 128, 256, 512, 1024]
+    assert int(sweep["examples"].min()) == 256
+    assert sweep.attrs["command"].startswith(f"goatviz sweep runs/{task} --lengths 64 128 ")
+    for scheme in ("goat", "rope"):
+        checkpoint = load(f"{task}-{scheme}")
+        config = TrainConfig.from_dict(checkpoint.card["config"])
+        # The very questions of the sweep: whole answers, the same count but for rounding.
+        found = evaluate_answers(
+            checkpoint.model,
+            config.task.at_length(128),
+            examples=256,
+            batch_size=64,
+            seed=int(sweep.attrs["seed"]),
+        )
+        cell = sweep.sel(scheme=scheme, run=0, length=128)
+        assert abs(found.right - int(cell["right"])) <= 2
+
+
+def test_results_by_name():
+    assert {"passkey-sweep", "needle-sweep", "needle-grid"} <= set(list_results())
+    assert load_shipped_result("needle-grid").sizes["depth"] == 5
+    with pytest.raises(KeyError, match="name must be one of needle-grid"):
+        load_shipped_result("haystack")
