@@ -118,8 +118,9 @@ Command = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a bad argument is one clear line and exit status 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # A card's command repeats the whole run, also when this is its last part.
-    command_line = shlex.join(["goatviz", *(word for word in given if word != "--resume")])
+    # A card's or table's command makes it from nothing, whatever this last part found there.
+    leave = {"--resume", *(["--overwrite"] if given[:1] == ["sweep"] else [])}
+    command_line = shlex.join(["goatviz", *(word for word in given if word not in leave)])
     try:
         if len(given) > 1 and given[0] == "train" and not given[1].startswith("-"):
             _train(given[1], given[2:], command_line)
