@@ -28,6 +28,7 @@ RETRIEVAL = [
     for task in ("passkey", "needle")
     for positions in ("goat", "rope", "alibi", "sinusoidal")
 ]
+TEXTS = [f"text-{positions}" for positions in ("goat", "rope", "alibi", "none")]
 load = functools.cache(load_pretrained)
 
 
@@ -40,7 +41,7 @@ def held_out(name):
 
 
 def test_what_is_shipped():
-    assert set(NAMES) | set(RETRIEVAL) <= set(list_pretrained())
+    assert set(NAMES) | set(RETRIEVAL) | set(TEXTS) <= set(list_pretrained())
     files = {entry.name for entry in FOLDER.iterdir() if entry.name != "__pycache__"}
     pairs = {name + ending for name in list_pretrained() for ending in (".safetensors", ".json")}
     assert files - {"README.md"} == pairs | {f"{name}.nc" for name in list_results()}
@@ -118,9 +119,10 @@ def test_answers_are_found_at_the_training_length(name):
     assert checkpoint.card["losses"]["answers_strict"] >= 0.99
 
 
-@pytest.mark.parametrize("task", ["passkey", "needle"])
+@pytest.mark.parametrize("task", ["passkey", "needle", "text"])
 def test_schemes_differ_in_positions_alone(task):
-    cards = [load(name).card for name in RETRIEVAL if name.startswith(task)]
+    cards = [load(name).card for name in RETRIEVAL + TEXTS if name.startswith(task)]
+    assert len(cards) == 4
     counts = [card["parameters"] for card in cards]
     assert max(counts) / min(counts) < 1.02
     recipes = [{k: v for k, v in card["config"].items() if k != "positions"} for card in cards]
@@ -155,3 +157,26 @@ def test_results_by_name():
     assert load_shipped_result("needle-grid").sizes["depth"] == 5
     with pytest.raises(KeyError, match="name must be one of needle-grid"):
         load_shipped_result("haystack")
+
+
+PROSE = (
+    "The old man put down his lamp and looked at the door. For a long time he had heard nothing "
+    "but the wind in the trees and the slow water under the bridge, and now somebody had called "
+    "his name. He thought of his daughter, who had gone to the city in the spring and had not "
+    "written since, and he rose from his chair with some difficulty and went to the window. There "
+    "was no one in the road. The moon stood over the hill, as it had stood when he was a boy, and "
+    "the dog, which was too old to be afraid, did not even lift its head."
+)
+
+
+def test_text_models_have_learned_english():
+    # Written for this test: no model was trained on it.
+    ids = torch.tensor([list(PROSE[start : start + 257].encode()) for start in range(0, 250, 50)])
+    order = torch.randperm(257, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        loss = {name: float(next_token_loss(load(name).model, ids).mean()) for name in TEXTS}
+        shuffled = float(next_token_loss(load("text-goat").model, ids[:, order]).mean())
+    assert max(loss[f"text-{positions}"] for positions in ("goat", "rope", "alibi")) < 1.9
+    # Without positions order is lost, and with it most of what bytes say of the next one.
+    assert 2.0 < loss["text-none"] < 2.7
+    assert shuffled > loss["text-goat"] + 1.5
