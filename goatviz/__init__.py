@@ -49,6 +49,7 @@ _HOMES = {
     "load_runs": "goatviz.analysis",
     "load_shipped_result": "goatviz.results",
     "needle_grid": "goatviz.analysis",
+    "perplexity_sweep": "goatviz.analysis",
     "plan_slice": "goatviz.analysis",
     "plot_extrapolation": "goatviz.figures",
     "plot_needle": "goatviz.figures",

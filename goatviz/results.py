@@ -210,6 +210,34 @@ NEEDLE_GRID = Schema(
     },
 )
 
+_PIECE = ("scheme", "run", "piece", "length")
+_PLACE = ("scheme", "run", "piece", "position")
+
+PERPLEXITY_SWEEP = Schema(
+    "perplexity_sweep",
+    {
+        "loss": Field(_PIECE, "nats", "mean loss of a piece's tokens in windows of a length"),
+        "tokens": Field(("piece", "length"), "count", "tokens that count"),
+        "mean_loss": Field(_POOLED, "nats", "mean loss over pieces and runs"),
+        "mean_loss_low": Field(_POOLED, "nats", "lower end of its interval"),
+        "mean_loss_high": Field(_POOLED, "nats", "upper end of its interval"),
+        "perplexity": Field(_POOLED, "1", "exp of the mean loss"),
+        "perplexity_low": Field(_POOLED, "1", "lower end of its interval"),
+        "perplexity_high": Field(_POOLED, "1", "upper end of its interval"),
+        "position_loss": Field(_PLACE, "nats", "mean loss by position in the longest windows"),
+        "position_tokens": Field(("piece", "position"), "count", "tokens that count there"),
+        "mean_position_loss": Field(
+            ("scheme", "position"), "nats", "mean loss by position over pieces and runs"
+        ),
+        "mean_position_loss_low": Field(
+            ("scheme", "position"), "nats", "lower end of its interval"
+        ),
+        "mean_position_loss_high": Field(
+            ("scheme", "position"), "nats", "upper end of its interval"
+        ),
+    },
+)
+
 TRAINING_LOG = Schema(
     "training_log",
     {
@@ -228,6 +256,7 @@ SCHEMAS = {
         SINK_PROFILE,
         LENGTH_SWEEP,
         NEEDLE_GRID,
+        PERPLEXITY_SWEEP,
         TRAINING_LOG,
     )
 }

@@ -7,6 +7,7 @@
 
 from goatviz.analysis.implied import implied_prior
 from goatviz.analysis.length import length_sweep, needle_grid, wilson_interval
+from goatviz.analysis.perplexity import perplexity_sweep
 from goatviz.analysis.plan import plan_slice
 from goatviz.analysis.prior import (
     PriorSource,
@@ -26,6 +27,7 @@ __all__ = [
     "length_sweep",
     "load_runs",
     "needle_grid",
+    "perplexity_sweep",
     "plan_slice",
     "prior_profile",
     "prior_sources",

@@ -131,8 +131,9 @@ def length_sweep(
     >>> sweep["tokens"].values.tolist()
     [[[24, 24]]]
     """
-    models = _check_models(models, task)
-    lengths = _check_lengths(lengths)
+    models = check_models(models, task)
+    _check_answers(task)
+    lengths = check_lengths(lengths)
     runs = max(len(each) for each in models.values())
     cells = np.full((len(models), runs, len(lengths)), None, dtype=object)
     asked = _Asked(task, lengths, (None,), examples, seed, chunk, cache, progress)
@@ -199,8 +200,9 @@ def needle_grid(
     >>> grid["tokens"].values.tolist()
     [[[24]]]
     """
-    models = _check_models(models, task)
-    lengths = _check_lengths(lengths)
+    models = check_models(models, task)
+    _check_answers(task)
+    lengths = check_lengths(lengths)
     depths = [float(depth) for depth in depths]
     if not depths or any(not 0 <= d <= 1 for d in depths) or sorted(set(depths)) != depths:
         raise ValueError(f"depths must be increasing numbers in [0, 1], got {depths}")
@@ -240,12 +242,12 @@ def _cells(
     """Every cell with its place: scheme, run, length, depth."""
     tasks = [asked.task.at_length(length) for length in asked.lengths]
     wanted = [_examples(asked.examples, length) for length in asked.lengths]
-    folder = _check_cache(asked.cache)
+    folder = check_cache(asked.cache)
     total = sum(len(each) for each in models.values()) * len(tasks) * len(asked.depths)
     with tqdm(total=total, disable=not asked.progress, unit="cell") as bar:
         for s, (scheme, each) in enumerate(models.items()):
             for r, model in enumerate(each):
-                digest = None if folder is None else _digest(model)
+                digest = None if folder is None else model_digest(model)
                 for t, (task, count) in enumerate(zip(tasks, wanted, strict=True)):
                     for d, depth in enumerate(asked.depths):
                         bar.set_postfix_str(f"{scheme} {task.length}", refresh=False)
@@ -256,14 +258,13 @@ def _cells(
                         bar.update()
 
 
-def _check_models(models: Models, task: Task) -> dict[str, list[CausalLM]]:
+def check_models(models: Models, task: Task) -> dict[str, list[CausalLM]]:
+    """Models by scheme as lists, that know the task's tokens."""
     if not isinstance(models, Mapping) or not models:
         raise ValueError(
             "models must map scheme names to models, such as {'goat': model}, "
             f"got {type(models).__name__}"
         )
-    if not task.answer_length:
-        raise ValueError(f"task must have answers (passkey, needle), got {task.name}")
     found = {}
     for scheme, given in models.items():
         each = [given] if isinstance(given, CausalLM) else list(given)
@@ -281,7 +282,13 @@ def _check_models(models: Models, task: Task) -> dict[str, list[CausalLM]]:
     return found
 
 
-def _check_lengths(lengths: Sequence[int]) -> list[int]:
+def _check_answers(task: Task) -> None:
+    if not task.answer_length:
+        raise ValueError(f"task must have answers (passkey, needle), got {task.name}")
+
+
+def check_lengths(lengths: Sequence[int]) -> list[int]:
+    """Increasing positive integers."""
     found = list(lengths)
     whole = all(not isinstance(n, bool) and int(n) == n and n > 0 for n in found)
     if not found or not whole or sorted(set(found)) != found:
@@ -296,7 +303,8 @@ def _examples(examples: int | Mapping[int, int], length: int) -> int:
     return count
 
 
-def _check_cache(cache: str | os.PathLike | None) -> Path | None:
+def check_cache(cache: str | os.PathLike | None) -> Path | None:
+    """A folder that is there."""
     if cache is None:
         return None
     folder = Path(cache)
@@ -305,7 +313,7 @@ def _check_cache(cache: str | os.PathLike | None) -> Path | None:
     return folder
 
 
-def _digest(model: CausalLM) -> str:
+def model_digest(model: CausalLM) -> str:
     """Names a model by its configuration and weights."""
     digest = hashlib.sha256(repr(model.config).encode())
     for name, value in sorted(model.state_dict().items()):

@@ -1,0 +1,258 @@
+"""Loss on documents against length, with intervals over documents, and by position in the window.
+
+The same text is cut into windows of every length, so that lengths differ in context alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from goatviz.analysis.length import (
+    Models,
+    check_cache,
+    check_lengths,
+    check_models,
+    model_digest,
+)
+from goatviz.files import whole_file
+from goatviz.models import CausalLM
+from goatviz.results import PERPLEXITY_SWEEP, make_result
+from goatviz.tasks import DNA, Text
+from goatviz.training.evaluation import CHUNK, counts, sequence_loss
+
+#: Draws of the bootstrap.
+RESAMPLES = 2000
+# Tokens whose logits are held at a time, over all windows of a batch.
+_BATCH_TOKENS = 2**13
+
+
+def perplexity_sweep(
+    models: Models,
+    task: Text | DNA,
+    *,
+    lengths: Sequence[int],
+    per_document: int = 1,
+    documents: int | None = None,
+    chunk: int = CHUNK,
+    seed: int = 0,
+    cache: str | os.PathLike | None = None,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Loss on the documents of `task.source`, for several schemes and training seeds.
+
+    Each piece, a stretch of as many tokens as the longest length, is cut into windows of every
+    length: all lengths predict the same tokens, and a longer one gives them more context.
+
+    Parameters
+    ----------
+    models : mapping of str to CausalLM or sequence of CausalLM
+        By scheme; several models of a scheme are runs with different seeds.
+    task : Text or DNA
+        Documents no model was trained on or tuned on; its own length does not matter.
+    lengths : sequence of int
+        Tokens of context, increasing; each divides the last.
+    per_document : int
+        The most pieces of a document, which do not overlap.
+    documents : int, optional
+        The most pieces in all, spread evenly over those there are; default all.
+    chunk : int
+        Tokens that go through a model at a time.
+    seed : int
+        Of the bootstrap.
+    cache : path-like, optional
+        Existing folder in which cells are kept and found again.
+    progress : bool
+        Show a bar.
+
+    Returns
+    -------
+    xarray.Dataset
+        Schema `perplexity_sweep`, losses in nats per token. Intervals are 95 % percentile bootstrap
+        over pieces (documents where each gives one), the same draws for all schemes and lengths,
+        runs averaged. Positions are upper ends: p stands for the tokens of the longest windows from
+        the position before it (16 from 0) up to the p-th. Models with learned positions are
+        missing (NaN) beyond their training length.
+
+    Raises
+    ------
+    ValueError
+        If models, lengths or documents do not fit.
+    TypeError
+        If the task is neither Text nor DNA, or a model is not a CausalLM.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from goatviz import CausalLM, ModelConfig
+    >>> model = CausalLM(ModelConfig(vocab_size=256, training_length=16, embed_dim=32))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("one", "two"):
+    ...         _ = (Path(folder) / f"{name}.txt").write_text("It rained all day. " * 4)
+    ...     sweep = perplexity_sweep({"goat": model}, Text(source=folder), lengths=[16, 64])
+    >>> sweep["tokens"].values.tolist()
+    [[64, 64], [64, 64]]
+    """
+    if not isinstance(task, Text | DNA):
+        raise TypeError(f"task must be Text or DNA, got {type(task).__name__}")
+    models = check_models(models, task)
+    lengths = check_lengths(lengths)
+    longest = lengths[-1]
+    if any(longest % length for length in lengths):
+        raise ValueError(f"lengths must all divide the last, {longest}, got {lengths}")
+    pieces, names = _pieces(task, longest, per_document, documents)
+    counted = counts(pieces, task).numpy()
+    ends = [2**power for power in range(4, longest.bit_length()) if 2**power < longest] + [longest]
+    folder = check_cache(cache)
+    runs = max(len(each) for each in models.values())
+    loss = np.full((len(models), runs, len(names), len(lengths)), np.nan)
+    place = np.full((len(models), runs, len(names), len(ends)), np.nan)
+    total = sum(len(each) for each in models.values()) * len(names)
+    with tqdm(total=total, disable=not progress, unit="piece") as bar:
+        for s, (scheme, each) in enumerate(models.items()):
+            for r, model in enumerate(each):
+                digest = None if folder is None else model_digest(model)
+                for p, piece in enumerate(pieces):
+                    bar.set_postfix_str(f"{scheme} {names[p]}", refresh=False)
+                    cell = _Cell(model, digest, piece, chunk, folder)
+                    for t, length in enumerate(lengths):
+                        found = cell.losses(length, counted[p], ends)
+                        loss[s, r, p, t] = found[0]
+                        if length == longest:
+                            place[s, r, p] = found[1]
+                    bar.update()
+    by_place = _by_place(counted, ends)
+    tokens = np.repeat(counted.sum(axis=1)[:, None], len(lengths), axis=1)
+    data = {"loss": loss, "tokens": tokens, "position_loss": place, "position_tokens": by_place}
+    draws = np.random.default_rng(seed).integers(len(names), size=(RESAMPLES, len(names)))
+    data |= _intervals("mean_loss", loss, tokens, draws)
+    data |= _intervals("mean_position_loss", place, by_place, draws)
+    for end in ("", "_low", "_high"):
+        data[f"perplexity{end}"] = np.exp(data[f"mean_loss{end}"])
+    trained = sorted({m.config.training_length for each in models.values() for m in each})
+    return make_result(
+        PERPLEXITY_SWEEP,
+        data,
+        coords={
+            "scheme": list(models),
+            "run": np.arange(runs),
+            "piece": np.arange(len(names)),
+            "length": lengths,
+            "position": ends,
+        },
+        attrs={
+            "task": task.name,
+            "source": task.source,
+            "documents": json.dumps(names),
+            "training_length": ", ".join(map(str, trained)),
+            "resamples": RESAMPLES,
+            "seed": seed,
+        },
+    )
+
+
+def _pieces(
+    task: Text | DNA, length: int, per_document: int, most: int | None
+) -> tuple[Tensor, tuple[str, ...]]:
+    pieces, names = task.pieces(length, per_document=per_document)
+    # What is masked throughout says nothing of any model.
+    keep = [at for at, row in enumerate(counts(pieces, task)) if bool(row.any())]
+    if most is not None:
+        if isinstance(most, bool) or not isinstance(most, int) or most < 2:
+            raise ValueError(f"documents must be an integer of at least 2, got {most!r}")
+        if len(keep) > most:
+            keep = [keep[(2 * index + 1) * len(keep) // (2 * most)] for index in range(most)]
+    if len(keep) < 2:
+        raise ValueError(
+            f"{task.source} must give two pieces of {length + 1} tokens at least, got {len(keep)}: "
+            "raise per_document, or shorten lengths"
+        )
+    return pieces[keep], tuple(names[at] for at in keep)
+
+
+class _Cell:
+    """One model and one piece; its losses at any length."""
+
+    def __init__(
+        self, model: CausalLM, digest: str | None, piece: Tensor, chunk: int, folder: Path | None
+    ) -> None:
+        self.model, self.digest, self.piece = model, digest, piece
+        self.chunk, self.folder = chunk, folder
+
+    def losses(
+        self, length: int, counted: np.ndarray, ends: list[int]
+    ) -> tuple[float, list[float]]:
+        """Mean over tokens that count, and means by position in the window, nats."""
+        config = self.model.config
+        if config.positions == "learned" and length > config.training_length:
+            return np.nan, [np.nan] * len(ends)
+        path = None
+        if self.folder is not None:
+            asked = [self.digest, self.piece.tolist(), counted.tolist(), length, ends]
+            name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+            path = self.folder / f"perplexity-{length}-{name[:24]}.json"
+            if path.exists():
+                mean, places = json.loads(path.read_text())
+                return mean, [np.nan if value is None else value for value in places]
+        each = self._each(length)
+        mean = float(each[counted].mean())
+        places = []
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            within = counted[start:end]
+            places.append(float(each[start:end][within].mean()) if within.any() else np.nan)
+        if path is not None:
+            said = [mean, [None if np.isnan(value) else value for value in places]]
+            with whole_file(path) as temporary:
+                temporary.write_text(json.dumps(said))
+        return mean, places
+
+    @torch.no_grad()
+    def _each(self, length: int) -> np.ndarray:
+        """Loss of every token, in windows of `length`, shape (tokens,)."""
+        self.model.eval()
+        device = next(self.model.parameters()).device
+        # Each window ends with the token that the next one begins with.
+        windows = self.piece.unfold(0, length + 1, length).to(device)
+        batch = max(1, _BATCH_TOKENS // min(length, self.chunk))
+        parts = [
+            sequence_loss(self.model, windows[start : start + batch], chunk=self.chunk)
+            for start in range(0, len(windows), batch)
+        ]
+        return torch.cat(parts).flatten().double().cpu().numpy()
+
+
+def _by_place(counted: np.ndarray, ends: list[int]) -> np.ndarray:
+    """Tokens that count by position, shape (pieces, positions)."""
+    return np.stack(
+        [counted[:, start:end].sum(1) for start, end in zip([0, *ends[:-1]], ends, strict=True)],
+        axis=1,
+    )
+
+
+def _intervals(
+    name: str, loss: np.ndarray, tokens: np.ndarray, draws: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Mean over runs and over the tokens of pieces, with its percentile interval over pieces."""
+    missing = np.isnan(loss).all(axis=1)  # a run that is not there counts for nothing
+    each = np.where(missing, 0.0, np.nansum(loss, axis=1))
+    each = each / np.maximum((~np.isnan(loss)).sum(axis=1), 1)
+    weight = np.where(missing, 0, tokens)
+    sums, weights = each * weight, weight
+    with np.errstate(invalid="ignore"):
+        mean = sums.sum(axis=1) / weights.sum(axis=1)
+        # How often each piece is drawn: (draws, pieces).
+        drawn = np.stack([np.bincount(row, minlength=loss.shape[2]) for row in draws])
+        means = np.einsum("bp,spl->bsl", drawn, sums) / np.einsum("bp,spl->bsl", drawn, weights)
+    known = ~np.isnan(mean)
+    low, high = np.full(mean.shape, np.nan), np.full(mean.shape, np.nan)
+    low[known], high[known] = np.nanpercentile(means[:, known], [2.5, 97.5], axis=0)
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}

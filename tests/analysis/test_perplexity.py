@@ -1,0 +1,143 @@
+"""Losses of documents are those of the full pass, and intervals are over documents."""
+
+import numpy as np
+import pytest
+import torch
+
+from goatviz.analysis import perplexity, perplexity_sweep
+from goatviz.models import CausalLM, ModelConfig
+from goatviz.results import load_result, save_result
+from goatviz.tasks import DNA, Passkey, Text
+from goatviz.training.evaluation import next_token_loss
+
+
+def small_model(seed=0, **options):
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 256, "training_length": 32, "embed_dim": 32, "num_layers": 2}
+    return CausalLM(ModelConfig(**{**sizes, **options})).eval()
+
+
+@pytest.fixture
+def task(tmp_path):
+    random = np.random.default_rng(0)
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, size in (("a", 200), ("b", 150), ("c", 300), ("short", 20)):
+        letters = random.integers(97, 123, size)
+        (folder / f"{name}.txt").write_bytes(bytes(letters.tolist()))
+    return Text(source=str(folder))
+
+
+def test_losses_are_those_of_full_passes(task):
+    models = {"goat": [small_model(0), small_model(1)], "rope": small_model(2, positions="rope")}
+    sweep = perplexity_sweep(models, task, lengths=[16, 32, 128], chunk=24)
+    assert sweep.sizes["piece"] == 3 and sweep["scheme"].values.tolist() == ["goat", "rope"]
+    pieces, _ = task.pieces(128)
+    for scheme, run, model in (
+        ("goat", 0, models["goat"][0]),
+        ("goat", 1, models["goat"][1]),
+        ("rope", 0, models["rope"]),
+    ):
+        for length in (16, 32, 128):
+            for at, piece in enumerate(pieces):
+                with torch.no_grad():
+                    each = torch.cat(
+                        [
+                            next_token_loss(model, piece[None, start : start + length + 1])[0]
+                            for start in range(0, 128, length)
+                        ]
+                    )
+                cell = sweep["loss"].sel(scheme=scheme, run=run, piece=at, length=length)
+                assert float(cell) == pytest.approx(float(each.mean()), abs=1e-4)
+            if length == 128:
+                places = sweep["position_loss"].sel(scheme=scheme, run=run, piece=2).values
+                ends = sweep["position"].values.tolist()
+                assert ends == [16, 32, 64, 128]
+                wanted = [each[a:b].mean() for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+                np.testing.assert_allclose(places, wanted, atol=1e-4)
+    assert np.isnan(sweep["loss"].sel(scheme="rope", run=1)).all()
+
+
+def test_means_and_intervals(task):
+    models = {"goat": [small_model(0), small_model(1)], "alibi": small_model(2, positions="alibi")}
+    sweep = perplexity_sweep(models, task, lengths=[32, 128], seed=3)
+    loss = sweep["loss"]
+    np.testing.assert_allclose(sweep["mean_loss"], loss.mean("run").mean("piece"), rtol=1e-12)
+    np.testing.assert_allclose(sweep["perplexity"], np.exp(sweep["mean_loss"]))
+    draws = np.random.default_rng(3).integers(3, size=(perplexity.RESAMPLES, 3))
+    each = loss.mean("run").sel(scheme="goat", length=128).values
+    low, high = np.percentile(each[draws].mean(axis=1), [2.5, 97.5])
+    cell = sweep.sel(scheme="goat", length=128)
+    assert float(cell["mean_loss_low"]) == pytest.approx(low)
+    assert float(cell["mean_loss_high"]) == pytest.approx(high)
+    assert (sweep["mean_position_loss_low"] <= sweep["mean_position_loss"]).all()
+    # The mean over positions, weighted by their tokens, is the mean of the longest windows.
+    weights = sweep["position_tokens"].sum("piece")
+    whole = (sweep["mean_position_loss"] * weights).sum("position") / weights.sum()
+    np.testing.assert_allclose(whole, sweep["mean_loss"].sel(length=128), rtol=1e-6)
+
+
+def test_masked_bases_and_pieces_without_any(tmp_path):
+    path = tmp_path / "genome.fa"
+    path.write_text(">one\n" + "ACGTN" * 60 + "\n>gap\n" + "N" * 300)
+    sweep = perplexity_sweep(
+        {"goat": small_model(vocab_size=5)},
+        DNA(source=str(path)),
+        lengths=[16, 64],
+        per_document=4,
+    )
+    assert sweep.sizes["piece"] == 4 and "gap" not in sweep.attrs["documents"]
+    assert (sweep["tokens"] < 64).all() and (sweep["tokens"] > 40).all()
+    assert np.isfinite(sweep["mean_loss"]).all()
+
+
+def test_learned_positions_end_and_results_survive(task, tmp_path):
+    models = {"goat": small_model(), "learned": small_model(positions="learned")}
+    sweep = perplexity_sweep(models, task, lengths=[32, 128])
+    learned = sweep.sel(scheme="learned")
+    assert np.isfinite(learned["mean_loss"].sel(length=32))
+    assert np.isnan(learned["mean_loss"].sel(length=128))
+    assert np.isnan(learned["perplexity_high"].sel(length=128))
+    assert np.isfinite(sweep["mean_loss"].sel(scheme="goat")).all()
+    assert load_result(save_result(sweep, tmp_path / "sweep.nc")).identical(sweep)
+
+
+def test_cells_are_measured_once(task, tmp_path, monkeypatch):
+    cells = tmp_path / "cells"
+    cells.mkdir()
+    model = small_model()
+    first = perplexity_sweep({"goat": model}, task, lengths=[32, 128], cache=cells)
+    assert len(list(cells.iterdir())) == 6
+
+    def never(*arguments, **options):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(perplexity, "sequence_loss", never)
+    again = perplexity_sweep({"goat": model}, task, lengths=[32, 128], cache=cells)
+    assert again.identical(first)
+    with pytest.raises(AssertionError, match="measured again"):
+        perplexity_sweep({"goat": small_model(9)}, task, lengths=[32, 128], cache=cells)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"lengths": [24, 128]}, ValueError, "lengths must all divide the last, 128"),
+        ({"lengths": [1000]}, ValueError, "lengths must leave one document"),
+        ({"lengths": [256]}, ValueError, "must give two pieces of 257 tokens at least, got 1"),
+        ({"lengths": []}, ValueError, "lengths must be increasing positive integers"),
+        ({"documents": 1}, ValueError, "documents must be an integer of at least 2, got 1"),
+        ({"cache": "nowhere"}, ValueError, "cache must be an existing folder, got nowhere"),
+        ({"task": Passkey(length=40)}, TypeError, "task must be Text or DNA, got Passkey"),
+        ({"models": {}}, ValueError, "models must map scheme names to models"),
+    ],
+)
+def test_errors(task, options, error, words):
+    given = {"models": {"goat": small_model()}, "task": task, "lengths": [32], **options}
+    with pytest.raises(error, match=words):
+        perplexity_sweep(given.pop("models"), given.pop("task"), **given)
+
+
+def test_documents_are_spread_evenly(task):
+    sweep = perplexity_sweep({"goat": small_model()}, task, lengths=[32], documents=2)
+    assert sweep.attrs["documents"] == '["a.txt", "c.txt"]'
