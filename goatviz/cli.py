@@ -63,7 +63,7 @@ class Sweep:
     folder: tyro.conf.Positional[Path]
     """Checkpoints of one passkey or needle recipe, that differ in scheme and seed alone."""
     out: Path = Path("sweep.nc")
-    """File to write, .nc."""
+    """File to write, .nc; its folder is made if it is not there."""
     lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)
     """Tokens of context, increasing."""
     depths: tuple[float, ...] = ()
@@ -79,9 +79,13 @@ class Sweep:
         from goatviz.analysis import length_sweep, load_runs, needle_grid
         from goatviz.results import save_result
 
+        # Before hours of measuring, not after.
+        if self.out.suffix != ".nc":
+            raise ValueError(f"--out must end in .nc, got {self.out.name}")
         if self.out.exists() and not self.overwrite:
             raise ValueError(f"--out {self.out} is there already: pass --overwrite to replace it")
         runs = load_runs(self.folder)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
         if self.cache is not None:
             self.cache.mkdir(parents=True, exist_ok=True)
         measured = {
@@ -119,14 +123,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a bad argument is one clear line and exit status 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     # A card's or table's command makes it from nothing, whatever this last part found there.
-    leave = {"--resume", *(["--overwrite"] if given[:1] == ["sweep"] else [])}
-    command_line = shlex.join(["goatviz", *(word for word in given if word not in leave)])
+    kept = [word for word in given if word not in ("--resume", "--overwrite")]
+    command_line = shlex.join(["goatviz", *kept])
     try:
         if len(given) > 1 and given[0] == "train" and not given[1].startswith("-"):
             _train(given[1], given[2:], command_line)
         else:
             tyro.cli(Command, args=given, prog="goatviz").run(command_line)
-    except (ValueError, KeyError, OSError, FloatingPointError) as error:
+    except (ValueError, KeyError, OSError, ImportError, FloatingPointError) as error:
         print(f"goatviz: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,11 +1,16 @@
-"""Writing files whole or not at all. What is written is the business of other modules."""
+"""Writing files whole or not at all, and the folder of files that come with goatviz.
+
+What files hold is the business of other modules.
+"""
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 
@@ -38,3 +43,21 @@ def whole_file(target: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def shipped_names(ending: str) -> list[str]:
+    """Names, without `ending`, of the files of a kind that come with goatviz."""
+    names = (entry.name for entry in shipped_file("").iterdir())
+    return sorted(name.removesuffix(ending) for name in names if name.endswith(ending))
+
+
+def shipped_file(name: str) -> Traversable:
+    """A file that comes with goatviz, by its whole name; "" is their folder."""
+    folder = importlib.resources.files("goatviz") / "checkpoints"
+    return folder / name if name else folder
+
+
+def check_shipped(name: str, known: list[str]) -> None:
+    """Raise a KeyError that lists what there is, unless `name` is known."""
+    if name not in known:
+        raise KeyError(f"name must be one of {', '.join(known)}; got {name!r}")

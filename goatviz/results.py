@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from goatviz.files import whole_file
+from goatviz.files import check_shipped, shipped_file, shipped_names, whole_file
 
 
 @dataclass(frozen=True)
@@ -425,10 +425,7 @@ def list_results() -> list[str]:
     >>> "passkey-sweep" in list_results()
     True
     """
-    folder = importlib.resources.files("goatviz") / "checkpoints"
-    return sorted(
-        entry.name.removesuffix(".nc") for entry in folder.iterdir() if entry.name.endswith(".nc")
-    )
+    return shipped_names(".nc")
 
 
 def load_shipped_result(name: str) -> xr.Dataset:
@@ -451,10 +448,6 @@ def load_shipped_result(name: str) -> xr.Dataset:
     >>> load_shipped_result("passkey-sweep").sizes["run"]
     3
     """
-    known = list_results()
-    if name not in known:
-        raise KeyError(f"name must be one of {', '.join(known)}; got {name!r}")
-    with importlib.resources.as_file(
-        importlib.resources.files("goatviz") / "checkpoints" / f"{name}.nc"
-    ) as path:
+    check_shipped(name, list_results())
+    with importlib.resources.as_file(shipped_file(f"{name}.nc")) as path:
         return load_result(path)

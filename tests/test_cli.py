@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 
 import pytest
 
@@ -200,5 +201,18 @@ def test_a_folder_is_swept(tmp_path, capsys):
     grid = [*sweep, "--depths", "0.2", "0.8", "--overwrite"]
     assert main(grid) == 0
     assert load_result(out)["depth"].values.tolist() == [0.2, 0.8]
+    assert main(["sweep", str(runs), "--out", str(tmp_path / "sweep.csv")]) == 2
+    assert "--out must end in .nc, got sweep.csv" in capsys.readouterr().err
+    deep = tmp_path / "new" / "sweep.nc"
+    assert main(["sweep", str(runs), "--lengths", "32", "--examples", "1", "--out", str(deep)]) == 0
+    assert deep.exists()
     assert main(["sweep", str(tmp_path / "nowhere")]) == 2
     assert "folder must be an existing folder" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_one_clear_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    streamed = ["--source", "hf:allenai/c4:en:train", "--validation", "hf:allenai/c4:en:validation"]
+    assert main(["train", "text", "--out", str(tmp_path), "--steps", "1", *streamed]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "needs the package datasets: pip install 'goatviz[train]'" in told

@@ -6,7 +6,6 @@ goes on where it was. What a cell measures is `goatviz.training.evaluation.evalu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -19,7 +18,15 @@ import numpy as np
 import xarray as xr
 from tqdm.auto import tqdm
 
-from goatviz.files import whole_file
+from goatviz.analysis.cells import (
+    Models,
+    cached,
+    check_cache,
+    check_lengths,
+    check_models,
+    model_digest,
+    trained_lengths,
+)
 from goatviz.models import CausalLM
 from goatviz.results import LENGTH_SWEEP, NEEDLE_GRID, make_result
 from goatviz.tasks import Task
@@ -30,8 +37,6 @@ _Z = 1.959963984540054
 # Tokens of a batch: memory stays the same at every length.
 _BATCH_TOKENS = 2**15
 _UNKNOWN = AnswerAccuracy(0, 0, 0, 0, math.nan)
-
-Models = Mapping[str, CausalLM | Sequence[CausalLM]]
 
 
 def wilson_interval(right: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -258,42 +263,9 @@ def _cells(
                         bar.update()
 
 
-def check_models(models: Models, task: Task) -> dict[str, list[CausalLM]]:
-    """Models by scheme as lists, that know the task's tokens."""
-    if not isinstance(models, Mapping) or not models:
-        raise ValueError(
-            "models must map scheme names to models, such as {'goat': model}, "
-            f"got {type(models).__name__}"
-        )
-    found = {}
-    for scheme, given in models.items():
-        each = [given] if isinstance(given, CausalLM) else list(given)
-        if not each:
-            raise ValueError(f"models[{scheme!r}] must hold at least one model, got none")
-        for model in each:
-            if not isinstance(model, CausalLM):
-                raise TypeError(f"models[{scheme!r}] must be CausalLM, got {type(model).__name__}")
-            if model.config.vocab_size < task.vocab_size:
-                raise ValueError(
-                    f"models[{scheme!r}] must know the task's {task.vocab_size} tokens, "
-                    f"got a vocabulary of {model.config.vocab_size}"
-                )
-        found[str(scheme)] = each
-    return found
-
-
 def _check_answers(task: Task) -> None:
     if not task.answer_length:
         raise ValueError(f"task must have answers (passkey, needle), got {task.name}")
-
-
-def check_lengths(lengths: Sequence[int]) -> list[int]:
-    """Increasing positive integers."""
-    found = list(lengths)
-    whole = all(not isinstance(n, bool) and int(n) == n and n > 0 for n in found)
-    if not found or not whole or sorted(set(found)) != found:
-        raise ValueError(f"lengths must be increasing positive integers, got {found}")
-    return [int(n) for n in found]
 
 
 def _examples(examples: int | Mapping[int, int], length: int) -> int:
@@ -301,25 +273,6 @@ def _examples(examples: int | Mapping[int, int], length: int) -> int:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"examples must be at least 1 at length {length}, got {count!r}")
     return count
-
-
-def check_cache(cache: str | os.PathLike | None) -> Path | None:
-    """A folder that is there."""
-    if cache is None:
-        return None
-    folder = Path(cache)
-    if not folder.is_dir():
-        raise ValueError(f"cache must be an existing folder, got {folder}")
-    return folder
-
-
-def model_digest(model: CausalLM) -> str:
-    """Names a model by its configuration and weights."""
-    digest = hashlib.sha256(repr(model.config).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().double().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _cell(
@@ -336,20 +289,16 @@ def _cell(
         return _UNKNOWN
     # Part of what is drawn, so part of a cell's name too.
     batch = max(1, min(64, _BATCH_TOKENS // task.length))
-    path = None
-    if folder is not None:
-        asked = [digest, task.name, asdict(task), examples, batch, seed, depth]
-        name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-        path = folder / f"{task.name}-{task.length}-{name[:24]}.json"
-        if path.exists():
-            return AnswerAccuracy(**json.loads(path.read_text()))
-    found = evaluate_answers(
-        model, task, examples=examples, batch_size=batch, seed=seed, depth=depth, chunk=chunk
+    asked = [digest, task.name, asdict(task), examples, batch, seed, depth]
+    found = cached(
+        folder,
+        f"{task.name}-{task.length}",
+        asked,
+        lambda: evaluate_answers(
+            model, task, examples=examples, batch_size=batch, seed=seed, depth=depth, chunk=chunk
+        )._asdict(),
     )
-    if path is not None:
-        with whole_file(path) as temporary:
-            temporary.write_text(json.dumps(found._asdict()))
-    return found
+    return AnswerAccuracy(**found)
 
 
 def _counts(cells: np.ndarray) -> dict[str, np.ndarray]:
@@ -370,11 +319,10 @@ def _shares(name: str, right: np.ndarray, count: np.ndarray) -> dict[str, np.nda
 def _attrs(
     models: dict[str, list[CausalLM]], task: Task, seed: int
 ) -> dict[str, str | int | float]:
-    trained = sorted({m.config.training_length for each in models.values() for m in each})
     return {
         "task": task.name,
         "task_options": json.dumps(asdict(task), sort_keys=True),
-        "training_length": ", ".join(map(str, trained)),
+        "training_length": trained_lengths(models),
         "chance_token": task.chance,
         "chance_strict": task.strict_chance,
         "seed": seed,

@@ -5,7 +5,6 @@ The same text is cut into windows of every length, so that lengths differ in con
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -17,14 +16,15 @@ import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from goatviz.analysis.length import (
+from goatviz.analysis.cells import (
     Models,
+    cached,
     check_cache,
     check_lengths,
     check_models,
     model_digest,
+    trained_lengths,
 )
-from goatviz.files import whole_file
 from goatviz.models import CausalLM
 from goatviz.results import PERPLEXITY_SWEEP, make_result
 from goatviz.tasks import DNA, Text
@@ -123,12 +123,10 @@ def perplexity_sweep(
                 digest = None if folder is None else model_digest(model)
                 for p, piece in enumerate(pieces):
                     bar.set_postfix_str(f"{scheme} {names[p]}", refresh=False)
-                    cell = _Cell(model, digest, piece, chunk, folder)
                     for t, length in enumerate(lengths):
-                        found = cell.losses(length, counted[p], ends)
-                        loss[s, r, p, t] = found[0]
-                        if length == longest:
-                            place[s, r, p] = found[1]
+                        loss[s, r, p, t], place[s, r, p] = _cell(
+                            model, digest, piece, counted[p], length, ends, chunk, folder
+                        )
                     bar.update()
     by_place = _by_place(counted, ends)
     tokens = np.repeat(counted.sum(axis=1)[:, None], len(lengths), axis=1)
@@ -138,7 +136,6 @@ def perplexity_sweep(
     data |= _intervals("mean_position_loss", place, by_place, draws)
     for end in ("", "_low", "_high"):
         data[f"perplexity{end}"] = np.exp(data[f"mean_loss{end}"])
-    trained = sorted({m.config.training_length for each in models.values() for m in each})
     return make_result(
         PERPLEXITY_SWEEP,
         data,
@@ -153,7 +150,7 @@ def perplexity_sweep(
             "task": task.name,
             "source": task.source,
             "documents": json.dumps(names),
-            "training_length": ", ".join(map(str, trained)),
+            "training_length": trained_lengths(models),
             "resamples": RESAMPLES,
             "seed": seed,
         },
@@ -179,55 +176,47 @@ def _pieces(
     return pieces[keep], tuple(names[at] for at in keep)
 
 
-class _Cell:
-    """One model and one piece; its losses at any length."""
+def _cell(
+    model: CausalLM,
+    digest: str | None,
+    piece: Tensor,
+    counted: np.ndarray,
+    length: int,
+    ends: list[int],
+    chunk: int,
+    folder: Path | None,
+) -> tuple[float, list[float]]:
+    """Mean loss of the tokens that count, and means by position in the window, nats."""
+    config = model.config
+    if config.positions == "learned" and length > config.training_length:
+        return np.nan, [np.nan] * len(ends)
+    asked = [digest, piece.tolist(), counted.tolist(), length, ends]
 
-    def __init__(
-        self, model: CausalLM, digest: str | None, piece: Tensor, chunk: int, folder: Path | None
-    ) -> None:
-        self.model, self.digest, self.piece = model, digest, piece
-        self.chunk, self.folder = chunk, folder
-
-    def losses(
-        self, length: int, counted: np.ndarray, ends: list[int]
-    ) -> tuple[float, list[float]]:
-        """Mean over tokens that count, and means by position in the window, nats."""
-        config = self.model.config
-        if config.positions == "learned" and length > config.training_length:
-            return np.nan, [np.nan] * len(ends)
-        path = None
-        if self.folder is not None:
-            asked = [self.digest, self.piece.tolist(), counted.tolist(), length, ends]
-            name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-            path = self.folder / f"perplexity-{length}-{name[:24]}.json"
-            if path.exists():
-                mean, places = json.loads(path.read_text())
-                return mean, [np.nan if value is None else value for value in places]
-        each = self._each(length)
-        mean = float(each[counted].mean())
+    def measure() -> list:
+        each = _losses(model, piece, length, chunk)
         places = []
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             within = counted[start:end]
-            places.append(float(each[start:end][within].mean()) if within.any() else np.nan)
-        if path is not None:
-            said = [mean, [None if np.isnan(value) else value for value in places]]
-            with whole_file(path) as temporary:
-                temporary.write_text(json.dumps(said))
-        return mean, places
+            places.append(float(each[start:end][within].mean()) if within.any() else None)
+        return [float(each[counted].mean()), places]
 
-    @torch.no_grad()
-    def _each(self, length: int) -> np.ndarray:
-        """Loss of every token, in windows of `length`, shape (tokens,)."""
-        self.model.eval()
-        device = next(self.model.parameters()).device
-        # Each window ends with the token that the next one begins with.
-        windows = self.piece.unfold(0, length + 1, length).to(device)
-        batch = max(1, _BATCH_TOKENS // min(length, self.chunk))
-        parts = [
-            sequence_loss(self.model, windows[start : start + batch], chunk=self.chunk)
-            for start in range(0, len(windows), batch)
-        ]
-        return torch.cat(parts).flatten().double().cpu().numpy()
+    mean, places = cached(folder, f"perplexity-{length}", asked, measure)
+    return mean, [np.nan if value is None else value for value in places]
+
+
+@torch.no_grad()
+def _losses(model: CausalLM, piece: Tensor, length: int, chunk: int) -> np.ndarray:
+    """Loss of every token, in windows of `length`, shape (tokens,)."""
+    model.eval()
+    device = next(model.parameters()).device
+    # Each window ends with the token that the next one begins with.
+    windows = piece.unfold(0, length + 1, length).to(device)
+    batch = max(1, _BATCH_TOKENS // min(length, chunk))
+    parts = [
+        sequence_loss(model, windows[start : start + batch], chunk=chunk)
+        for start in range(0, len(windows), batch)
+    ]
+    return torch.cat(parts).flatten().double().cpu().numpy()
 
 
 def _by_place(counted: np.ndarray, ends: list[int]) -> np.ndarray:

@@ -10,6 +10,7 @@ import gzip
 import io
 import lzma
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -52,7 +53,7 @@ class Documents(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Corpus:
+class _Corpus(ABC):
     """What text and DNA share; see these."""
 
     source: str = ""
@@ -71,9 +72,9 @@ class _Corpus:
             if not isinstance(getattr(self, name), str):
                 raise TypeError(f"{name} must be text, got {type(getattr(self, name)).__name__}")
 
+    @abstractmethod
     def documents(self) -> Documents:
         """What `source` holds; read once, then kept in memory."""
-        raise NotImplementedError
 
     def at_length(self, length: int) -> Self:
         """The same documents in windows of another length."""

@@ -7,7 +7,6 @@ damaged, truncated or foreign file is an error and never a model.
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import json
 import os
 import platform
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from goatviz.files import whole_file
+from goatviz.files import check_shipped, shipped_file, shipped_names, whole_file
 from goatviz.models import CausalLM, ModelConfig
 from goatviz.tasks import CopyMixture, Task
 from goatviz.training.evaluation import AnswerAccuracy
@@ -211,12 +210,7 @@ def list_pretrained() -> list[str]:
     >>> "copy-mixture-1-goat" in list_pretrained()
     True
     """
-    folder = importlib.resources.files("goatviz") / "checkpoints"
-    return sorted(
-        entry.name.removesuffix(".safetensors")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".safetensors")
-    )
+    return shipped_names(".safetensors")
 
 
 def load_pretrained(name: str) -> Checkpoint:
@@ -239,11 +233,8 @@ def load_pretrained(name: str) -> Checkpoint:
     >>> load_pretrained("copy-mixture-1-goat").model.config.positions
     'goat'
     """
-    known = list_pretrained()
-    if name not in known:
-        raise KeyError(f"name must be one of {', '.join(known)}; got {name!r}")
-    folder = importlib.resources.files("goatviz") / "checkpoints"
-    return _load(name, lambda ending: (folder / f"{name}{ending}").read_bytes())
+    check_shipped(name, list_pretrained())
+    return _load(name, lambda ending: shipped_file(f"{name}{ending}").read_bytes())
 
 
 def _load(name: str, read: Callable[[str], bytes]) -> Checkpoint:

@@ -142,19 +142,15 @@ def prefill(model: CausalLM, ids: Tensor, *, chunk: int = CHUNK, last: int | Non
     >>> torch.allclose(prefill(model, ids, chunk=3), model(ids), atol=1e-5)
     True
     """
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"chunk must be an integer of at least 1, got {chunk!r}")
     length = ids.shape[-1]
     if last is not None and not 1 <= last <= length:
         raise ValueError(f"last must lie between 1 and the length {length}, got {last}")
     first = 0 if last is None else length - last
-    cache = model.new_cache()
-    kept = []
-    with _squeezed_to(model, length):
-        for start in range(0, length, chunk):
-            logits = model(ids[:, start : start + chunk], cache=cache)
-            if start + logits.shape[1] > first:
-                kept.append(logits[:, max(first - start, 0) :])
+    kept = [
+        logits[:, max(first - start, 0) :]
+        for start, logits in _chunks(model, ids, chunk)
+        if start + logits.shape[1] > first
+    ]
     return torch.cat(kept, dim=1)
 
 
@@ -247,18 +243,21 @@ def sequence_loss(model: CausalLM, ids: Tensor, *, chunk: int = CHUNK) -> Tensor
     >>> torch.allclose(sequence_loss(model, ids, chunk=3), next_token_loss(model, ids), atol=1e-5)
     True
     """
+    kept = []
+    for start, logits in _chunks(model, ids[:, :-1], chunk):
+        wanted = ids[:, start + 1 : start + 1 + logits.shape[1]]
+        kept.append(F.cross_entropy(logits.float().mT, wanted, reduction="none"))
+    return torch.cat(kept, dim=1)
+
+
+def _chunks(model: CausalLM, ids: Tensor, chunk: int) -> Iterator[tuple[int, Tensor]]:
+    """Where each chunk starts, and its logits, through one cache."""
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be an integer of at least 1, got {chunk!r}")
-    length = ids.shape[-1] - 1
     cache = model.new_cache()
-    kept = []
-    with _squeezed_to(model, length):
-        for start in range(0, length, chunk):
-            asked = ids[:, start : min(start + chunk, length)]
-            logits = model(asked, cache=cache)
-            wanted = ids[:, start + 1 : start + 1 + asked.shape[1]]
-            kept.append(F.cross_entropy(logits.float().mT, wanted, reduction="none"))
-    return torch.cat(kept, dim=1)
+    with _squeezed_to(model, ids.shape[-1]):
+        for start in range(0, ids.shape[-1], chunk):
+            yield start, model(ids[:, start : start + chunk], cache=cache)
 
 
 @contextmanager
@@ -305,12 +304,13 @@ def loss_weights(ids: Tensor, task: Task) -> Tensor:
         Float32, shape (batch, length).
     """
     counted = counts(ids, task)
-    weights = task.target_weights()
-    if weights is None:
+    own = task.target_weights()
+    if own is None:
         return counted / counted.sum().clamp_min(1)
     if task.masked is None:
-        return (weights.to(ids.device) / len(ids)).expand(counted.shape)
-    weights = weights.to(ids.device) * counted
+        # The same for every sequence: nothing to be summed over the batch.
+        return (own.to(ids.device) / len(ids)).expand(counted.shape)
+    weights = counted * own.to(ids.device)
     return weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
 
 
