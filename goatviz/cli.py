@@ -12,9 +12,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from goatviz.analysis.runs import Runs
 
 
 @dataclass(frozen=True)
@@ -58,25 +63,32 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Ask every checkpoint of a folder for answers, at every length; the result is netCDF."""
+    """Ask every checkpoint of a folder, at every length: for answers (passkey, needle) or for the
+    loss on documents (text, dna, with --source). The result is netCDF."""
 
     folder: tyro.conf.Positional[Path]
-    """Checkpoints of one passkey or needle recipe, that differ in scheme and seed alone."""
+    """Checkpoints of one recipe, that differ in scheme and seed alone."""
     out: Path = Path("sweep.nc")
     """File to write, .nc; its folder is made if it is not there."""
     lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)
     """Tokens of context, increasing."""
     depths: tuple[float, ...] = ()
-    """Where the answer stands, shares of the text; given, a grid of lengths and depths is made."""
+    """Answers: where they stand, shares of the text; given, makes a grid of lengths and depths."""
     examples: int = 256
-    """Questions for each cell, the same for all models."""
+    """Answers: questions for each cell, the same for all models."""
+    source: str | None = None
+    """Documents: a file, folder, archive or streamed data set that no model was trained on."""
+    documents: int | None = None
+    """Documents: the most pieces of the longest length, spread over those there are."""
+    per_document: int = 1
+    """Documents: the most pieces of one of them."""
     cache: Path | None = None
     """Folder of measured cells, made if it is not there: a stopped sweep goes on."""
     overwrite: bool = False
     """Replace the file."""
 
     def run(self, command_line: str) -> None:
-        from goatviz.analysis import length_sweep, load_runs, needle_grid
+        from goatviz.analysis import load_runs
         from goatviz.results import save_result
 
         # Before hours of measuring, not after.
@@ -88,27 +100,71 @@ class Sweep:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         if self.cache is not None:
             self.cache.mkdir(parents=True, exist_ok=True)
-        measured = {
-            "lengths": self.lengths,
-            "examples": self.examples,
-            "cache": self.cache,
-            "progress": True,
-        }
-        if self.depths:
-            result = needle_grid(runs.models, runs.task, depths=self.depths, **measured)
-        else:
-            result = length_sweep(runs.models, runs.task, **measured)
+        result, said = self._answers(runs) if runs.task.answer_length else self._documents(runs)
         result.attrs["command"] = command_line
         save_result(result, self.out)
         for scheme, models in runs.models.items():
-            shares = result["token" if self.depths else "mean_strict"].sel(scheme=scheme)
-            shares = shares.mean("depth") if self.depths else shares
-            said = ", ".join(
-                f"{share:.1%} at {length:,}"
-                for length, share in zip(self.lengths, shares.values, strict=True)
+            values = ", ".join(
+                f"{value:{said.form}} at {length:,}"
+                for length, value in zip(
+                    self.lengths, said.values.sel(scheme=scheme).values, strict=True
+                )
             )
-            print(f"{scheme} ({len(models)} run(s)): {said}")
+            print(f"{scheme} ({len(models)} run(s)), {said.name}: {values}")
         print(self.out)
+
+    def _answers(self, runs: Runs) -> tuple[xr.Dataset, _Said]:
+        from goatviz.analysis import length_sweep, needle_grid
+
+        if self.source is not None or self.documents is not None or self.per_document != 1:
+            raise ValueError(
+                "--source, --documents and --per-document are for text and dna; "
+                f"{self.folder} holds models of {runs.task.name}"
+            )
+        asked = {"lengths": self.lengths, "examples": self.examples, **self._common()}
+        if self.depths:
+            grid = needle_grid(runs.models, runs.task, depths=self.depths, **asked)
+            return grid, _Said("answer tokens right", ".1%", grid["token"].mean("depth"))
+        sweep = length_sweep(runs.models, runs.task, **asked)
+        return sweep, _Said("whole answers right", ".1%", sweep["mean_strict"])
+
+    def _documents(self, runs: Runs) -> tuple[xr.Dataset, _Said]:
+        from goatviz.analysis import perplexity_sweep
+
+        if not hasattr(runs.task, "source"):
+            raise ValueError(
+                f"{self.folder} must hold models of passkey, needle, text or dna, "
+                f"got {runs.task.name}"
+            )
+        if self.source is None:
+            raise ValueError(
+                f"{self.folder} holds models of {runs.task.name}: pass --source with documents "
+                "that none of them was trained on"
+            )
+        if self.depths:
+            raise ValueError("--depths are for passkey and needle: documents have no answers")
+        if self.source == runs.task.source:
+            raise ValueError(f"--source {self.source} is what these models were trained on")
+        sweep = perplexity_sweep(
+            runs.models,
+            replace(runs.task, source=self.source),
+            lengths=self.lengths,
+            documents=self.documents,
+            per_document=self.per_document,
+            **self._common(),
+        )
+        return sweep, _Said("loss [nats/token]", ".4f", sweep["mean_loss"])
+
+    def _common(self) -> dict[str, Any]:
+        return {"cache": self.cache, "progress": True}
+
+
+class _Said(NamedTuple):
+    """What a sweep prints: a measure by scheme and length."""
+
+    name: str
+    form: str
+    values: xr.DataArray
 
 
 Command = (
@@ -130,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _train(given[1], given[2:], command_line)
         else:
             tyro.cli(Command, args=given, prog="goatviz").run(command_line)
-    except (ValueError, KeyError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, KeyError, OSError, ImportError, FloatingPointError, MemoryError) as error:
         print(f"goatviz: {error}", file=sys.stderr)
         return 2
     return 0
@@ -141,6 +197,7 @@ def _train(task: str, given: list[str], command_line: str) -> None:
     from goatviz.training import save_checkpoint, train
     from goatviz.training.checkpoint import make_card
     from goatviz.training.config import TrainConfig
+    from goatviz.training.execution import Execution
     from goatviz.training.presets import preset
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -159,7 +216,8 @@ def _train(task: str, given: list[str], command_line: str) -> None:
             ("task", Annotated[type(start.task), tyro.conf.arg(name="")], start.task),
             ("config", Annotated[TrainConfig, tyro.conf.arg(name="")], start),
             ("name", option(str | None, "File name; default TASK-POSITIONS."), None),
-            ("device", option(str, "Where to train."), "cpu"),
+            ("execution", Annotated[Execution, tyro.conf.arg(name="")], Execution()),
+            ("tensorboard", option(bool | None, "Log to TensorBoard; None: if installed."), None),
             ("save_every", option(int, "Steps between two savings of the unfinished run."), 100),
             ("resume", option(bool, "Go on with the unfinished run of that name."), False),
             ("overwrite", option(bool, "Replace a checkpoint or run of that name."), False),
@@ -191,8 +249,16 @@ def _train(task: str, given: list[str], command_line: str) -> None:
     if run.overwrite:
         state.unlink(missing_ok=True)
     result = train(
-        config, device=run.device, state=state, save_every=run.save_every, resume=run.resume
+        config,
+        execution=run.execution,
+        state=state,
+        save_every=run.save_every,
+        resume=run.resume,
+        log=target.with_name(name + ".jsonl"),
+        tensorboard=run.tensorboard,
     )
+    if not result.is_main:
+        return
     card = make_card(result, command=command_line, data=f"{config.task}, drawn by seed")
     path = save_checkpoint(result.model, card, target)
     state.unlink()

@@ -16,6 +16,7 @@ from goatviz.analysis.training import training_log
 from goatviz.plots.figure import Figure
 from goatviz.plots.length import draw_extrapolation, draw_needle
 from goatviz.plots.menus import MAX_CHOICES
+from goatviz.plots.perplexity import draw_perplexity
 from goatviz.plots.plan import draw_plan
 from goatviz.plots.prior import PRIOR_KINDS, draw_prior
 from goatviz.plots.sinks import SINK_KINDS, draw_sinks
@@ -256,6 +257,37 @@ def plot_needle(grid: xr.Dataset, *, measure: str = "token") -> Figure:
     'Depth and length: needle'
     """
     return draw_needle(grid, measure=measure)
+
+
+def plot_perplexity(sweep: xr.Dataset, *, kind: str = "length") -> Figure:
+    """Draw how the loss on documents moves with length, or with the position in a window.
+
+    Parameters
+    ----------
+    sweep : xarray.Dataset
+        From `goatviz.perplexity_sweep`.
+    kind : {"length", "position"}
+        Mean loss in windows of each length, or loss by position in windows of the longest: a mean
+        hides what happens late behind early tokens, which have little context at any length.
+
+    Returns
+    -------
+    Figure
+        Nats per token on a binary scale of lengths; whiskers are 95 % bootstrap intervals over
+        documents, dots single runs; perplexities on hover.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no sweep of losses, or a kind that is not there.
+
+    Examples
+    --------
+    >>> from goatviz import load_shipped_result
+    >>> plot_perplexity(load_shipped_result("text-eltec")).layout.title.text
+    'Loss on documents: text'
+    """
+    return draw_perplexity(sweep, kind=kind)
 
 
 def plot_training(

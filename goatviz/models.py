@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from goatviz.attention.layer import Attention, LayerCache
 from goatviz.attention.positions import (
@@ -180,6 +181,11 @@ class CausalLM(nn.Module):
     config : ModelConfig
         Sizes and the position scheme.
 
+    Attributes
+    ----------
+    checkpoint_activations : bool
+        Keep the inputs of blocks only, and compute the rest again in the backward pass; off.
+
     Examples
     --------
     >>> model = CausalLM(ModelConfig(vocab_size=8, training_length=16, embed_dim=32))
@@ -200,6 +206,7 @@ class CausalLM(nn.Module):
         )
         self.norm = nn.LayerNorm(config.embed_dim)
         self.head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
+        self.checkpoint_activations = False
         self._reset_weights()
 
     def new_cache(self) -> list[LayerCache]:
@@ -245,8 +252,13 @@ class CausalLM(nn.Module):
         if self.position_embedding is not None:
             index = torch.arange(start, start + ids.shape[1], device=ids.device)
             x = x + self.position_embedding(index)
+        again = self.checkpoint_activations and cache is None and torch.is_grad_enabled()
         for depth, block in enumerate(self.blocks):
-            x = block(x, padding_mask=padding_mask, cache=None if cache is None else cache[depth])
+            if again:
+                x = checkpoint(block, x, padding_mask=padding_mask, use_reentrant=False)
+            else:
+                entry = None if cache is None else cache[depth]
+                x = block(x, padding_mask=padding_mask, cache=entry)
         return self.head(self.norm(x))
 
     def _reset_weights(self) -> None:

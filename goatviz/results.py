@@ -218,6 +218,7 @@ PERPLEXITY_SWEEP = Schema(
     {
         "loss": Field(_PIECE, "nats", "mean loss of a piece's tokens in windows of a length"),
         "tokens": Field(("piece", "length"), "count", "tokens that count"),
+        "run_loss": Field(_RUN, "nats", "mean loss over pieces, each run"),
         "mean_loss": Field(_POOLED, "nats", "mean loss over pieces and runs"),
         "mean_loss_low": Field(_POOLED, "nats", "lower end of its interval"),
         "mean_loss_high": Field(_POOLED, "nats", "upper end of its interval"),

@@ -7,10 +7,10 @@ import sys
 import pytest
 
 import goatviz.paper as paper
-import goatviz.training.loop as loop
 from goatviz.cli import main
 from goatviz.results import load_result
 from goatviz.training import list_pretrained, load_checkpoint
+from goatviz.training.execution import Engine
 
 TINY = ["--steps", "3", "--batch-size", "2", "--length", "8", "--vocab-size", "5"]
 
@@ -130,7 +130,12 @@ def test_unfinished_runs_are_neither_lost_nor_gone_on_with_unasked(tmp_path, cap
     assert main([*arguments, "--resume", "--overwrite"]) == 2
     assert "contradict each other" in capsys.readouterr().err and state.exists()
     assert main([*arguments, "--overwrite"]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "run.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "run",
+        "run.json",
+        "run.jsonl",
+        "run.safetensors",
+    ]
     assert main([*arguments, "--resume", "--name", "other"]) == 2
     assert "no training state at" in capsys.readouterr().err
 
@@ -140,15 +145,15 @@ def test_a_killed_run_that_replaces_a_checkpoint_can_go_on(tmp_path, capsys, mon
     arguments += ["--save-every", "1"]
     assert main(arguments) == 0
     whole = load_checkpoint(tmp_path / "run").card
-    original = loop._take_step
+    original = Engine.take_step
 
-    def killed(config, model, optimizer, data, step):
+    def killed(self, config, model, optimizer, data, step):
         if step == 2:
             raise KeyboardInterrupt
-        return original(config, model, optimizer, data, step)
+        return original(self, config, model, optimizer, data, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_take_step", killed)
+        patch.setattr(Engine, "take_step", killed)
         with pytest.raises(KeyboardInterrupt):
             main([*arguments, "--overwrite"])
     assert main([*arguments, "--resume"]) == 0
@@ -190,7 +195,7 @@ def test_a_folder_is_swept(tmp_path, capsys):
     cached = [*sweep, "--cache", str(tmp_path / "cells")]
     assert main(cached) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[0].startswith("goat (1 run(s)): ") and told[-1] == str(out)
+    assert told[0].startswith("goat (1 run(s)), whole answers right: ") and told[-1] == str(out)
     result = load_result(out)
     assert result["scheme"].values.tolist() == ["goat", "rope", "rope-interpolated"]
     assert result["length"].values.tolist() == [32, 80] and int(result["examples"].max()) == 3
@@ -208,6 +213,42 @@ def test_a_folder_is_swept(tmp_path, capsys):
     assert deep.exists()
     assert main(["sweep", str(tmp_path / "nowhere")]) == 2
     assert "folder must be an existing folder" in capsys.readouterr().err
+
+
+def test_documents_are_swept(tmp_path, capsys):
+    for name, text in (("train", "It rained. "), ("valid", "It shone. "), ("test", "It blew. ")):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            (tmp_path / name / f"{number}.txt").write_text(text * 30)
+    options = ["--steps", "1", "--batch-size", "2", "--embed-dim", "32", "--content-dim", "8"]
+    options += ["--source", str(tmp_path / "train"), "--validation", str(tmp_path / "valid")]
+    runs, out = tmp_path / "runs", tmp_path / "sweep.nc"
+    arguments = ["train", "text", "--out", str(runs), "--positions", "alibi", *options]
+    assert main([*arguments, "--length", "32"]) == 0
+    capsys.readouterr()
+    sweep = ["sweep", str(runs), "--lengths", "16", "64", "--out", str(out)]
+    assert main(sweep) == 2
+    assert "holds models of text: pass --source with documents" in capsys.readouterr().err
+    assert main([*sweep, "--source", str(tmp_path / "train")]) == 2
+    assert "is what these models were trained on" in capsys.readouterr().err
+    new = [*sweep, "--source", str(tmp_path / "test"), "--per-document", "2"]
+    assert main([*new, "--depths", "0.5"]) == 2
+    assert "documents have no answers" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(new) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("alibi (1 run(s)), loss [nats/token]: 5.") and told[-1] == str(out)
+    result = load_result(out)
+    assert result.attrs["source"] == str(tmp_path / "test")
+    assert result.attrs["command"] == shlex.join(["goatviz", *new])
+    assert result.sizes["piece"] == 4
+
+
+def test_answers_have_no_documents(tmp_path, capsys):
+    sizes = ["--steps", "1", "--batch-size", "2", "--embed-dim", "32", "--content-dim", "8"]
+    assert main(["train", "needle", "--out", str(tmp_path), *sizes]) == 0
+    assert main(["sweep", str(tmp_path), "--source", "x", "--out", str(tmp_path / "a.nc")]) == 2
+    assert "--source, --documents and --per-document are for text" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_one_clear_line(tmp_path, capsys, monkeypatch):

@@ -26,7 +26,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 #: The extras that make, CI and conda set up.
-INSTALLED = ("notebook", "huggingface", "dev")
+INSTALLED = ("notebook", "huggingface", "train", "dev")
 INSTALL_FILES = (
     "pyproject.toml",
     "constraints.txt",
@@ -213,7 +213,7 @@ def calls(folder: Path) -> list[str]:
 
 
 VENV = "-m venv --clear .venv"
-PIP = "-m pip install -c constraints.txt -e .[notebook,huggingface,dev]"
+PIP = "-m pip install -c constraints.txt -e .[notebook,huggingface,train,dev]"
 
 
 def test_first_run_sets_up_and_the_second_does_not(checkout):

@@ -49,7 +49,19 @@ for _subject in ("figures", "explore", "paper", "cli"):
     ALLOWED[_subject] |= {"plots"}
 
 # The packages a top-level import may name; the optional extras are in DEFERRED.
-CORE = {"torch", "numpy", "xarray", "h5netcdf", "plotly", "ot", "safetensors", "tqdm", "tyro"}
+CORE = {
+    "torch",
+    "numpy",
+    "xarray",
+    "h5netcdf",
+    "plotly",
+    "ot",
+    "safetensors",
+    "tqdm",
+    "tyro",
+    "accelerate",
+    "psutil",
+}
 # Drawing and its data work on a machine without torch; computing works without plotly.
 THIRD_PARTY = {
     "files": set(),
@@ -62,8 +74,8 @@ THIRD_PARTY = {
 }
 COMPUTING = CORE - {"plotly"}
 
-# May be imported inside a function: optional extras, which may be imported nowhere else, and POT,
-# which takes a second to import and may be imported either way.
+# May be imported inside a function: optional extras, which may be imported nowhere else, and POT
+# and accelerate, which take a second to import and may be imported either way.
 DEFERRED = {
     "transformers",
     "tokenizers",

@@ -131,6 +131,8 @@ def perplexity_sweep(
     by_place = _by_place(counted, ends)
     tokens = np.repeat(counted.sum(axis=1)[:, None], len(lengths), axis=1)
     data = {"loss": loss, "tokens": tokens, "position_loss": place, "position_tokens": by_place}
+    # The same tokens at every length.
+    data["run_loss"] = np.einsum("srpt,p->srt", loss, tokens[:, 0] / tokens[:, 0].sum())
     draws = np.random.default_rng(seed).integers(len(names), size=(RESAMPLES, len(names)))
     data |= _intervals("mean_loss", loss, tokens, draws)
     data |= _intervals("mean_position_loss", place, by_place, draws)

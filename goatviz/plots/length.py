@@ -6,6 +6,8 @@ and chance are marked, and every number says on hover how many examples it rests
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
@@ -50,12 +52,11 @@ def draw_extrapolation(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:
     schemes = [str(scheme) for scheme in sweep["scheme"].values]
     figure = Figure()
     for at, scheme in enumerate(schemes):
-        shift = _SPREAD * ((at + 0.5) / len(schemes) - 0.5)
+        shift = beside(at, len(schemes))
         for trace in _scheme_traces(sweep.isel(scheme=at), scheme, at, shift, measure):
             figure.add_trace(trace)
     chance = float(sweep.attrs[f"chance_{measure}"])
-    places = np.log2(lengths)
-    low, high = float(places.min()) - 0.35, float(places.max()) + 0.35
+    low, high = _ends(lengths)
     figure.add_trace(
         go.Scatter(
             x=[low, high],
@@ -66,20 +67,7 @@ def draw_extrapolation(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:
             hovertemplate=f"chance {chance:.3g}<extra></extra>",
         )
     )
-    trained = _numbers(sweep.attrs["training_length"])
-    for length in trained:
-        figure.add_vline(
-            x=float(np.log2(length)), line={"color": style.INK, "width": 1.5, "dash": "dash"}
-        )
-        figure.add_annotation(
-            x=float(np.log2(length)),
-            y=1.0,
-            yref="paper",
-            yanchor="bottom",
-            text=f"trained at {length:,}",
-            showarrow=False,
-            font={"size": 11},
-        )
+    mark_trained(figure, sweep.attrs["training_length"])
     figure.update_layout(
         template=style.TEMPLATE,
         title={
@@ -90,12 +78,7 @@ def draw_extrapolation(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:
         margin={"t": 110, "b": 110},
         legend={"orientation": "h", "y": -0.24},
     )
-    figure.update_xaxes(
-        title_text="length [tokens, binary scale]",
-        tickvals=places,
-        ticktext=[_tick(int(length), trained) for length in lengths],
-        range=[low, high],
-    )
+    binary_axis(figure, lengths, sweep.attrs["training_length"])
     figure.update_yaxes(title_text=f"share of {MEASURES[measure]}", range=[-0.04, 1.04])
     missing = [s for s, count in zip(schemes, _missing(sweep), strict=True) if count]
     if missing:
@@ -187,6 +170,76 @@ def draw_needle(grid: xr.Dataset, *, measure: str = "token") -> Figure:
     return figure
 
 
+def mark_trained(figure: Figure, trained: str) -> None:
+    """Vertical lines at training lengths, on a binary axis."""
+    for length in _numbers(trained):
+        place = float(np.log2(length))
+        figure.add_vline(x=place, line={"color": style.INK, "width": 1.5, "dash": "dash"})
+        figure.add_annotation(
+            x=place,
+            y=1.0,
+            yref="paper",
+            yanchor="bottom",
+            text=f"trained at {length:,}",
+            showarrow=False,
+            font={"size": 11},
+        )
+
+
+def binary_axis(
+    figure: Figure,
+    lengths: np.ndarray,
+    trained: str,
+    title: str = "length [tokens, binary scale]",
+) -> None:
+    """Lengths at their logarithms, named with what multiple of the training length they are."""
+    numbers = _numbers(trained)
+    figure.update_xaxes(
+        title_text=title,
+        tickvals=np.log2(lengths),
+        ticktext=[_tick(int(length), numbers) for length in lengths],
+        range=_ends(lengths),
+    )
+
+
+def scheme_line(at: int, scheme: str) -> dict[str, Any]:
+    """How the line of a scheme looks: colour, dash and marker all tell it apart."""
+    return {
+        "name": style.escape(scheme),
+        "legendgroup": scheme,
+        "line": {
+            "color": style.LINES[at % len(style.LINES)],
+            "width": 2,
+            "dash": _DASHES[at % len(_DASHES)],
+        },
+        "marker": {"symbol": _MARKERS[at % len(_MARKERS)], "size": 9},
+    }
+
+
+def run_marks(at: int, scheme: str) -> dict[str, Any]:
+    """How the small marks of a scheme's single runs look."""
+    return {
+        "name": f"{style.escape(scheme)}, each run",
+        "legendgroup": scheme,
+        "showlegend": False,
+        "mode": "markers",
+        "marker": {
+            "color": marks.translucent(style.LINES[at % len(style.LINES)], 0.55),
+            "size": 5,
+            "symbol": _MARKERS[at % len(_MARKERS)],
+        },
+    }
+
+
+def beside(at: int, schemes: int) -> float:
+    """By how much of a doubling a scheme is moved, so that whiskers stand beside each other."""
+    return _SPREAD * ((at + 0.5) / schemes - 0.5)
+
+
+def _ends(lengths: np.ndarray) -> list[float]:
+    return [float(np.log2(lengths.min())) - 0.35, float(np.log2(lengths.max())) + 0.35]
+
+
 def _check(result: xr.Dataset, schema: Schema, measure: str) -> None:
     check_result(result, schema)
     if measure not in MEASURES:
@@ -198,7 +251,6 @@ def _check(result: xr.Dataset, schema: Schema, measure: str) -> None:
 def _scheme_traces(
     one: xr.Dataset, scheme: str, at: int, shift: float, measure: str
 ) -> list[go.Scatter]:
-    color = style.LINES[at % len(style.LINES)]
     name = style.escape(scheme)
     places = np.log2(one["length"].values) + shift
     mean = one[f"mean_{measure}"].values
@@ -215,10 +267,7 @@ def _scheme_traces(
             x=places,
             y=mean,
             mode="lines+markers",
-            name=name,
-            legendgroup=scheme,
-            line={"color": color, "width": 2, "dash": _DASHES[at % len(_DASHES)]},
-            marker={"symbol": _MARKERS[at % len(_MARKERS)], "size": 9},
+            **scheme_line(at, scheme),
             error_y={
                 "type": "data",
                 "symmetric": False,
@@ -237,15 +286,7 @@ def _scheme_traces(
             go.Scatter(
                 x=np.tile(places, len(values)),
                 y=values.flatten(),
-                mode="markers",
-                name=f"{name}, each run",
-                legendgroup=scheme,
-                showlegend=False,
-                marker={
-                    "color": marks.translucent(color, 0.55),
-                    "size": 5,
-                    "symbol": _MARKERS[at % len(_MARKERS)],
-                },
+                **run_marks(at, scheme),
                 customdata=np.stack(
                     [np.repeat(one["run"].values, len(places)), count.flatten()], axis=-1
                 ),

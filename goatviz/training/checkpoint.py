@@ -72,6 +72,7 @@ def make_card(result: TrainResult, *, command: str, data: str) -> dict[str, Any]
         "seed": config.seed,
         "steps": config.steps,
         "device": device_name(next(result.model.parameters()).device),
+        "execution": result.execution,
         "wall_time_s": round(result.wall_time, 1),
         "parameters": sum(p.numel() for p in result.model.parameters()),
         "losses": {
@@ -185,7 +186,8 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
     Examples
     --------
-    >>> folder = importlib.resources.files("goatviz") / "checkpoints"
+    >>> from goatviz.files import shipped_file
+    >>> folder = shipped_file("")
     >>> load_checkpoint(folder / "copy-mixture-4-goat").card["steps"]
     2000
     """

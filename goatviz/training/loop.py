@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,6 +21,7 @@ from tqdm.auto import tqdm
 
 from goatviz.models import CausalLM
 from goatviz.priors.base import Prior
+from goatviz.tasks import Task
 from goatviz.training.config import TrainConfig
 from goatviz.training.evaluation import (
     HELD_OUT_STREAM,
@@ -25,8 +29,10 @@ from goatviz.training.evaluation import (
     HeldOutLoss,
     evaluate,
     evaluate_answers,
-    task_loss,
 )
+from goatviz.training.execution import Engine, Execution, start
+from goatviz.training.log import RunLog
+from goatviz.training.memory import check_memory, estimate_memory, free_memory, in_gigabytes
 from goatviz.training.state import Progress, load_state, save_state
 
 
@@ -48,6 +54,10 @@ class TrainResult:
         On sequences never trained on; None for tasks without answers.
     wall_time : float
         Seconds, evaluation included.
+    execution : dict
+        processes, mixed_precision, accumulation, compile, checkpoint_activations.
+    is_main : bool
+        Whether this process is the one that writes files; True for a single one.
     """
 
     model: CausalLM
@@ -56,27 +66,34 @@ class TrainResult:
     held_out: HeldOutLoss | None = None
     answers: AnswerAccuracy | None = None
     wall_time: float = 0.0
+    execution: dict[str, Any] = field(default_factory=dict)
+    is_main: bool = True
 
 
 def train(
     config: TrainConfig,
     *,
+    execution: Execution | None = None,
     progress: bool = True,
-    device: str | torch.device = "cpu",
     state: str | os.PathLike | None = None,
     save_every: int = 100,
     resume: bool = False,
+    log: str | os.PathLike | None = None,
+    log_every: int = 10,
+    tensorboard: bool | None = None,
 ) -> TrainResult:
     """Train a model from scratch, or go on with a run that was stopped.
+
+    Started by `accelerate launch` or `torchrun`, all processes train one model, on one batch.
 
     Parameters
     ----------
     config : TrainConfig
         The whole recipe.
+    execution : Execution, optional
+        Device, precision and memory; default: a GPU if there is one, everything else off.
     progress : bool
-        Show a bar with loss, tokens per second and time left.
-    device : str or torch.device
-        Where to train.
+        Show a bar with loss, tokens per second and time left, and the memory that is expected.
     state : path-like, optional
         File, in an existing folder, that keeps the unfinished run; it ends in .safetensors. Remove
         it when the result is safe.
@@ -84,11 +101,21 @@ def train(
         Steps between two writings of `state`; it is also written after the last step.
     resume : bool
         Go on from `state`: the result is that of a run never stopped, bit for bit on one machine.
+    log : path-like, optional
+        File, in an existing folder, for one JSON line every `log_every` steps: step, loss (nats per
+        token), learning_rate, tokens_per_second, seconds; it ends in .jsonl. `resume` continues it.
+    log_every : int
+        Steps between two lines of `log`.
+    tensorboard : bool or None
+        Whether to write the same to TensorBoard, in the folder named as `log` without its ending;
+        None: if it is installed.
 
     Raises
     ------
     FloatingPointError
         If the loss stops being finite; it names the step.
+    MemoryError
+        If the run will not fit into memory; it says the estimate.
     FileNotFoundError
         If there is no `state` to resume.
     FileExistsError
@@ -108,40 +135,98 @@ def train(
     """
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config must be a TrainConfig, got {type(config).__name__}")
+    execution = Execution() if execution is None else execution
+    if not isinstance(execution, Execution):
+        raise TypeError(f"execution must be an Execution, got {type(execution).__name__}")
     state = _check_state(state, save_every, resume)
-    held_out = config.task.held_out()
+    _check_count("log_every", log_every)
+    with start(execution) as engine:
+        engine.check(config)
+        _announce_memory(config, engine, progress and engine.is_main)
+        held_out = config.task.held_out()
+        return _run(
+            config,
+            engine,
+            held_out,
+            _Reports(progress, state, save_every, resume, log, log_every, tensorboard),
+        )
+
+
+class _Reports(NamedTuple):
+    """What a run writes and shows, see `train`."""
+
+    progress: bool
+    state: Path | None
+    save_every: int
+    resume: bool
+    log: str | os.PathLike | None
+    log_every: int
+    tensorboard: bool | None
+
+
+def _run(config: TrainConfig, engine: Engine, held_out: Task, reports: _Reports) -> TrainResult:
     started = time.perf_counter()
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = CausalLM(config.model_config()).to(device)
+        model = CausalLM(config.model_config()).to(engine.device)
     data = torch.Generator().manual_seed(config.seed + 1)
     optimizer = torch.optim.AdamW(_parameter_groups(model, config), betas=(0.9, 0.98))
     parts = {"config": config, "model": model, "optimizer": optimizer, "data": data}
-    result = TrainResult(model=model, config=config)
+    result = TrainResult(
+        model=model, config=config, execution=engine.describe(), is_main=engine.is_main
+    )
     first, before = 0, 0.0
-    if resume:
-        first, before, result.history = load_state(state, **parts)
-    every = max(1, config.steps // 100)
+    if reports.resume:
+        first, before, result.history = load_state(reports.state, **parts)
+    # Nobody writes before all have read.
+    engine.accelerator.wait_for_everyone()
     model.train()
-    with tqdm(
-        initial=first,
-        total=config.steps,
-        disable=not progress,
-        unit="step",
-        desc=config.positions,
-    ) as bar:
+    trained, stepper = engine.prepare(model, optimizer)
+    every = max(1, config.steps // 100)
+    tokens = config.batch_size * config.task.length
+    speaks = engine.is_main
+    logging = (
+        RunLog(reports.log, first=first, tensorboard=reports.tensorboard)
+        if reports.log is not None and speaks
+        else nullcontext()
+    )
+    with (
+        logging as log,
+        tqdm(
+            initial=first,
+            total=config.steps,
+            disable=not (reports.progress and speaks),
+            unit="step",
+            desc=config.positions,
+        ) as bar,
+    ):
         for step in range(first, config.steps):
             rate = _set_rates(optimizer, _warmup_cosine(step, config.warmup, config.steps))
-            loss = _take_step(config, model, optimizer, data, step)
-            if step % every == 0 or step == config.steps - 1:
+            loss = engine.take_step(config, trained, stepper, data, step)
+            last = step == config.steps - 1
+            elapsed = time.perf_counter() - started
+            speed = (step + 1 - first) * tokens / elapsed
+            if step % every == 0 or last:
                 result.history.append({"step": step + 1, "loss": loss, "learning_rate": rate})
-                elapsed = time.perf_counter() - started
-                speed = (step + 1 - first) * config.batch_size * config.task.length / elapsed
                 bar.set_postfix(loss=f"{loss:.3f}", tok_s=f"{speed:,.0f}", refresh=False)
+            if log is not None and (step % reports.log_every == 0 or last):
+                log.write(
+                    step + 1,
+                    loss=loss,
+                    learning_rate=rate,
+                    tokens_per_second=speed,
+                    seconds=before + elapsed,
+                )
             bar.update()
-            if state is not None and ((step + 1) % save_every == 0 or step == config.steps - 1):
-                seconds = before + time.perf_counter() - started
-                save_state(state, Progress(step + 1, seconds, result.history), **parts)
+            if (
+                reports.state is not None
+                and speaks
+                and ((step + 1) % reports.save_every == 0 or last)
+            ):
+                save_state(
+                    reports.state, Progress(step + 1, before + elapsed, result.history), **parts
+                )
+    engine.release(trained, model)
     stream = config.seed + HELD_OUT_STREAM
     result.held_out = evaluate(model, held_out, seed=stream)
     if held_out.answer_length:
@@ -150,9 +235,25 @@ def train(
     return result
 
 
+def _announce_memory(config: TrainConfig, engine: Engine, aloud: bool) -> None:
+    estimate = estimate_memory(
+        config,
+        parts=engine.processes * engine.execution.accumulation,
+        mixed_precision=engine.accelerator.mixed_precision,
+        checkpoint_activations=engine.execution.checkpoint_activations,
+    )
+    free = free_memory(engine.device)
+    check_memory(estimate, free, config)
+    if aloud:
+        tqdm.write(
+            f"about {in_gigabytes(estimate.total)} of memory will be used, "
+            f"{in_gigabytes(free)} are free",
+            file=sys.stderr,
+        )
+
+
 def _check_state(state: str | os.PathLike | None, save_every: int, resume: bool) -> Path | None:
-    if isinstance(save_every, bool) or not isinstance(save_every, int) or save_every < 1:
-        raise ValueError(f"save_every must be an integer of at least 1, got {save_every!r}")
+    _check_count("save_every", save_every)
     if state is None:
         if resume:
             raise ValueError("resume needs the state file of the run, got state=None")
@@ -167,24 +268,9 @@ def _check_state(state: str | os.PathLike | None, save_every: int, resume: bool)
     return path
 
 
-def _take_step(
-    config: TrainConfig,
-    model: CausalLM,
-    optimizer: torch.optim.Optimizer,
-    data: torch.Generator,
-    step: int,
-) -> float:
-    """One optimiser step on the next batch; its loss in nats."""
-    device = next(model.parameters()).device
-    ids = config.task.sample(config.batch_size, generator=data).to(device)
-    loss = task_loss(model, ids, config.task)
-    if not bool(torch.isfinite(loss)):
-        raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    optimizer.step()
-    return loss.item()
+def _check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:

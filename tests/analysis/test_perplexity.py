@@ -63,6 +63,7 @@ def test_means_and_intervals(task):
     sweep = perplexity_sweep(models, task, lengths=[32, 128], seed=3)
     loss = sweep["loss"]
     np.testing.assert_allclose(sweep["mean_loss"], loss.mean("run").mean("piece"), rtol=1e-12)
+    np.testing.assert_allclose(sweep["run_loss"], loss.mean("piece"), rtol=1e-12)
     np.testing.assert_allclose(sweep["perplexity"], np.exp(sweep["mean_loss"]))
     draws = np.random.default_rng(3).integers(3, size=(perplexity.RESAMPLES, 3))
     each = loss.mean("run").sel(scheme="goat", length=128).values

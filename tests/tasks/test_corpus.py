@@ -138,6 +138,19 @@ def test_a_streamed_data_set(tmp_path, monkeypatch):
         Text(source="hf:allenai/c4:en:validation").documents()
 
 
+def test_a_data_set_is_streamed_by_the_datasets_library(tmp_path, monkeypatch):
+    # The hub is not asked: a folder is a data set of that name.
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = [{"text": FIRST, "url": "a"}, {"text": ""}, {"text": SECOND}, {"text": "more"}]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = Text(source=f"hf:{folder}:train", streamed_documents=3).documents()
+    assert bytes(found.tokens) == (FIRST + SECOND).encode()
+    assert len(found.names) == 2
+
+
 def test_streams_without_text_or_name(monkeypatch):
     class Rows:
         @staticmethod

@@ -18,6 +18,7 @@ import goatviz.training.loop as loop
 from goatviz.tasks import CopyMixture, Needle
 from goatviz.training import TrainConfig, load_checkpoint, train
 from goatviz.training.evaluation import evaluate, evaluate_answers
+from goatviz.training.execution import Engine
 
 CONFIG = TrainConfig(
     task=Needle(length=24, value_length=2),
@@ -53,15 +54,15 @@ def same(first, second):
 
 def stopped_at(step, path, monkeypatch, **options):
     """A run that ends with an exception just before a step."""
-    original = loop._take_step
+    original = Engine.take_step
 
-    def stop(config, model, optimizer, data, at):
+    def stop(self, config, model, optimizer, data, at):
         if at == step:
             raise KeyboardInterrupt
-        return original(config, model, optimizer, data, at)
+        return original(self, config, model, optimizer, data, at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_take_step", stop)
+        patch.setattr(Engine, "take_step", stop)
         with pytest.raises(KeyboardInterrupt):
             train(CONFIG, progress=False, state=path, **options)
 

@@ -1,0 +1,206 @@
+"""How a run is carried out: device, processes, precision, memory. What is computed stays the same.
+
+Built on accelerate. Every process draws the whole batch of a step and works on its own rows, whose
+share of the loss is that in the whole batch: any number of processes and of micro-batches descends
+along the same gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from goatviz.models import CausalLM
+from goatviz.training.config import TrainConfig
+from goatviz.training.evaluation import loss_weights, task_loss
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+#: What torch.compile compiles with.
+COMPILER = "inductor"
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How to carry out a run; none of this belongs to its recipe.
+
+    Attributes
+    ----------
+    device : {"cpu", "cuda"} or None
+        None: a GPU if there is one. Which of several is said by CUDA_VISIBLE_DEVICES or, with
+        several processes, by accelerate.
+    mixed_precision : {"no", "bf16"} or None
+        Of the forward and backward pass; weights stay float32. None: as `accelerate launch` says,
+        "no" without it.
+    accumulation : int
+        Micro-batches of a step, one after the other: less memory for the same batch.
+    compile : bool
+        Use torch.compile.
+    checkpoint_activations : bool
+        Compute each block again in the backward pass: less memory, about a third more time.
+
+    Raises
+    ------
+    ValueError
+        If a value is none of these.
+
+    Examples
+    --------
+    >>> Execution(accumulation=4).mixed_precision is None
+    True
+    """
+
+    device: Literal["cpu", "cuda"] | None = None
+    mixed_precision: Literal["no", "bf16"] | None = None
+    accumulation: int = 1
+    compile: bool = False
+    checkpoint_activations: bool = False
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda", None):
+            raise ValueError(f"device must be cpu, cuda or None, got {self.device!r}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device must be cpu where there is no GPU, got 'cuda'")
+        if self.mixed_precision not in ("no", "bf16", None):
+            raise ValueError(f"mixed_precision must be no or bf16, got {self.mixed_precision!r}")
+        value = self.accumulation
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"accumulation must be an integer of at least 1, got {value!r}")
+
+
+class Engine:
+    """One process's part of a run; from `start`.
+
+    Attributes
+    ----------
+    accelerator : accelerate.Accelerator
+        Of this process.
+    execution : Execution
+        What was asked for.
+    """
+
+    def __init__(self, accelerator: Accelerator, execution: Execution) -> None:
+        self.accelerator = accelerator
+        self.execution = execution
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.accelerator.device
+
+    @property
+    def processes(self) -> int:
+        """How many there are."""
+        return self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and reports."""
+        return self.accelerator.is_main_process
+
+    def describe(self) -> dict[str, Any]:
+        """For the card of a run."""
+        return {
+            "processes": self.processes,
+            "mixed_precision": self.accelerator.mixed_precision,
+            "accumulation": self.execution.accumulation,
+            "compile": self.execution.compile,
+            "checkpoint_activations": self.execution.checkpoint_activations,
+        }
+
+    def check(self, config: TrainConfig) -> None:
+        """Raise a ValueError unless the batch can be shared out."""
+        parts = self.processes * self.execution.accumulation
+        if config.batch_size % parts:
+            raise ValueError(
+                f"batch_size must be a multiple of processes x accumulation = {self.processes} x "
+                f"{self.execution.accumulation}, got {config.batch_size}"
+            )
+
+    def prepare(
+        self, model: CausalLM, optimizer: torch.optim.Optimizer
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """What to train; `model` stays the plain one and shares its weights."""
+        model.checkpoint_activations = self.execution.checkpoint_activations
+        return self.accelerator.prepare(model, optimizer)
+
+    def release(self, prepared: nn.Module, model: CausalLM) -> None:
+        """Make `model` again what it was before `prepare`."""
+        self.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False, keep_torch_compile=False)
+        model.checkpoint_activations = False
+
+    def take_step(
+        self,
+        config: TrainConfig,
+        prepared: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data: torch.Generator,
+        step: int,
+    ) -> float:
+        """One optimiser step on the next batch; the whole batch's loss in nats."""
+        ids = config.task.sample(config.batch_size, generator=data).to(self.device)
+        weights = loss_weights(ids, config.task)
+        rows = slice(self.accelerator.process_index, None, self.processes)
+        parts = self.execution.accumulation
+        pairs = list(zip(ids[rows].chunk(parts), weights[rows].chunk(parts), strict=True))
+        optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for part, (some, share) in enumerate(pairs):
+            wait = part < len(pairs) - 1
+            with self.accelerator.no_sync(prepared) if wait else nullcontext():
+                loss = task_loss(prepared, some, config.task, weights=share)
+                total = total + loss.detach()
+                # Gradients are averaged over processes, and their parts are to be summed.
+                self.accelerator.backward(loss * self.processes)
+        total = self.accelerator.reduce(total, "sum")
+        if not bool(torch.isfinite(total)):
+            raise FloatingPointError(f"the loss is {total.item()} at step {step}")
+        self.accelerator.clip_grad_norm_(prepared.parameters(), config.clip)
+        optimizer.step()
+        return total.item()
+
+
+@contextmanager
+def start(execution: Execution) -> Iterator[Engine]:
+    """An engine for this process, as alone or as launched by accelerate or torchrun.
+
+    Raises
+    ------
+    ValueError
+        If what was launched contradicts `execution`.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+    from accelerate.utils import TorchDynamoPlugin
+
+    ours = not PartialState._shared_state
+    cpu = execution.device == "cpu" or not torch.cuda.is_available()
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=execution.mixed_precision,
+            dynamo_plugin=TorchDynamoPlugin(backend=COMPILER if execution.compile else "no"),
+        )
+        if accelerator.mixed_precision not in ("no", "bf16"):
+            raise ValueError(
+                f"mixed_precision must be no or bf16, got {accelerator.mixed_precision!r}"
+            )
+        if accelerator.gradient_accumulation_steps != 1:
+            raise ValueError(
+                "accumulation is an option of the run: leave gradient accumulation out of "
+                f"accelerate's own, got {accelerator.gradient_accumulation_steps} steps there"
+            )
+        yield Engine(accelerator, execution)
+    finally:
+        # accelerate keeps one state a process, and would refuse another device or precision to the
+        # next run in it. A state that was there before is not ours, and processes stay connected.
+        if ours and PartialState._shared_state and PartialState().num_processes == 1:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
