@@ -15,6 +15,7 @@ from goatviz.analysis.sinks import sink_profile
 from goatviz.analysis.training import training_log
 from goatviz.plots.figure import Figure
 from goatviz.plots.length import draw_extrapolation, draw_needle
+from goatviz.plots.mass import draw_mass
 from goatviz.plots.menus import MAX_CHOICES
 from goatviz.plots.perplexity import draw_perplexity
 from goatviz.plots.plan import draw_plan
@@ -257,6 +258,37 @@ def plot_needle(grid: xr.Dataset, *, measure: str = "token") -> Figure:
     'Depth and length: needle'
     """
     return draw_needle(grid, measure=measure)
+
+
+def plot_mass(sweep: xr.Dataset) -> Figure:
+    """Draw what an answer rests on as length grows, beside the share of answers that are right.
+
+    Parameters
+    ----------
+    sweep : xarray.Dataset
+        From `goatviz.mass_sweep`.
+
+    Returns
+    -------
+    Figure
+        Accuracy, and the mass on the answer, on the recent keys and on the first key, of the head
+        of each run with most of it at the training length; open marks are its prior alone.
+        Whiskers span the 95 % intervals of all runs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no sweep of masses, or an empty one.
+
+    Examples
+    --------
+    >>> from goatviz import Passkey, load_pretrained, mass_sweep
+    >>> models = {"goat": load_pretrained("passkey-goat").model}
+    >>> task = Passkey(length=64, value_length=4)
+    >>> plot_mass(mass_sweep(models, task, lengths=[64], examples=2)).layout.title.text
+    'What the answer rests on: passkey'
+    """
+    return draw_mass(sweep)
 
 
 def plot_perplexity(sweep: xr.Dataset, *, kind: str = "length") -> Figure:

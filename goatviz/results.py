@@ -239,6 +239,33 @@ PERPLEXITY_SWEEP = Schema(
     },
 )
 
+#: Groups of keys whose mass a mass sweep holds.
+MASS_GROUPS = ("answer", "first", "recent")
+_MASS = (*_RUN, "layer", "head")
+_MASS_NAMES = {
+    "answer": "on the answer's tokens",
+    "first": "on the first key",
+    "recent": "on the recent keys",
+}
+
+MASS_SWEEP = Schema(
+    "mass_sweep",
+    {
+        "tokens": Field(_RUN, "count", "tokens of answers"),
+        "token": Field(_RUN, "probability", "answer tokens right"),
+        "token_low": Field(_RUN, "probability", "lower end of its interval"),
+        "token_high": Field(_RUN, "probability", "upper end of its interval"),
+        **{
+            f"{plan}{group}_mass{end}": Field(
+                _MASS, "probability", f"{what} {_MASS_NAMES[group]}{of}"
+            )
+            for plan, what in (("", "mass"), ("prior_", "prior mass"))
+            for group in MASS_GROUPS
+            for end, of in (("", ""), ("_low", ", lower end"), ("_high", ", upper end"))
+        },
+    },
+)
+
 TRAINING_LOG = Schema(
     "training_log",
     {
@@ -258,6 +285,7 @@ SCHEMAS = {
         LENGTH_SWEEP,
         NEEDLE_GRID,
         PERPLEXITY_SWEEP,
+        MASS_SWEEP,
         TRAINING_LOG,
     )
 }

@@ -2,11 +2,13 @@
 
 `prior.prior_profile` takes a learned prior apart, `plan.plan_slice` looks at a window of a plan,
 `sinks.sink_profile` finds attention sinks, `implied.implied_prior` fits the prior inside logits,
-`length.length_sweep` asks models for answers at many lengths, `runs.load_runs` brings them.
+`length.length_sweep` asks models for answers at many lengths, `runs.load_runs` brings them,
+`mass.mass_sweep` says where their attention goes.
 """
 
 from goatviz.analysis.implied import implied_prior
 from goatviz.analysis.length import length_sweep, needle_grid, wilson_interval
+from goatviz.analysis.mass import mass_sweep
 from goatviz.analysis.perplexity import perplexity_sweep
 from goatviz.analysis.plan import plan_slice
 from goatviz.analysis.prior import (
@@ -26,6 +28,7 @@ __all__ = [
     "implied_prior",
     "length_sweep",
     "load_runs",
+    "mass_sweep",
     "needle_grid",
     "perplexity_sweep",
     "plan_slice",

@@ -7,6 +7,7 @@ machine without it.
 from goatviz.plots.figure import CONFIG, Figure, save_html
 from goatviz.plots.length import draw_extrapolation, draw_needle
 from goatviz.plots.losses import draw_losses
+from goatviz.plots.mass import draw_mass
 from goatviz.plots.perplexity import draw_perplexity
 from goatviz.plots.plan import draw_plan
 from goatviz.plots.prior import PRIOR_KINDS, draw_prior
@@ -20,6 +21,7 @@ __all__ = [
     "Figure",
     "draw_extrapolation",
     "draw_losses",
+    "draw_mass",
     "draw_needle",
     "draw_perplexity",
     "draw_plan",

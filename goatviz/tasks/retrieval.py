@@ -157,6 +157,31 @@ class _Retrieval:
         ids[free] = body.flatten()
         return torch.cat([ids, question[:, 0], value[:, 0]], dim=1)
 
+    def answer_keys(self, ids: Tensor) -> Tensor:
+        """Where the answer stands in the text of each sequence, shape (count, value_length).
+
+        Parameters
+        ----------
+        ids : Tensor
+            From `sample`, shape (count, length + 1).
+
+        Raises
+        ------
+        ValueError
+            If a sequence has another length, or its question is not in its text.
+        """
+        if ids.ndim != 2 or ids.shape[1] != self.length + 1:
+            raise ValueError(
+                f"ids must have shape (count, {self.length + 1}), got {tuple(ids.shape)}"
+            )
+        asked = self._question_length
+        text, question = ids[:, : -asked - self.value_length], ids[:, -asked - self.value_length :]
+        same = (text.unfold(1, asked, 1) == question[:, None, :asked]).all(dim=-1)
+        if not bool(same.any(dim=-1).all()):
+            raise ValueError(f"ids must hold the {self.name} that they ask for, and some do not")
+        first = same.long().argmax(dim=-1) + asked
+        return first[:, None] + torch.arange(self.value_length, device=ids.device)
+
     @staticmethod
     def decode(ids: Tensor) -> list[str]:
         """Sequences of shape (count, length) as text."""

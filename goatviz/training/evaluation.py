@@ -255,13 +255,13 @@ def _chunks(model: CausalLM, ids: Tensor, chunk: int) -> Iterator[tuple[int, Ten
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be an integer of at least 1, got {chunk!r}")
     cache = model.new_cache()
-    with _squeezed_to(model, ids.shape[-1]):
+    with squeezed_to(model, ids.shape[-1]):
         for start in range(0, ids.shape[-1], chunk):
             yield start, model(ids[:, start : start + chunk], cache=cache)
 
 
 @contextmanager
-def _squeezed_to(model: nn.Module, length: int) -> Iterator[None]:
+def squeezed_to(model: nn.Module, length: int) -> Iterator[None]:
     """Let interpolated positions reach `length`, all chunks alike, and put them back after."""
     rotaries = [m for m in model.modules() if isinstance(m, InterpolatedRotaryEmbedding)]
     before = [rotary.target_length for rotary in rotaries]

@@ -2,6 +2,7 @@
 
 import re
 import string
+from dataclasses import replace
 
 import pytest
 import torch
@@ -132,3 +133,21 @@ def test_sampling_names_what_does_not_fit():
         Passkey().sample(0, generator=generator)
     with pytest.raises(ValueError, match=r"depth must lie in \[0, 1\], got 1.5"):
         Passkey().sample(1, generator=generator, depth=1.5)
+
+
+@pytest.mark.parametrize("task", [Passkey(length=60, value_length=4), Needle(length=90)])
+@pytest.mark.parametrize("distractors", [0, 3])
+def test_answer_keys_point_at_the_answer(task, distractors):
+    task = replace(task, distractors=distractors)
+    ids = task.sample(32, generator=torch.Generator().manual_seed(1))
+    found = ids.gather(1, task.answer_keys(ids))
+    assert torch.equal(found, ids[:, -task.value_length :])
+    assert int(task.answer_keys(ids).max()) < task.length - task.value_length
+
+
+def test_answer_keys_need_sequences_of_the_task():
+    task = Needle(length=40, value_length=4)
+    with pytest.raises(ValueError, match=r"ids must have shape \(count, 41\), got \(2, 40\)"):
+        task.answer_keys(torch.zeros(2, 40, dtype=torch.long))
+    with pytest.raises(ValueError, match="ids must hold the needle that they ask for"):
+        task.answer_keys(torch.zeros(2, 41, dtype=torch.long) + torch.arange(41))
