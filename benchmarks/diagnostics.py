@@ -13,17 +13,16 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from _measure import resident_peak, timed
 from torch import Tensor
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
@@ -166,19 +165,6 @@ def cases(length: int, heads: int, device: str) -> dict[str, Callable[[], object
     return {name: run for name, run in found.items() if name not in left_out}
 
 
-def settle(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
-def timed(run: Callable[[], object], device: str) -> float:
-    settle(device)
-    start = time.perf_counter()
-    run()
-    settle(device)
-    return time.perf_counter() - start
-
-
 def alone(case: str, length: int, heads: int, device: str) -> tuple[float, float]:
     """Seconds of one call, and MiB that it adds to the peak, in a process of its own."""
     own = str(Path(__file__).resolve())
@@ -202,15 +188,6 @@ def own_cost(length: int, heads: int, device: str, case: str) -> tuple[float, fl
     before = resident_peak()
     seconds = timed(run, device)
     return seconds, resident_peak() - before
-
-
-def resident_peak() -> float:
-    """MiB of this process's own peak (ru_maxrss would start from its parent's)."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    return float(lines["VmHWM"].split()[0]) / 1024
 
 
 def measure(

@@ -31,6 +31,11 @@ RUNS = {
         ],
         ("worst head", "goat-attention bf16", "goatviz bf16", "ratio"),
     ),
+    "training": (
+        ["--lengths", "40", "--evaluation-length", "64"]
+        + ["--repeats", "1", "--evaluation-repeats", "1", "--no-memory"],
+        ("goat-attention", "goat, 23 + 9", "chunks of 256", "x rope", "agree to 1e-4: met"),
+    ),
     "transport": (["--sizes", "16", "--repeats", "1"], ("semi", "balanced", "agrees")),
 }
 
@@ -49,8 +54,22 @@ def test_a_benchmark_runs_and_prints_its_columns(name):
         assert column in run.stdout, run.stdout
 
 
+def test_memory_is_measured_in_a_process_of_its_own():
+    """One that `training` starts for every line."""
+    for kind, case in (("step", "goat"), ("evaluation", "one pass")):
+        run = subprocess.run(
+            [sys.executable, str(FOLDER / "training.py"), "--alone", kind, case, "2048"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        # Far above what one batch of ids takes, far below a plan of 4 x 2,048 x 2,048 numbers.
+        assert 1 < float(run.stdout) < 400
+
+
 def test_every_benchmark_is_tested_and_documented():
-    scripts = {path.stem for path in FOLDER.glob("*.py")}
+    scripts = {path.stem for path in FOLDER.glob("[!_]*.py")}
     assert scripts == set(RUNS)
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     for script in scripts:

@@ -1,0 +1,60 @@
+"""Clocks and memory that benchmarks share."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+
+def settle(device: str) -> None:
+    """Wait for a GPU's work."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def timed(run: Callable[[], object], device: str = "cpu") -> float:
+    """Seconds of one call."""
+    settle(device)
+    start = time.perf_counter()
+    run()
+    settle(device)
+    return time.perf_counter() - start
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu"
+) -> dict[str, float]:
+    """Median seconds of each, one repeat of all before the next; the first is warm-up."""
+    taken: dict[str, list[float]] = {case: [] for case in runs}
+    for repeat in range(repeats + 1):
+        for case, run in runs.items():
+            seconds = timed(run, device)
+            if repeat:
+                taken[case].append(seconds)
+    return {case: statistics.median(each) for case, each in taken.items()}
+
+
+def resident_peak() -> float:
+    """MiB of this process's own peak (ru_maxrss would start from its parent's)."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return float(lines["VmHWM"].split()[0]) / 1024
+
+
+def added_peak(run: Callable[[], object], device: str = "cpu") -> float:
+    """MiB that one call adds to the peak; on a GPU, to what was allocated before."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = resident_peak()
+    run()
+    return resident_peak() - before
