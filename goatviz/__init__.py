@@ -49,6 +49,7 @@ _HOMES = {
     "load_result": "goatviz.results",
     "load_runs": "goatviz.analysis",
     "load_shipped_result": "goatviz.results",
+    "loss_difference": "goatviz.analysis",
     "mass_sweep": "goatviz.analysis",
     "needle_grid": "goatviz.analysis",
     "perplexity_sweep": "goatviz.analysis",

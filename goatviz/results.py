@@ -239,6 +239,15 @@ PERPLEXITY_SWEEP = Schema(
     },
 )
 
+LOSS_DIFFERENCE = Schema(
+    "loss_difference",
+    {
+        "difference": Field(_POOLED, "nats", "loss less that of the reference"),
+        "difference_low": Field(_POOLED, "nats", "lower end of its interval"),
+        "difference_high": Field(_POOLED, "nats", "upper end of its interval"),
+    },
+)
+
 #: Groups of keys whose mass a mass sweep holds.
 MASS_GROUPS = ("answer", "first", "recent")
 _MASS = (*_RUN, "layer", "head")
@@ -285,6 +294,7 @@ SCHEMAS = {
         LENGTH_SWEEP,
         NEEDLE_GRID,
         PERPLEXITY_SWEEP,
+        LOSS_DIFFERENCE,
         MASS_SWEEP,
         TRAINING_LOG,
     )

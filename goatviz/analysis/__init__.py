@@ -9,7 +9,7 @@
 from goatviz.analysis.implied import implied_prior
 from goatviz.analysis.length import length_sweep, needle_grid, wilson_interval
 from goatviz.analysis.mass import mass_sweep
-from goatviz.analysis.perplexity import perplexity_sweep
+from goatviz.analysis.perplexity import loss_difference, perplexity_sweep
 from goatviz.analysis.plan import plan_slice
 from goatviz.analysis.prior import (
     PriorSource,
@@ -28,6 +28,7 @@ __all__ = [
     "implied_prior",
     "length_sweep",
     "load_runs",
+    "loss_difference",
     "mass_sweep",
     "needle_grid",
     "perplexity_sweep",

@@ -26,7 +26,7 @@ from goatviz.analysis.cells import (
     trained_lengths,
 )
 from goatviz.models import CausalLM
-from goatviz.results import PERPLEXITY_SWEEP, make_result
+from goatviz.results import LOSS_DIFFERENCE, PERPLEXITY_SWEEP, check_result, make_result
 from goatviz.tasks import DNA, Text
 from goatviz.training.evaluation import CHUNK, counts, sequence_loss
 
@@ -34,6 +34,8 @@ from goatviz.training.evaluation import CHUNK, counts, sequence_loss
 RESAMPLES = 2000
 # Tokens whose logits are held at a time, over all windows of a batch.
 _BATCH_TOKENS = 2**13
+# Logits of a chunk, where nothing else is asked for.
+_LOGITS = 2**22
 
 
 def perplexity_sweep(
@@ -43,7 +45,7 @@ def perplexity_sweep(
     lengths: Sequence[int],
     per_document: int = 1,
     documents: int | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     seed: int = 0,
     cache: str | os.PathLike | None = None,
     progress: bool = False,
@@ -65,8 +67,9 @@ def perplexity_sweep(
         The most pieces of a document, which do not overlap.
     documents : int, optional
         The most pieces in all, spread evenly over those there are; default all.
-    chunk : int
-        Tokens that go through a model at a time.
+    chunk : int, optional
+        Tokens that go through a model at a time; default 1,024, or as many as have 4 million
+        logits: one pass needs no mask and is half as fast again as many.
     seed : int
         Of the bootstrap.
     cache : path-like, optional
@@ -109,6 +112,8 @@ def perplexity_sweep(
     longest = lengths[-1]
     if any(longest % length for length in lengths):
         raise ValueError(f"lengths must all divide the last, {longest}, got {lengths}")
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+        raise ValueError(f"chunk must be an integer of at least 1, got {chunk!r}")
     pieces, names = _pieces(task, longest, per_document, documents)
     counted = counts(pieces, task).numpy()
     ends = [2**power for power in range(4, longest.bit_length()) if 2**power < longest] + [longest]
@@ -125,7 +130,14 @@ def perplexity_sweep(
                     bar.set_postfix_str(f"{scheme} {names[p]}", refresh=False)
                     for t, length in enumerate(lengths):
                         loss[s, r, p, t], place[s, r, p] = _cell(
-                            model, digest, piece, counted[p], length, ends, chunk, folder
+                            model,
+                            digest,
+                            piece,
+                            counted[p],
+                            length,
+                            ends,
+                            _chunk(model) if chunk is None else chunk,
+                            folder,
                         )
                     bar.update()
     by_place = _by_place(counted, ends)
@@ -157,6 +169,67 @@ def perplexity_sweep(
             "seed": seed,
         },
     )
+
+
+def loss_difference(
+    sweep: xr.Dataset, reference: str, *, resamples: int = RESAMPLES, seed: int = 0
+) -> xr.Dataset:
+    r"""Loss of every scheme less that of one, on the same pieces: d = mean_p (l_p - l_p^reference).
+
+    Pieces differ far more from each other than schemes do; what is hard for one is hard for all,
+    and leaves their difference.
+
+    Parameters
+    ----------
+    sweep : xarray.Dataset
+        From `perplexity_sweep`.
+    reference : str
+        One of its schemes.
+    resamples, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    xarray.Dataset
+        Schema `loss_difference`: nats per token by scheme and length, runs averaged, with 95 %
+        percentile bootstrap intervals over pieces. Below 0 is better than the reference.
+
+    Raises
+    ------
+    TypeError
+        If `sweep` is no perplexity sweep.
+    ValueError
+        If it lacks the reference, or resamples is below 1.
+
+    Examples
+    --------
+    >>> from goatviz import load_shipped_result
+    >>> difference = loss_difference(load_shipped_result("text-eltec"), "rope")
+    >>> float(difference["difference"].sel(scheme="rope").max())
+    0.0
+    """
+    check_result(sweep, PERPLEXITY_SWEEP)
+    schemes = [str(scheme) for scheme in sweep["scheme"].values]
+    if reference not in schemes:
+        raise ValueError(f"reference must be one of {', '.join(schemes)}, got {reference!r}")
+    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
+        raise ValueError(f"resamples must be an integer of at least 1, got {resamples!r}")
+    known = ~np.isnan(sweep["loss"].values)
+    with np.errstate(invalid="ignore"):
+        each = np.nansum(sweep["loss"].values, axis=1) / known.sum(axis=1)
+    apart = (each - each[schemes.index(reference)])[:, None]
+    pieces = apart.shape[2]
+    draws = np.random.default_rng(seed).integers(pieces, size=(resamples, pieces))
+    return make_result(
+        LOSS_DIFFERENCE,
+        _intervals("difference", apart, sweep["tokens"].values, draws),
+        coords={"scheme": schemes, "length": sweep["length"].values},
+        attrs={"reference": reference, "resamples": resamples, "seed": seed, "pieces": pieces},
+    )
+
+
+def _chunk(model: CausalLM) -> int:
+    return max(CHUNK, _LOGITS // model.config.vocab_size)
 
 
 def _pieces(

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from goatviz.analysis import perplexity, perplexity_sweep
+from goatviz.analysis import loss_difference, perplexity, perplexity_sweep
 from goatviz.models import CausalLM, ModelConfig
-from goatviz.results import load_result, save_result
+from goatviz.results import PERPLEXITY_SWEEP, load_result, make_result, save_result
 from goatviz.tasks import DNA, Passkey, Text
 from goatviz.training.evaluation import next_token_loss
 
@@ -142,3 +142,80 @@ def test_errors(task, options, error, words):
 def test_documents_are_spread_evenly(task):
     sweep = perplexity_sweep({"goat": small_model()}, task, lengths=[32], documents=2)
     assert sweep.attrs["documents"] == '["a.txt", "c.txt"]'
+
+
+def made_up(loss, tokens=None):
+    """A sweep of these losses, (schemes, runs, pieces, lengths), and nothing else of use."""
+    schemes, runs, pieces, lengths = loss.shape
+    sizes = {"scheme": schemes, "run": runs, "piece": pieces, "length": lengths, "position": 1}
+    tokens = np.full((pieces, lengths), 7) if tokens is None else tokens
+    data = {
+        name: np.zeros([sizes[dim] for dim in field.dims])
+        for name, field in PERPLEXITY_SWEEP.fields.items()
+    }
+    return make_result(
+        PERPLEXITY_SWEEP,
+        data | {"loss": loss, "tokens": tokens},
+        coords={
+            "scheme": [f"s{n}" for n in range(schemes)],
+            "run": range(runs),
+            "piece": range(pieces),
+            "length": [2**n for n in range(lengths)],
+            "position": [1],
+        },
+    )
+
+
+def test_paired_differences_leave_out_how_hard_a_piece_is():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(scale=5.0, size=(1, 1, 20, 1))
+    loss = (
+        hard
+        + np.array([0.0, 0.3])[:, None, None, None]
+        + rng.normal(scale=0.01, size=(2, 3, 20, 4))
+    )
+    found = loss_difference(made_up(loss), "s0", resamples=400)
+    wanted = (loss[1] - loss[0]).mean(axis=(0, 1))
+    assert np.allclose(found["difference"].sel(scheme="s1"), wanted)
+    assert not found["difference"].sel(scheme="s0").any()
+    width = (found["difference_high"] - found["difference_low"]).sel(scheme="s1")
+    assert float(width.max()) < 0.02
+    assert bool((found["difference_low"].sel(scheme="s1") > 0.28).all())
+
+
+def test_differences_weigh_pieces_by_their_tokens_and_runs_alike():
+    loss = np.zeros((2, 2, 2, 1))
+    loss[1, :, 0, 0], loss[1, :, 1, 0] = [1.0, 3.0], [10.0, 10.0]
+    tokens = np.array([[3], [1]])
+    found = loss_difference(made_up(loss, tokens), "s0")
+    assert found["difference"].sel(scheme="s1").item() == pytest.approx((3 * 2.0 + 10.0) / 4)
+    back = loss_difference(made_up(loss, tokens), "s1")
+    assert back["difference"].sel(scheme="s0").item() == pytest.approx(-4.0)
+
+
+def test_differences_of_runs_that_are_missing():
+    loss = np.zeros((2, 2, 3, 2))
+    loss[1] = 1.0
+    loss[1, 1] = np.nan  # one run less
+    loss[1, 0, :, 1] = np.nan  # a length it does not have
+    found = loss_difference(made_up(loss), "s0")["difference"].sel(scheme="s1")
+    assert float(found[0]) == 1.0 and np.isnan(found[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"reference": "x"}, ValueError, "reference must be one of s0, s1, got 'x'"),
+        ({"reference": "s0", "resamples": 0}, ValueError, "resamples must be an integer of at le"),
+    ],
+)
+def test_differences_of_what_is_not_there(options, error, says):
+    with pytest.raises(error, match=says):
+        loss_difference(made_up(np.zeros((2, 1, 2, 1))), **options)
+    with pytest.raises(TypeError, match="expected a perplexity_sweep"):
+        loss_difference({}, "s0")
+
+
+def test_a_chunk_of_nothing_is_told(task):
+    with pytest.raises(ValueError, match="chunk must be an integer of at least 1, got 0"):
+        perplexity_sweep({"goat": small_model()}, task, lengths=[16], chunk=0)
