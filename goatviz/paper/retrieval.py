@@ -80,10 +80,11 @@ def passkey_mass() -> Exhibit:
         caption=(
             "The queries that must give the answer, in the one head that finds it best at the "
             "training length, and in the head that looks back the least. Where the mass on the "
-            "answer stays, so does accuracy; where it thins out with length, the answer is lost. "
-            "Open marks are the prior alone: where they lie on the line, as in the local heads of "
-            "GOAT and ALiBi, recency does the work, and length changes nothing. The most that any "
-            f"head leaves on the first key is {sink:.2f}: sinks play no part in this task."
+            "answer thins out with length, the answer is lost; that it stays is needed, and not "
+            "enough (rope-interpolated at twice the training length). Open marks are the prior "
+            "alone: where they lie on the line, as in the local heads of GOAT and ALiBi, recency "
+            "does the work, and length changes nothing. The most that any head leaves on the first "
+            f"key is {sink:.2f}: sinks play no part in this task."
         ),
         summary=[f"lengths: {', '.join(f'{n:,}' for n in MASS_LENGTHS)}", *lines],
         figure=draw_mass(sweep),
