@@ -43,7 +43,8 @@ def card_provenance(checkpoint: Checkpoint) -> list[str]:
     model = card["model"]
     return [
         f"{checkpoint.name}: {card['data']}",
-        f"{model['num_layers']} layer{'s' if model['num_layers'] > 1 else ''}, {model['num_heads']} heads, d = {model['embed_dim']}, "
+        f"{model['num_layers']} layer{'s' if model['num_layers'] > 1 else ''}, "
+        f"{model['num_heads']} heads, d = {model['embed_dim']}, "
         f"{'with' if model['skip'] else 'without'} skip connection, "
         f"{card['parameters']:,} parameters; {card['steps']:,} steps, seed {card['seed']}, "
         f"{card['wall_time_s']:.0f} s on {card['device']}",

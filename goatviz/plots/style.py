@@ -11,6 +11,7 @@ import html
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.colors import get_colorscale, sample_colorscale
 
 INK = "#74797f"
 GRID = "rgba(128,128,128,0.22)"
@@ -62,6 +63,17 @@ TEMPLATE = go.layout.Template(
         "margin": {"l": 60, "r": 30, "t": 80, "b": 60},
     }
 )
+
+
+def colour_table() -> list[tuple[int, int, int]]:
+    """The sequential scale as 256 colours by 8-bit code: 1 is its low end, 255 its high end.
+
+    Code 0 stands for what has no value, and is never drawn.
+    """
+    shares = np.linspace(0.0, 1.0, 255)
+    sampled = sample_colorscale(get_colorscale(SEQUENTIAL), shares.tolist(), colortype="tuple")
+    colours = [tuple(round(255 * part) for part in colour) for colour in sampled]
+    return [(0, 0, 0), *colours]
 
 
 def escape(text: object) -> str:

@@ -4,15 +4,23 @@ Playwright drives the browser of the system; none is downloaded. A test that ask
 from here and finds no browser fails: ``make test BROWSER=no`` is the way to leave such tests out.
 """
 
+import json
+import os
 import re
 import shutil
+import socket
+import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from urllib.parse import urlsplit
 
+import nbformat
 import pytest
 from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Route, sync_playwright
 from playwright.sync_api import WebSocketRoute as SocketRoute
@@ -134,3 +142,151 @@ def offline_page(offline_context: OfflineContext) -> Page:
 def offline_rules() -> ModuleType:
     """This module, for the tests of its own functions."""
     return sys.modules[__name__]
+
+
+@dataclass
+class Lab:
+    """A JupyterLab on this machine, and notebooks in it.
+
+    Attributes
+    ----------
+    url : str
+        Where it listens.
+    root : pathlib.Path
+        The folder that it shows.
+    """
+
+    url: str
+    root: Path
+
+    def write(self, name: str, *cells: str) -> str:
+        """Write a notebook of code cells; return its name."""
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+        nbformat.write(notebook, self.root / name)
+        return name
+
+    def run(self, page: Page, name: str, *, timeout_ms: int = 120_000) -> None:
+        """Open a notebook, run all of it, and fail with the traceback if a cell raised."""
+        page.goto(f"{self.url}/lab/tree/{name}?reset")
+        page.wait_for_function("() => window.jupyterapp && window.jupyterapp.shell.currentWidget")
+        page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)").wait_for()
+        page.wait_for_function(
+            """() => {
+                const panel = window.jupyterapp.shell.currentWidget;
+                const session = panel.context && panel.context.sessionContext.session;
+                const kernel = session && session.kernel;
+                return kernel && kernel.status === "idle"
+                    && kernel.connectionStatus === "connected";
+            }"""
+        )
+        page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        page.wait_for_function(
+            """() => {
+                const panel = window.jupyterapp.shell.currentWidget;
+                const cells = [...panel.content.model.cells].filter(cell => cell.type === 'code');
+                const all = cells.every(cell => cell.executionCount !== null);
+                const failed = cells.some(cell => [...Array(cell.outputs.length).keys()].some(
+                    at => cell.outputs.get(at).type === 'error'));
+                const idle = panel.context.sessionContext.session.kernel.status === 'idle';
+                return failed || (cells.length && all && idle);
+            }""",
+            timeout=timeout_ms,
+        )
+        errors = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
+        assert errors.count() == 0, errors.first.inner_text()
+
+    def ask(self, page: Page, expression: str) -> Any:
+        """Evaluate an expression in the notebook's kernel; return it through JSON."""
+        code = f"import json as _json; print(_json.dumps({expression}))"
+        said = page.evaluate(
+            """async code => {
+                const panel = window.jupyterapp.shell.currentWidget;
+                const kernel = panel.context.sessionContext.session.kernel;
+                const future = kernel.requestExecute({ code, store_history: false });
+                let text = '';
+                future.onIOPub = message => {
+                    if (message.header.msg_type === 'stream') text += message.content.text;
+                    if (message.header.msg_type === 'error') text += message.content.traceback;
+                };
+                await future.done;
+                return text;
+            }""",
+            code,
+        )
+        return json.loads(said)
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A JupyterLab of this test process, with settings and notebooks of its own."""
+    find_browser()
+    home = tmp_path_factory.mktemp("lab")
+    folders = {
+        "JUPYTER_CONFIG_DIR": home / "config",
+        "JUPYTER_DATA_DIR": home / "data",
+        "JUPYTER_RUNTIME_DIR": home / "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": home / "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": home / "workspaces",
+        "IPYTHONDIR": home / "ipython",
+    }
+    root = home / "notebooks"
+    # The pop-up that asks for news would stand over the page, and no option of Lab's stops it.
+    silence = folders["JUPYTERLAB_SETTINGS_DIR"] / "@jupyterlab" / "apputils-extension"
+    for folder in (*folders.values(), root, silence):
+        folder.mkdir(parents=True, exist_ok=True)
+    (silence / "notification.jupyterlab-settings").write_text(
+        json.dumps({"fetchNews": "false", "checkForUpdates": False})
+    )
+    port = free_port()
+    log = (home / "log").open("wb")
+    # Without a token: it listens on the loopback address only, and for this test alone.
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            "--no-browser",
+            "--allow-root",
+            f"--ip={LOOPBACK}",
+            f"--port={port}",
+            "--ServerApp.port_retries=0",
+            "--IdentityProvider.token=",
+            "--ServerApp.password=",
+            "--ServerApp.disable_check_xsrf=True",
+            "--expose-app-in-browser",
+            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+            f"--ServerApp.root_dir={root}",
+        ],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {name: str(folder) for name, folder in folders.items()},
+    )
+    url = f"http://{LOOPBACK}:{port}"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        for _ in range(600):
+            assert server.poll() is None, (home / "log").read_text()
+            try:
+                opener.open(f"{url}/api/status", timeout=2).read()
+                break
+            except OSError:
+                time.sleep(0.1)
+        else:
+            pytest.fail(f"JupyterLab did not start: {(home / 'log').read_text()}")
+        yield Lab(url, root)
+    finally:
+        server.terminate()
+        try:
+            server.wait(15)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        log.close()

@@ -1,0 +1,671 @@
+// A map of attention weights on a canvas, at any zoom: the kernel sends 8-bit cells for the visible
+// window, this file draws them, moves the window and asks for the next. Without a kernel the last
+// view stays, scaled. Tokens are drawn as text, never as markup.
+
+const MARGIN = { left: 92, right: 12, top: 10, bottom: 84 };
+const LABEL_PX = 13; // a token needs this many pixels of its own
+const FORBIDDEN = 0; // the code of cells whose pairs are all forbidden
+
+const KEYS = {
+  ArrowLeft: [0, -1],
+  ArrowRight: [0, 1],
+  ArrowUp: [-1, 0],
+  ArrowDown: [1, 0],
+};
+
+export function clampWindow([low, high], count, least = 1) {
+  // A half-open window of `count` positions: moved inside, then cut.
+  const width = Math.max(Math.min(high - low, count), Math.min(least, count));
+  const start = Math.min(Math.max(low, 0), count - width);
+  return [start, start + width];
+}
+
+export function zoomWindow([low, high], count, factor, at) {
+  // Scaled about the position `at`, which stays where it is on the screen.
+  const width = Math.max(1, Math.min(count, (high - low) * factor));
+  const share = (at - low) / (high - low);
+  return clampWindow([at - share * width, at + (1 - share) * width], count);
+}
+
+export function niceTicks(low, high, most) {
+  // Round numbers of positions, at most `most` of them.
+  const span = Math.max(high - low, 1);
+  let step = 10 ** Math.floor(Math.log10(span / Math.max(most, 1)));
+  for (const factor of [1, 2, 5, 10, 20, 50]) {
+    if (span / (step * factor) <= most) {
+      step *= factor;
+      break;
+    }
+  }
+  step = Math.max(1, Math.round(step));
+  const ticks = [];
+  for (let tick = Math.ceil(low / step) * step; tick < high; tick += step) ticks.push(tick);
+  return ticks;
+}
+
+export function decode(code, scale) {
+  // The weight that an 8-bit code stands for, null where every pair is forbidden.
+  if (code === FORBIDDEN) return null;
+  const share = (code - 1) / 254;
+  if (scale.kind === "log") return scale.low * (scale.high / scale.low) ** share;
+  return scale.low + share * (scale.high - scale.low);
+}
+
+export function number(value) {
+  if (value === 0) return "0";
+  return Math.abs(value) < 1e-3 ? value.toExponential(2) : value.toPrecision(3);
+}
+
+export function newestWins(send) {
+  // One question at a time; of those asked meanwhile only the newest is put.
+  let busy = false;
+  let waiting = null;
+  return {
+    ask(question) {
+      if (busy) {
+        waiting = question;
+        return;
+      }
+      busy = true;
+      send(question);
+    },
+    answered() {
+      busy = false;
+      if (waiting !== null) {
+        const next = waiting;
+        waiting = null;
+        this.ask(next);
+      }
+    },
+    get idle() {
+      return !busy;
+    },
+  };
+}
+
+function make(tag, attributes, parent, text) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (text !== undefined) element.textContent = text;
+  parent.append(element);
+  return element;
+}
+
+function render({ model, el }) {
+  const root = make("div", { class: "goatviz-map" }, el);
+  const toolbar = make("div", { class: "goatviz-map-bar", role: "toolbar" }, root);
+  toolbar.setAttribute("aria-label", "Map controls");
+  const buttons = {};
+  for (const [name, sign, says] of [
+    ["in", "+", "Zoom in"],
+    ["out", "\u2212", "Zoom out"],
+    ["all", "\u2922", "Show the whole plan"],
+  ]) {
+    buttons[name] = make("button", { type: "button", "aria-label": says, title: says }, toolbar, sign);
+  }
+  const choose = (label, trait, options) => {
+    const holder = make("label", {}, toolbar, `${label} `);
+    const select = make("select", { "aria-label": label }, holder);
+    for (const [value, text] of options) make("option", { value }, select, text);
+    select.value = model.get(trait);
+    select.addEventListener("change", () => {
+      model.set(trait, select.value);
+      model.save_changes();
+    });
+    model.on(`change:${trait}`, () => (select.value = model.get(trait)));
+    return select;
+  };
+  choose("Colour", "scale", [
+    ["linear", "linear"],
+    ["log", "logarithmic"],
+  ]);
+  choose("Keys of a cell", "pool", [
+    ["max", "largest"],
+    ["mean", "mean"],
+  ]);
+  const bar = make("canvas", { class: "goatviz-map-scale", "aria-hidden": "true" }, toolbar);
+  const rule = make("div", { class: "goatviz-map-rule" }, root);
+  const canvas = make("canvas", { class: "goatviz-map-canvas", tabindex: "0" }, root);
+  canvas.setAttribute("role", "application");
+  canvas.setAttribute("aria-roledescription", "attention map");
+  const status = make("div", { class: "goatviz-map-status", "aria-live": "polite" }, root);
+  const problem = make("div", { class: "goatviz-map-error", role: "alert" }, root);
+
+  const count = () => model.get("size");
+  const image = document.createElement("canvas");
+  const state = {
+    queries: [0, count()[0]],
+    keys: [0, count()[1]],
+    cursor: null,
+    drag: null,
+    brushing: null,
+    frame: 0,
+    asked: 0,
+  };
+  const questions = newestWins((question) => {
+    if (model.send) model.send({ kind: "view", ...question });
+  });
+  const cells = newestWins((pair) => {
+    if (model.send) model.send({ kind: "cell", query: pair[0], key: pair[1] });
+  });
+
+  // What is on the screen ------------------------------------------------------------------
+
+  const box = () => ({
+    width: Math.max(60, canvas.clientWidth - MARGIN.left - MARGIN.right),
+    height: Math.max(60, canvas.clientHeight - MARGIN.top - MARGIN.bottom),
+  });
+
+  const place = (query, key) => {
+    const { width, height } = box();
+    return {
+      x: MARGIN.left + ((key - state.keys[0]) / (state.keys[1] - state.keys[0])) * width,
+      y: MARGIN.top + ((query - state.queries[0]) / (state.queries[1] - state.queries[0])) * height,
+    };
+  };
+
+  const pairAt = (event) => {
+    const bounds = canvas.getBoundingClientRect();
+    const { width, height } = box();
+    const x = (event.clientX - bounds.left - MARGIN.left) / width;
+    const y = (event.clientY - bounds.top - MARGIN.top) / height;
+    return {
+      query: state.queries[0] + y * (state.queries[1] - state.queries[0]),
+      key: state.keys[0] + x * (state.keys[1] - state.keys[0]),
+      inside: x >= 0 && x < 1 && y >= 0 && y < 1,
+      onQueries: x < 0 && y >= 0 && y < 1,
+    };
+  };
+
+  const colours = () => {
+    const style = getComputedStyle(root);
+    return {
+      ink: style.getPropertyValue("--goatviz-ink").trim() || style.color,
+      grid: style.getPropertyValue("--goatviz-grid").trim(),
+      masked: style.getPropertyValue("--goatviz-masked").trim(),
+      mark: style.getPropertyValue("--goatviz-mark").trim(),
+    };
+  };
+
+  const paintImage = () => {
+    const view = model.get("view");
+    const pixels = model.get("pixels");
+    if (!view.rows || !pixels || pixels.byteLength < view.rows * view.columns) return;
+    const codes = new Uint8Array(pixels.buffer, pixels.byteOffset, view.rows * view.columns);
+    const palette = model.get("palette");
+    const lookup = new Uint32Array(256);
+    const bytes = new Uint8Array(lookup.buffer);
+    for (let code = 1; code < 256; code += 1) {
+      const [red, green, blue] = palette[code];
+      bytes.set([red, green, blue, 255], 4 * code);
+    }
+    image.width = view.columns;
+    image.height = view.rows;
+    const context = image.getContext("2d");
+    const data = context.createImageData(view.columns, view.rows);
+    const out = new Uint32Array(data.data.buffer);
+    for (let at = 0; at < out.length; at += 1) out[at] = lookup[codes[at]];
+    context.putImageData(data, 0, 0);
+  };
+
+  const draw = () => {
+    state.frame = 0;
+    const ratio = window.devicePixelRatio || 1;
+    const wide = canvas.clientWidth;
+    const high = canvas.clientHeight;
+    if (!wide || !high) return;
+    canvas.width = Math.round(wide * ratio);
+    canvas.height = Math.round(high * ratio);
+    const context = canvas.getContext("2d");
+    context.scale(ratio, ratio);
+    const { width, height } = box();
+    const look = colours();
+    context.fillStyle = look.masked;
+    context.fillRect(MARGIN.left, MARGIN.top, width, height);
+    const view = model.get("view");
+    if (view.rows) {
+      context.save();
+      context.beginPath();
+      context.rect(MARGIN.left, MARGIN.top, width, height);
+      context.clip();
+      context.clearRect(MARGIN.left, MARGIN.top, width, height);
+      context.fillStyle = look.masked;
+      context.fillRect(MARGIN.left, MARGIN.top, width, height);
+      const from = place(view.queries[0], view.keys[0]);
+      const to = place(view.queries[1], view.keys[1]);
+      context.imageSmoothingEnabled = false;
+      context.drawImage(image, from.x, from.y, to.x - from.x, to.y - from.y);
+      context.restore();
+    }
+    axes(context, look, width, height);
+    marks(context, look, width, height);
+    root.dataset.painted = String(view.id ?? "");
+  };
+
+  const redraw = () => {
+    if (!state.frame) state.frame = requestAnimationFrame(draw);
+  };
+
+  const labelOf = (tokens, index) => {
+    const text = tokens && tokens.texts[index - tokens.start];
+    return text === undefined ? null : text;
+  };
+
+  const axes = (context, look, width, height) => {
+    const view = model.get("view");
+    context.fillStyle = look.ink;
+    context.strokeStyle = look.grid;
+    context.lineWidth = 1;
+    context.strokeRect(MARGIN.left - 0.5, MARGIN.top - 0.5, width + 1, height + 1);
+    context.font = "11px ui-monospace, Menlo, Consolas, monospace";
+    const cellHeight = height / (state.queries[1] - state.queries[0]);
+    const cellWidth = width / (state.keys[1] - state.keys[0]);
+    context.textBaseline = "middle";
+    context.textAlign = "right";
+    const texts = (tokens, pixels) => tokens && pixels >= LABEL_PX;
+    const every = ([low, high]) => {
+      const all = [];
+      for (let at = Math.ceil(low - 0.5); at < high; at += 1) if (at >= 0) all.push(at);
+      return all;
+    };
+    const named = texts(view.query_tokens, cellHeight);
+    const rows = named ? every(state.queries) : niceTicks(...state.queries, height / 40);
+    for (const query of rows) {
+      const y = place(query + 0.5, 0).y;
+      if (y < MARGIN.top || y > MARGIN.top + height) continue;
+      const text = named ? labelOf(view.query_tokens, query) : null;
+      context.fillText(clip(text ?? query.toLocaleString("en"), 11), MARGIN.left - 5, y);
+    }
+    const keyed = texts(view.key_tokens, cellWidth);
+    const columns = keyed ? every(state.keys) : niceTicks(...state.keys, width / 70);
+    for (const key of columns) {
+      const x = place(0, key + 0.5).x;
+      if (x < MARGIN.left || x > MARGIN.left + width) continue;
+      const text = keyed ? labelOf(view.key_tokens, key) : null;
+      context.save();
+      context.translate(x, MARGIN.top + height + 6);
+      if (text !== null) {
+        context.rotate(-Math.PI / 2);
+        context.textAlign = "right";
+        context.fillText(clip(text, 8), 0, 0);
+      } else {
+        context.textAlign = "center";
+        context.textBaseline = "top";
+        context.fillText(key.toLocaleString("en"), 0, 0);
+      }
+      context.restore();
+    }
+    context.font = "12px Inter, Helvetica, Arial, sans-serif";
+    context.textAlign = "center";
+    context.textBaseline = "bottom";
+    context.fillText("key [token]", MARGIN.left + width / 2, canvas.clientHeight - 4);
+    context.save();
+    context.translate(12, MARGIN.top + height / 2);
+    context.rotate(-Math.PI / 2);
+    context.fillText("query [token]", 0, 6);
+    context.restore();
+  };
+
+  const clip = (text, most) => {
+    const all = Array.from(String(text));
+    return all.length > most ? `${all.slice(0, most - 1).join("")}\u2026` : all.join("");
+  };
+
+  const marks = (context, look, width, height) => {
+    const brush = state.brushing ?? model.get("brush");
+    if (brush.length === 2) {
+      const from = place(brush[0], 0).y;
+      const to = place(brush[1], 0).y;
+      context.fillStyle = look.mark;
+      context.globalAlpha = 0.8;
+      context.fillRect(MARGIN.left - 4, from, 4, Math.max(2, to - from));
+      context.globalAlpha = 1;
+    }
+    const outline = ([query, key], dashes) => {
+      const from = place(query, key);
+      const to = place(query + 1, key + 1);
+      context.setLineDash(dashes);
+      context.strokeStyle = look.mark;
+      context.lineWidth = 1.5;
+      const least = 5;
+      const wide = Math.max(to.x - from.x, least);
+      const high = Math.max(to.y - from.y, least);
+      context.strokeRect((from.x + to.x - wide) / 2, (from.y + to.y - high) / 2, wide, high);
+      context.setLineDash([]);
+    };
+    context.save();
+    context.beginPath();
+    context.rect(MARGIN.left, MARGIN.top, width, height);
+    context.clip();
+    if (model.get("selection").length === 2) outline(model.get("selection"), []);
+    if (state.cursor) outline(state.cursor, [3, 2]);
+    context.restore();
+  };
+
+  const paintScale = () => {
+    const view = model.get("view");
+    if (!view.range) return;
+    const palette = model.get("palette");
+    const ratio = window.devicePixelRatio || 1;
+    const wide = 190;
+    bar.width = wide * ratio;
+    bar.height = 26 * ratio;
+    bar.style.width = `${wide}px`;
+    bar.style.height = "26px";
+    const context = bar.getContext("2d");
+    context.scale(ratio, ratio);
+    for (let x = 0; x < wide - 60; x += 1) {
+      const [red, green, blue] = palette[1 + Math.round((254 * x) / (wide - 61))];
+      context.fillStyle = `rgb(${red},${green},${blue})`;
+      context.fillRect(30 + x, 2, 1, 10);
+    }
+    context.fillStyle = colours().ink;
+    context.font = "10px Inter, Helvetica, Arial, sans-serif";
+    context.textBaseline = "top";
+    context.textAlign = "center";
+    for (const code of [1, 128, 255]) {
+      const at = 30 + ((code - 1) / 254) * (wide - 61);
+      context.fillText(number(decode(code, view.range)), at, 14);
+    }
+  };
+
+  // What it says ---------------------------------------------------------------------------
+
+  const nameOf = (index, tokens) => {
+    const text = labelOf(tokens, index);
+    return text === null ? `${index.toLocaleString("en")}` : `${index.toLocaleString("en")} \u201c${text}\u201d`;
+  };
+
+  const say = (exact) => {
+    const view = model.get("view");
+    rule.textContent = view.rule
+      ? `${model.get("title")} \u00b7 queries ${range(state.queries)}, keys ${range(state.keys)} \u00b7 ${view.rule}`
+      : model.get("title");
+    if (!state.cursor || !view.rows) {
+      status.textContent = model.get("summary");
+      return;
+    }
+    const [query, key] = state.cursor;
+    const head = `query ${nameOf(query, view.query_tokens)}, key ${nameOf(key, view.key_tokens)}: `;
+    if (exact && exact.query === query && exact.key === key) {
+      status.textContent =
+        head +
+        (exact.allowed
+          ? `weight ${exact.weight.toPrecision(6)}, prior ${exact.prior.toPrecision(6)}, ` +
+            `content score ${exact.score.toPrecision(6)}`
+          : "forbidden");
+      status.dataset.weight = exact.allowed ? String(exact.weight) : "";
+      return;
+    }
+    const code = codeAt(query, key);
+    if (code === undefined) return;
+    const value = decode(code, view.range);
+    const what = view.exact ? "weight" : `${model.get("pool")} of its cell`;
+    status.textContent = head + (value === null ? "forbidden" : `${what} about ${number(value)}`);
+    delete status.dataset.weight;
+  };
+
+  const range = ([low, high]) =>
+    `${Math.floor(low).toLocaleString("en")}\u2013${(Math.ceil(high) - 1).toLocaleString("en")}`;
+
+  const codeAt = (query, key) => {
+    const view = model.get("view");
+    const pixels = model.get("pixels");
+    const row = Math.floor(
+      ((query + 0.5 - view.queries[0]) / (view.queries[1] - view.queries[0])) * view.rows,
+    );
+    const column = Math.floor(
+      ((key + 0.5 - view.keys[0]) / (view.keys[1] - view.keys[0])) * view.columns,
+    );
+    if (row < 0 || column < 0 || row >= view.rows || column >= view.columns) return undefined;
+    return pixels.getUint8(row * view.columns + column);
+  };
+
+  // What it asks ---------------------------------------------------------------------------
+
+  const ask = () => {
+    const { width, height } = box();
+    const ratio = Math.min(window.devicePixelRatio || 1, 2);
+    const [queries, keys] = [state.queries, state.keys].map(([low, high]) => [
+      Math.floor(low + 1e-9),
+      Math.ceil(high - 1e-9),
+    ]);
+    state.asked += 1;
+    questions.ask({
+      id: state.asked,
+      queries,
+      keys,
+      rows: Math.round(height * ratio),
+      columns: Math.round(width * ratio),
+    });
+  };
+
+  const moveTo = (queries, keys) => {
+    state.queries = clampWindow(queries, count()[0]);
+    state.keys = clampWindow(keys, count()[1]);
+    say();
+    redraw();
+    ask();
+  };
+
+  const zoom = (factor, query, key) => {
+    const middle = ([low, high]) => (low + high) / 2;
+    moveTo(
+      zoomWindow(state.queries, count()[0], factor, query ?? middle(state.queries)),
+      zoomWindow(state.keys, count()[1], factor, key ?? middle(state.keys)),
+    );
+  };
+
+  const whole = () => moveTo([0, count()[0]], [0, count()[1]]);
+
+  const pointAt = (query, key) => {
+    const within = (value, most) => Math.min(Math.max(Math.floor(value), 0), most - 1);
+    const pair = [within(query, count()[0]), within(key, count()[1])];
+    if (state.cursor && pair[0] === state.cursor[0] && pair[1] === state.cursor[1]) return;
+    state.cursor = pair;
+    say();
+    redraw();
+    cells.ask(pair);
+  };
+
+  const follow = () => {
+    // Keep the cursor inside the window.
+    const [query, key] = state.cursor;
+    const moved = ([low, high], at) => {
+      if (at < low) return [at, at + high - low];
+      if (at + 1 > high) return [at + 1 - (high - low), at + 1];
+      return [low, high];
+    };
+    const queries = moved(state.queries, query);
+    const keys = moved(state.keys, key);
+    if (queries[0] !== state.queries[0] || keys[0] !== state.keys[0]) moveTo(queries, keys);
+  };
+
+  const select = () => {
+    model.set("selection", [...state.cursor]);
+    model.save_changes();
+    redraw();
+  };
+
+  // Hands ------------------------------------------------------------------------------------
+
+  buttons.in.addEventListener("click", () => zoom(0.5, ...(state.cursor ?? [])));
+  buttons.out.addEventListener("click", () => zoom(2, ...(state.cursor ?? [])));
+  buttons.all.addEventListener("click", whole);
+
+  canvas.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const step = KEYS[event.key];
+    const cursor = state.cursor ?? [Math.floor(state.queries[0]), Math.floor(state.keys[0])];
+    if (step && event.shiftKey) {
+      const by = (window_) => Math.max(1, (window_[1] - window_[0]) / 4);
+      moveTo(
+        state.queries.map((at) => at + step[0] * by(state.queries)),
+        state.keys.map((at) => at + step[1] * by(state.keys)),
+      );
+    } else if (step) {
+      pointAt(cursor[0] + step[0], cursor[1] + step[1]);
+      follow();
+    } else if (event.key === "+" || event.key === "=") {
+      zoom(0.5, ...(state.cursor ?? []));
+    } else if (event.key === "-") {
+      zoom(2, ...(state.cursor ?? []));
+    } else if (event.key === "Home" || event.key === "0") {
+      whole();
+    } else if (event.key === "Enter" || event.key === " ") {
+      if (!state.cursor) pointAt(...cursor);
+      select();
+    } else {
+      return;
+    }
+    // Lab would move to another cell, or run this one.
+    event.preventDefault();
+    event.stopPropagation();
+  });
+
+  canvas.addEventListener(
+    "wheel",
+    (event) => {
+      const at = pairAt(event);
+      if (!at.inside) return;
+      event.preventDefault();
+      zoom(event.deltaY > 0 ? 1.25 : 0.8, at.query, at.key);
+    },
+    { passive: false },
+  );
+
+  canvas.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    const at = pairAt(event);
+    if (at.inside) state.drag = { from: at, queries: state.queries, keys: state.keys, moved: false };
+    else if (at.onQueries) state.brushing = [Math.floor(at.query), Math.floor(at.query) + 1];
+    else return;
+    canvas.setPointerCapture(event.pointerId);
+    redraw();
+  });
+
+  canvas.addEventListener("pointermove", (event) => {
+    const at = pairAt(event);
+    if (state.brushing) {
+      const end = Math.min(Math.max(Math.floor(at.query), 0), count()[0] - 1);
+      state.brushing[1] = end + 1;
+      redraw();
+    } else if (state.drag) {
+      const bounds = canvas.getBoundingClientRect();
+      const { width, height } = box();
+      const { from, queries, keys } = state.drag;
+      // Where the pointer is, in the window that the drag began with.
+      const x = (event.clientX - bounds.left - MARGIN.left) / width;
+      const y = (event.clientY - bounds.top - MARGIN.top) / height;
+      const byQuery = from.query - (queries[0] + y * (queries[1] - queries[0]));
+      const byKey = from.key - (keys[0] + x * (keys[1] - keys[0]));
+      const far =
+        Math.abs(byQuery) * (height / (queries[1] - queries[0])) +
+        Math.abs(byKey) * (width / (keys[1] - keys[0]));
+      if (far > 4) state.drag.moved = true;
+      if (state.drag.moved)
+        moveTo(
+          queries.map((q) => q + byQuery),
+          keys.map((k) => k + byKey),
+        );
+    } else if (at.inside) {
+      pointAt(at.query, at.key);
+    }
+  });
+
+  canvas.addEventListener("pointerup", (event) => {
+    if (state.brushing) {
+      const [low, high] = state.brushing;
+      model.set("brush", low < high ? [low, high] : [high - 1, low + 1]);
+      model.save_changes();
+      state.brushing = null;
+      redraw();
+    } else if (state.drag) {
+      const moved = state.drag.moved;
+      state.drag = null;
+      if (!moved) {
+        const at = pairAt(event);
+        pointAt(at.query, at.key);
+        select();
+      }
+    }
+  });
+
+  canvas.addEventListener("dblclick", whole);
+
+  // What arrives -----------------------------------------------------------------------------
+
+  const showView = () => {
+    paintImage();
+    paintScale();
+    say();
+    redraw();
+  };
+  const showError = () => {
+    problem.textContent = model.get("error");
+    problem.hidden = !model.get("error");
+  };
+  const showSize = () => {
+    // Another plan: what was asked of the old one says nothing of it.
+    state.queries = [0, count()[0]];
+    state.keys = [0, count()[1]];
+    state.cursor = null;
+    ask();
+  };
+  const received = (message) => {
+    if (message.kind === "viewed") questions.answered();
+    if (message.kind === "celled") {
+      cells.answered();
+      if (message.cell) say(message.cell);
+    }
+  };
+  const label = () => {
+    canvas.setAttribute(
+      "aria-label",
+      `${model.get("title")}. Arrow keys move the cursor, shift and arrow keys the window, plus and ` +
+        "minus zoom, Home shows the whole plan, Enter selects.",
+    );
+    say();
+  };
+  const subscriptions = [
+    ["change:pixels change:view", showView],
+    ["change:palette", showView],
+    ["change:selection change:brush", redraw],
+    ["change:error", showError],
+    ["change:title change:summary", label],
+    ["change:plan", showSize],
+    ["change:scale change:pool", ask],
+    ["msg:custom", received],
+  ];
+  for (const [event, act] of subscriptions) model.on(event, act);
+
+  const themed = () => {
+    paintScale();
+    redraw();
+  };
+  const theme = new MutationObserver(themed);
+  theme.observe(document.body, { attributes: true });
+  const preference = window.matchMedia("(prefers-color-scheme: dark)");
+  preference.addEventListener("change", themed);
+  let wide = 0;
+  const resized = new ResizeObserver(() => {
+    if (canvas.clientWidth === wide) return;
+    wide = canvas.clientWidth;
+    redraw();
+    ask();
+  });
+  resized.observe(canvas);
+
+  label();
+  showError();
+  showView();
+  return () => {
+    for (const [event, act] of subscriptions) model.off(event, act);
+    theme.disconnect();
+    resized.disconnect();
+    preference.removeEventListener("change", themed);
+    if (state.frame) cancelAnimationFrame(state.frame);
+  };
+}
+
+export default { render };

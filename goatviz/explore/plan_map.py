@@ -1,0 +1,217 @@
+"""A map of one head's plan as a widget: a canvas of 8-bit cells, at any zoom.
+
+The page asks for the window that it shows and gets one byte for each cell; exact numbers are asked
+for a pair at a time. What is drawn, and how the window moves, lives in plan_map.js.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import numpy as np
+import traitlets
+
+from goatviz.analysis.levels import POOLS, PlanLevels, PlanView
+from goatviz.plots.style import colour_table
+
+SCALES = ("linear", "log")
+#: Decades below the largest weight that the logarithmic scale shows.
+DECADES = 5
+#: Cells a side of the first view, before a page has said how much room it has.
+FIRST_VIEW = 256
+#: The most cells a side that are sent, whatever a page asks for.
+MOST_CELLS = 2048
+#: The most tokens along an axis that are sent as text.
+MOST_TOKENS = 256
+
+
+class PlanMap(anywidget.AnyWidget):
+    """A map of attention weights: zoom, pan, select a pair by click or key, brush queries.
+
+    Parameters
+    ----------
+    levels : PlanLevels
+        Which plan.
+    title : str
+        Said above the map and to screen readers.
+    query_tokens, key_tokens : sequence of str, optional
+        One for each query and key; shown as text where there is room.
+    scale : {"linear", "log"}
+        Of the colours: from 0, or over five decades below the largest weight seen.
+    pool : {"max", "mean"}
+        What a cell of several keys shows.
+
+    Attributes
+    ----------
+    selection : list of int
+        [query, key], or [] while nothing is selected.
+    brush : list of int
+        Half-open range of queries, or [].
+    view, pixels
+        The last view and its cells, one byte each: 0 where every pair is forbidden.
+    error : str
+        What went wrong last, shown in the widget; "" after the next success.
+
+    Raises
+    ------
+    TypeError
+        If `levels` is no PlanLevels.
+    ValueError
+        If tokens do not fit the plan, or there is no such scale or rule.
+    """
+
+    _esm = Path(__file__).with_name("plan_map.js")
+    _css = Path(__file__).with_name("plan_map.css")
+
+    title = traitlets.Unicode().tag(sync=True)
+    summary = traitlets.Unicode().tag(sync=True)
+    error = traitlets.Unicode().tag(sync=True)
+    size = traitlets.List(traitlets.Int()).tag(sync=True)
+    plan = traitlets.Int(0).tag(sync=True)
+    view = traitlets.Dict().tag(sync=True)
+    pixels = traitlets.Bytes(b"").tag(sync=True)
+    palette = traitlets.List().tag(sync=True)
+    scale = traitlets.Enum(SCALES, default_value="linear").tag(sync=True)
+    pool = traitlets.Enum(POOLS, default_value="max").tag(sync=True)
+    selection = traitlets.List(traitlets.Int(), maxlen=2).tag(sync=True)
+    brush = traitlets.List(traitlets.Int(), maxlen=2).tag(sync=True)
+
+    def __init__(
+        self,
+        levels: PlanLevels,
+        *,
+        title: str = "Attention map",
+        query_tokens: Sequence[str] | None = None,
+        key_tokens: Sequence[str] | None = None,
+        scale: str = "linear",
+        pool: str = "max",
+    ) -> None:
+        for name, value, known in (("scale", scale, SCALES), ("pool", pool, POOLS)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        super().__init__(palette=[list(rgb) for rgb in colour_table()], scale=scale, pool=pool)
+        self.on_msg(self._received)
+        self.show_plan(levels, title=title, query_tokens=query_tokens, key_tokens=key_tokens)
+
+    def show_plan(
+        self,
+        levels: PlanLevels,
+        *,
+        title: str | None = None,
+        query_tokens: Sequence[str] | None = None,
+        key_tokens: Sequence[str] | None = None,
+    ) -> None:
+        """Show another plan, as a whole; what was selected is forgotten if it has another size."""
+        if not isinstance(levels, PlanLevels):
+            raise TypeError(f"levels must be PlanLevels, got {type(levels).__name__}")
+        for name, tokens, count in (
+            ("query_tokens", query_tokens, levels.queries),
+            ("key_tokens", key_tokens, levels.keys),
+        ):
+            if tokens is not None and len(tokens) != count:
+                raise ValueError(f"{name} must hold {count} texts, got {len(tokens)}")
+        self._levels = levels
+        self._tokens = (query_tokens, key_tokens)
+        self._highest = 0.0
+        size = [levels.queries, levels.keys]
+        with self.hold_sync():
+            if size != self.size:
+                self.selection, self.brush = [], []
+            self.size = size
+            self.title = self.title if title is None else title
+            self._show(0, (0, size[0]), (0, size[1]), FIRST_VIEW, FIRST_VIEW)
+            self.plan += 1
+
+    def _show(
+        self, number: int, queries: tuple[int, int], keys: tuple[int, int], rows: int, columns: int
+    ) -> None:
+        """Compute a view and put it on the page, picture and description together."""
+        rows, columns = (max(1, min(int(count), MOST_CELLS)) for count in (rows, columns))
+        found = self._levels.view(queries, keys, rows=rows, columns=columns, pool=self.pool)
+        highest = float(np.nanmax(found.weights, initial=0.0))
+        # Colours keep their meaning while the window moves, until something larger is seen.
+        self._highest = max(self._highest, highest)
+        scale = colour_range(self.scale, self._highest)
+        with self.hold_sync():
+            self.pixels = to_codes(found.weights, scale)
+            self.view = {
+                "id": number,
+                "queries": list(found.query_range),
+                "keys": list(found.key_range),
+                "rows": found.weights.shape[0],
+                "columns": found.weights.shape[1],
+                "rule": found.rule,
+                "exact": found.exact,
+                "range": scale,
+                "query_tokens": _texts(self._tokens[0], found.query_range),
+                "key_tokens": _texts(self._tokens[1], found.key_range),
+            }
+            self.summary = _summary(found)
+            self.error = ""
+
+    def _received(self, _widget: Any, message: dict[str, Any], _buffers: list[Any]) -> None:
+        """A question of the page; it is answered whatever happens, or the page would wait."""
+        kind = message.get("kind")
+        try:
+            if kind == "view":
+                self._show(
+                    int(message["id"]),
+                    tuple(message["queries"]),
+                    tuple(message["keys"]),
+                    message["rows"],
+                    message["columns"],
+                )
+            elif kind == "cell":
+                query, key = int(message["query"]), int(message["key"])
+                cell = self._levels.cell(query, key)
+                values = {
+                    # JSON knows no infinity; a forbidden pair has nothing else to say.
+                    name: value if np.isfinite(value) else None
+                    for name, value in cell._asdict().items()
+                }
+                self.send({"kind": "celled", "cell": {"query": query, "key": key, **values}})
+                return
+        except Exception as error:  # noqa: BLE001 - shown, since nobody sees a kernel's log
+            self.error = f"{type(error).__name__}: {error}"
+        self.send({"kind": "viewed" if kind == "view" else "celled"})
+
+
+def colour_range(kind: str, highest: float) -> dict[str, Any]:
+    """What the first and last colour stand for, as the page needs it."""
+    high = highest if highest > 0 else 1.0
+    return {"kind": kind, "low": 0.0 if kind == "linear" else high * 10.0**-DECADES, "high": high}
+
+
+def to_codes(weights: np.ndarray, scale: dict[str, Any]) -> bytes:
+    """One byte for each cell: 0 for NaN, 1 to 255 from the range's low to its high end."""
+    low, high = scale["low"], scale["high"]
+    known = ~np.isnan(weights)
+    values = np.clip(np.where(known, weights, low), low, high)
+    if scale["kind"] == "log":
+        share = np.log(values / low) / np.log(high / low)
+    else:
+        share = (values - low) / (high - low)
+    codes = 1 + np.rint(254 * share).astype(np.uint8)
+    return np.where(known, codes, 0).astype(np.uint8).tobytes()
+
+
+def _texts(tokens: Sequence[str] | None, window: tuple[int, int]) -> dict[str, Any] | None:
+    if tokens is None or window[1] - window[0] > MOST_TOKENS:
+        return None
+    return {"start": window[0], "texts": [str(token) for token in tokens[slice(*window)]]}
+
+
+def _summary(view: PlanView) -> str:
+    """The picture in a sentence."""
+    if not np.isfinite(view.weights).any():
+        return "Every pair in view is forbidden."
+    row, column = np.unravel_index(int(np.nanargmax(view.weights)), view.weights.shape)
+    first, last = int(view.key_edges[column]), int(view.key_edges[column + 1]) - 1
+    keys = f"key {first:,}" if first == last else f"keys {first:,} to {last:,}"
+    return (
+        f"Largest in view: {view.weights[row, column]:.3g}, query {int(view.queries[row]):,}, "
+        f"{keys}."
+    )

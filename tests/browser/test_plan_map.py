@@ -1,0 +1,222 @@
+"""The map in JupyterLab: what the page shows is what the kernel computed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+SOURCE = Path(__file__).parents[2] / "goatviz" / "explore" / "plan_map.js"
+SETUP = """
+import torch
+from goatviz import capture, load_pretrained
+from goatviz.analysis.levels import PlanLevels
+from goatviz.explore import PlanMap
+checkpoint = load_pretrained("copy-mixture-4-goat")
+ids = torch.randint(32, (1, {length}), generator=torch.Generator().manual_seed(0))
+with capture(checkpoint.model, statistics=(), keep="projections") as record, torch.no_grad():
+    checkpoint.model(ids)
+tokens = ["<img src=x onerror=alert(1)>" if i == 2 else f"t{{i}}" for i in range({length})]
+levels = PlanLevels(record.calls[0], head={head})
+plan = record.plan(head={head}).weights
+widget = PlanMap(levels, title="Head {head}", query_tokens=tokens, key_tokens=tokens)
+"""
+
+
+@pytest.fixture
+def opened(lab, offline_context, offline_page, tmp_path):
+    """A notebook with one map, run; returns how to make it."""
+
+    def make(length=64, head=0):
+        name = lab.write(f"{tmp_path.name}.ipynb", SETUP.format(length=length, head=head), "widget")
+        lab.run(offline_page, name)
+        offline_page.locator(".goatviz-map-canvas").wait_for()
+        wait_for_view(offline_page, length)
+        return offline_page
+
+    yield make
+    assert offline_context.outside_requests == []
+
+
+def wait_for_view(page, rows):
+    """Wait until the canvas holds a view of that many rows or more, painted."""
+    page.wait_for_function(
+        "() => Number(document.querySelector('.goatviz-map').dataset.painted) > 0"
+    )
+    page.wait_for_timeout(150)
+
+
+def colour_at(page, query, key, length):
+    """Red, green and blue in the middle of a cell, while the whole plan is shown."""
+    return page.evaluate(
+        """([query, key, length]) => {
+            const canvas = document.querySelector('.goatviz-map-canvas');
+            const ratio = window.devicePixelRatio || 1;
+            const [left, right, top, bottom] = [92, 12, 10, 84];
+            const x = left + (canvas.clientWidth - left - right) * (key + 0.5) / length;
+            const y = top + (canvas.clientHeight - top - bottom) * (query + 0.5) / length;
+            return [...canvas.getContext('2d').getImageData(
+                Math.round(x * ratio), Math.round(y * ratio), 1, 1).data].slice(0, 3);
+        }""",
+        [query, key, length],
+    )
+
+
+def test_the_pixels_are_the_kernels_numbers(lab, opened):
+    page = opened(64)
+    pairs = [(0, 0), (40, 36), (63, 0), (63, 59), (20, 3)]
+    wanted = lab.ask(
+        page,
+        "[widget.palette[1 + round(254 * min(1, float(plan[q, k]) / widget.view['range']['high']))]"
+        f" for q, k in {pairs}]",
+    )
+    for (query, key), colour in zip(pairs, wanted, strict=True):
+        found = colour_at(page, query, key, 64)
+        assert max(abs(a - b) for a, b in zip(found, colour, strict=True)) <= 2, (query, key)
+    ahead = colour_at(page, 3, 40, 64)
+    assert ahead[0] == ahead[1] == ahead[2]  # forbidden: grey
+
+
+def test_keys_move_the_cursor_and_the_page_says_the_exact_weight(lab, opened):
+    page = opened(64)
+    canvas = page.locator(".goatviz-map-canvas")
+    canvas.focus()
+    for key in ["ArrowDown"] * 9 + ["ArrowRight"] * 5:
+        page.keyboard.press(key)
+    status = page.locator(".goatviz-map-status")
+    page.wait_for_function(
+        "() => document.querySelector('.goatviz-map-status').dataset.weight"
+        " && document.querySelector('.goatviz-map-status').textContent.startsWith('query 9')"
+    )
+    found = float(status.get_attribute("data-weight"))
+    assert found == pytest.approx(lab.ask(page, "float(plan[9, 5])"), rel=1e-9)
+    assert "“t9”" in status.inner_text() and "key 5" in status.inner_text()
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(300)
+    assert lab.ask(page, "widget.selection") == [9, 5]
+
+
+def test_zoom_fetches_cells_and_shows_tokens_as_text(lab, opened):
+    page = opened(64)
+    canvas = page.locator(".goatviz-map-canvas")
+    canvas.focus()
+    page.keyboard.press("Home")
+    for _ in range(3):
+        page.keyboard.press("+")
+    page.wait_for_function(
+        "() => document.querySelector('.goatviz-map-rule').textContent.includes('queries 28')"
+    )
+    page.wait_for_timeout(400)
+    view = lab.ask(page, "widget.view")
+    assert view["queries"] == [28, 36] and view["keys"] == [28, 36]
+    assert view["rows"] == view["columns"] == 8 and view["exact"]
+    assert view["query_tokens"]["texts"][0] == "t28"
+    # A token that is markup stays text: nothing of it is in the document.
+    assert page.locator(".goatviz-map img").count() == 0
+
+
+def test_a_click_selects_and_a_drag_along_the_axis_brushes(lab, opened):
+    page = opened(64)
+    bounds = page.locator(".goatviz-map-canvas").bounding_box()
+    width, height = bounds["width"] - 92 - 12, bounds["height"] - 10 - 84
+
+    def at(query, key):
+        return (
+            bounds["x"] + 92 + width * (key + 0.5) / 64,
+            bounds["y"] + 10 + height * (query + 0.5) / 64,
+        )
+
+    page.mouse.click(*at(50, 46))
+    page.wait_for_timeout(300)
+    assert lab.ask(page, "widget.selection") == [50, 46]
+    page.mouse.move(bounds["x"] + 60, at(10, 0)[1])
+    page.mouse.down()
+    page.mouse.move(bounds["x"] + 60, at(19, 0)[1], steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(300)
+    assert lab.ask(page, "widget.brush") == [10, 20]
+
+
+def test_errors_of_the_kernel_are_seen_in_the_page(lab, opened):
+    page = opened(64)
+    lab.ask(page, "setattr(widget, '_levels', None)")
+    page.locator(".goatviz-map-canvas").focus()
+    page.keyboard.press("+")
+    error = page.locator(".goatviz-map-error")
+    error.wait_for()
+    assert "AttributeError" in error.inner_text()
+    lab.ask(page, "setattr(widget, '_levels', levels)")
+    page.keyboard.press("-")
+    page.wait_for_function("() => document.querySelector('.goatviz-map-error').textContent === ''")
+
+
+def test_another_plan_of_another_size_replaces_the_first(lab, opened):
+    page = opened(64)
+    code = """
+with capture(checkpoint.model, statistics=(), keep="projections") as longer, torch.no_grad():
+    checkpoint.model(torch.randint(32, (1, 3000)))
+widget.show_plan(PlanLevels(longer.calls[0]), title="longer")
+"""
+    lab.ask(page, f"exec({code!r})")
+    page.wait_for_function(
+        "() => document.querySelector('.goatviz-map-rule').textContent"
+        ".includes('longer · queries 0–2,999')"
+    )
+    page.wait_for_timeout(500)
+    view = lab.ask(page, "widget.view")
+    assert view["queries"] == [0, 3000] and 256 < view["rows"] < 3000
+    assert "of 3,000 queries; keys: the largest of" in view["rule"]
+
+
+@pytest.fixture
+def functions(offline_page):
+    """What plan_map.js exports, in a page without a kernel."""
+    source = json.dumps(SOURCE.read_text(encoding="utf-8"))
+    offline_page.goto("about:blank")
+    offline_page.evaluate(
+        f"""async () => {{
+            const url = URL.createObjectURL(new Blob([{source}], {{ type: 'text/javascript' }}));
+            window.map = await import(url);
+        }}"""
+    )
+    return lambda expression: offline_page.evaluate(f"() => {expression}")
+
+
+def test_windows_stay_inside(functions):
+    assert functions("map.clampWindow([-3, 7], 100)") == [0, 10]
+    assert functions("map.clampWindow([95, 110], 100)") == [85, 100]
+    assert functions("map.clampWindow([-50, 500], 100)") == [0, 100]
+    assert functions("map.zoomWindow([0, 64], 64, 0.5, 16)") == [8, 40]
+    assert functions("map.zoomWindow([10, 11], 64, 0.5, 10.5)") == [10, 11]
+    assert functions("map.zoomWindow([10, 20], 64, 100, 12)") == [0, 64]
+
+
+def test_ticks_are_round_and_few(functions):
+    assert functions("map.niceTicks(0, 64, 5)") == [0, 20, 40, 60]
+    assert functions("map.niceTicks(3.5, 9, 10)") == [4, 5, 6, 7, 8]
+    ticks = functions("map.niceTicks(0, 131072, 8)")
+    assert ticks == list(range(0, 131072, 20000))
+
+
+def test_codes_stand_for_weights(functions):
+    linear = "{kind: 'linear', low: 0, high: 0.5}"
+    assert functions(f"map.decode(0, {linear})") is None
+    assert functions(f"[1, 128, 255].map(c => map.decode(c, {linear}))") == [0, 0.25, 0.5]
+    log = "{kind: 'log', low: 1e-4, high: 1}"
+    found = functions(f"[1, 128, 255].map(c => map.decode(c, {log}))")
+    assert found == pytest.approx([1e-4, 1e-2, 1])
+    assert functions("[0, 0.25, 0.00001234].map(map.number)") == ["0", "0.250", "1.23e-5"]
+
+
+def test_the_newest_question_wins(functions):
+    sent = functions(
+        """(() => {
+            const sent = [];
+            const line = map.newestWins(question => sent.push(question));
+            line.ask(1); line.ask(2); line.ask(3);
+            line.answered(); line.ask(4); line.answered(); line.answered();
+            return [sent, line.idle];
+        })()"""
+    )
+    assert sent == [[1, 3, 4], True]
