@@ -8,6 +8,7 @@
 
 from goatviz.analysis.implied import implied_prior
 from goatviz.analysis.length import length_sweep, needle_grid, wilson_interval
+from goatviz.analysis.levels import PlanLevels
 from goatviz.analysis.mass import mass_sweep
 from goatviz.analysis.perplexity import loss_difference, perplexity_sweep
 from goatviz.analysis.plan import plan_slice
@@ -23,6 +24,7 @@ from goatviz.analysis.training import training_log
 
 __all__ = [
     "SINK_STATISTICS",
+    "PlanLevels",
     "PriorSource",
     "Runs",
     "implied_prior",

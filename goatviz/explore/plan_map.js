@@ -51,9 +51,10 @@ export function decode(code, scale) {
   return scale.low + share * (scale.high - scale.low);
 }
 
-export function number(value) {
+export function number(value, digits = 3) {
   if (value === 0) return "0";
-  return Math.abs(value) < 1e-3 ? value.toExponential(2) : value.toPrecision(3);
+  if (Math.abs(value) < 1e-3) return value.toExponential(digits - 1);
+  return value.toPrecision(digits);
 }
 
 export function newestWins(send) {
@@ -137,6 +138,7 @@ function render({ model, el }) {
     queries: [0, count()[0]],
     keys: [0, count()[1]],
     cursor: null,
+    exact: null, // what the kernel last said of a pair
     drag: null,
     brushing: null,
     frame: 0,
@@ -324,13 +326,18 @@ function render({ model, el }) {
     const outline = ([query, key], dashes) => {
       const from = place(query, key);
       const to = place(query + 1, key + 1);
-      context.setLineDash(dashes);
-      context.strokeStyle = look.mark;
-      context.lineWidth = 1.5;
       const least = 5;
       const wide = Math.max(to.x - from.x, least);
       const high = Math.max(to.y - from.y, least);
-      context.strokeRect((from.x + to.x - wide) / 2, (from.y + to.y - high) / 2, wide, high);
+      const corner = [(from.x + to.x - wide) / 2, (from.y + to.y - high) / 2];
+      // Light on dark: seen on every colour of the map.
+      context.lineWidth = 3.5;
+      context.strokeStyle = "rgba(0, 0, 0, 0.75)";
+      context.strokeRect(...corner, wide, high);
+      context.setLineDash(dashes);
+      context.lineWidth = 1.75;
+      context.strokeStyle = dashes.length ? "#ffffff" : look.mark;
+      context.strokeRect(...corner, wide, high);
       context.setLineDash([]);
     };
     context.save();
@@ -376,8 +383,9 @@ function render({ model, el }) {
     return text === null ? `${index.toLocaleString("en")}` : `${index.toLocaleString("en")} \u201c${text}\u201d`;
   };
 
-  const say = (exact) => {
+  const say = () => {
     const view = model.get("view");
+    const exact = state.exact;
     rule.textContent = view.rule
       ? `${model.get("title")} \u00b7 queries ${range(state.queries)}, keys ${range(state.keys)} \u00b7 ${view.rule}`
       : model.get("title");
@@ -391,8 +399,8 @@ function render({ model, el }) {
       status.textContent =
         head +
         (exact.allowed
-          ? `weight ${exact.weight.toPrecision(6)}, prior ${exact.prior.toPrecision(6)}, ` +
-            `content score ${exact.score.toPrecision(6)}`
+          ? `weight ${number(exact.weight, 6)}, prior ${number(exact.prior, 6)}, ` +
+            `content score ${number(exact.score, 6)}`
           : "forbidden");
       status.dataset.weight = exact.allowed ? String(exact.weight) : "";
       return;
@@ -610,13 +618,15 @@ function render({ model, el }) {
     state.queries = [0, count()[0]];
     state.keys = [0, count()[1]];
     state.cursor = null;
+    state.exact = null;
     ask();
   };
   const received = (message) => {
     if (message.kind === "viewed") questions.answered();
     if (message.kind === "celled") {
       cells.answered();
-      if (message.cell) say(message.cell);
+      state.exact = message.cell ?? null;
+      say();
     }
   };
   const label = () => {

@@ -1,0 +1,155 @@
+"""The map's kernel side: bytes that stand for weights, answers to every question, errors shown."""
+
+import numpy as np
+import pytest
+import torch
+
+from goatviz.adapters import capture
+from goatviz.analysis.levels import PlanLevels
+from goatviz.attention import Attention
+from goatviz.explore import PlanMap
+from goatviz.explore.plan_map import MOST_CELLS, colour_range, to_codes
+from goatviz.plots.style import colour_table
+
+
+def levels(length=40, *, head=0, seed=0):
+    torch.manual_seed(seed)
+    layer = Attention(16, 2).eval()
+    with capture(layer, statistics=(), keep="projections") as record, torch.no_grad():
+        layer(4 * torch.randn(1, length, 16))
+    return PlanLevels(record.calls[0], head=head)
+
+
+def answers(widget, monkeypatch, *messages):
+    sent = []
+    monkeypatch.setattr(widget, "send", sent.append)
+    for message in messages:
+        widget._received(widget, message, [])
+    return sent
+
+
+def decoded(widget):
+    """Weights that the widget's bytes stand for, NaN where they stand for nothing."""
+    view = widget.view
+    codes = np.frombuffer(widget.pixels, np.uint8).reshape(view["rows"], view["columns"])
+    low, high = view["range"]["low"], view["range"]["high"]
+    share = (codes.astype(float) - 1) / 254
+    linear = view["range"]["kind"] == "linear"
+    value = low + share * (high - low) if linear else low * (high / low) ** share
+    return np.where(codes == 0, np.nan, value)
+
+
+def test_the_first_picture_is_there_without_a_page():
+    source = levels()
+    widget = PlanMap(source)
+    wanted = source.view((0, 40), (0, 40)).weights
+    assert np.array_equal(np.isnan(decoded(widget)), np.isnan(wanted))
+    half = widget.view["range"]["high"] / 254 / 2
+    np.testing.assert_allclose(decoded(widget), wanted, atol=half + 1e-6)
+    assert widget.view["exact"] and widget.size == [40, 40] and widget.error == ""
+    assert widget.summary.startswith("Largest in view: 1, query 0, key 0")
+
+
+def test_logarithmic_colours_keep_decades_apart(monkeypatch):
+    source = levels()
+    widget = PlanMap(source, scale="log")
+    wanted = source.view((0, 40), (0, 40)).weights
+    floor = widget.view["range"]["low"]
+    found = decoded(widget)
+    shown = np.nan_to_num(wanted) > floor
+    np.testing.assert_allclose(found[shown], wanted[shown], rtol=0.03)
+    assert np.allclose(found[~shown & ~np.isnan(wanted)], floor)
+
+
+def test_codes_at_the_ends_of_their_range():
+    scale = colour_range("linear", 0.5)
+    assert to_codes(np.array([0.0, 0.25, 0.5, 0.9, np.nan]), scale) == bytes([1, 128, 255, 255, 0])
+    scale = colour_range("log", 1.0)
+    assert to_codes(np.array([0.0, 1e-5, 1.0, np.nan]), scale) == bytes([1, 1, 255, 0])
+    assert colour_range("linear", 0.0)["high"] == 1.0
+
+
+def test_the_palette_gives_every_code_a_colour_of_its_own():
+    table = colour_table()
+    assert len(table) == 256 and len(set(table[1:])) > 200
+    assert all(0 <= part <= 255 for colour in table for part in colour)
+    brightness = [sum(colour) for colour in table[1:]]
+    assert brightness[0] < brightness[-1]
+
+
+def test_a_question_gets_its_view_and_an_answer(monkeypatch):
+    widget = PlanMap(levels(300), query_tokens=[f"q{i}" for i in range(300)])
+    ask = {"kind": "view", "id": 7, "queries": [10, 20], "keys": [0, 300]}
+    sent = answers(widget, monkeypatch, ask | {"rows": 100, "columns": 50})
+    assert sent == [{"kind": "viewed"}]
+    view = widget.view
+    assert (view["id"], view["rows"], view["columns"]) == (7, 10, 50)
+    assert view["query_tokens"] == {"start": 10, "texts": [f"q{i}" for i in range(10, 20)]}
+    assert view["key_tokens"] is None and not view["exact"]
+    assert len(widget.pixels) == 500
+
+
+def test_a_page_cannot_ask_for_too_much(monkeypatch):
+    widget = PlanMap(levels())
+    asked = []
+    monkeypatch.setattr(
+        widget._levels,
+        "view",
+        lambda *a, **room: asked.append(room) or levels().view((0, 1), (0, 1)),
+    )
+    ask = {"kind": "view", "id": 1, "queries": [0, 40], "keys": [0, 40]}
+    answers(widget, monkeypatch, ask | {"rows": 10**9, "columns": -3})
+    assert asked == [{"rows": MOST_CELLS, "columns": 1, "pool": "max"}]
+
+
+def test_a_pair_is_exact(monkeypatch):
+    source = levels()
+    (said,) = answers(PlanMap(source), monkeypatch, {"kind": "cell", "query": 9, "key": 4})
+    assert said["cell"] == {"query": 9, "key": 4, **source.cell(9, 4)._asdict()}
+    (said,) = answers(PlanMap(source), monkeypatch, {"kind": "cell", "query": 4, "key": 9})
+    assert said["cell"]["log_prior"] is None and not said["cell"]["allowed"]
+
+
+def test_errors_are_shown_answered_and_forgotten(monkeypatch):
+    widget = PlanMap(levels())
+    good = {"kind": "view", "id": 1, "queries": [0, 40], "keys": [0, 40], "rows": 9, "columns": 9}
+    assert answers(widget, monkeypatch, good | {"queries": [50, 60]}) == [{"kind": "viewed"}]
+    assert widget.error.startswith("ValueError: queries must be a non-empty window of 0 .. 40")
+    assert answers(widget, monkeypatch, {"kind": "cell", "query": 99, "key": 0}) == [
+        {"kind": "celled"}
+    ]
+    assert widget.error.startswith("ValueError: query must be in 0 .. 39")
+    answers(widget, monkeypatch, good)
+    assert widget.error == ""
+
+
+def test_colours_keep_their_meaning_while_the_window_moves(monkeypatch):
+    widget = PlanMap(levels())
+    first = widget.view["range"]
+    ask = {"kind": "view", "id": 1, "queries": [30, 40], "keys": [0, 3], "rows": 9, "columns": 9}
+    answers(widget, monkeypatch, ask)
+    assert widget.view["range"] == first
+
+
+def test_another_plan_forgets_what_fits_no_more():
+    widget = PlanMap(levels())
+    widget.selection, widget.brush = [3, 2], [1, 5]
+    widget.show_plan(levels(head=1))
+    assert widget.selection == [3, 2] and widget.plan == 2
+    widget.show_plan(levels(50), title="longer")
+    assert widget.selection == [] and widget.brush == []
+    assert widget.size == [50, 50] and widget.title == "longer"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"levels": 3}, TypeError, "levels must be PlanLevels, got int"),
+        ({"scale": "square"}, ValueError, "scale must be one of linear, log, got 'square'"),
+        ({"pool": "sum"}, ValueError, "pool must be one of max, mean, got 'sum'"),
+        ({"key_tokens": ["a"]}, ValueError, "key_tokens must hold 40 texts, got 1"),
+    ],
+)
+def test_bad_input(options, error, says):
+    with pytest.raises(error, match=says):
+        PlanMap(options.pop("levels", None) or levels(), **options)
