@@ -109,6 +109,20 @@ PLAN_SLICE = Schema(
     optional=frozenset({"query_token", "key_token"}),
 )
 
+PLAN_ROW = Schema(
+    "plan_row",
+    {
+        "key_stop": Field(("key",), "tokens", "end of the key bin (exclusive)"),
+        "weights": Field(("key",), "probability", "attention mass in the bin"),
+        "prior": Field(("key",), "probability", "prior mass in the bin"),
+        "scores": Field(("key",), "score", "content score, mean over the bin"),
+        "log_prior": Field(("key",), "nats", "log-prior, mean over the bin"),
+        "allowed": Field(("key",), "1", "whether the bin holds a key the query may see"),
+        "key_token": Field(("key",), "1", "key token"),
+    },
+    optional=frozenset({"key_token"}),
+)
+
 _CURVE = (*_HEAD, "threshold")
 _SIGNAL = (*_HEAD, "range_bin")
 _MAP = (*_HEAD, "map_query", "map_key")
@@ -290,6 +304,7 @@ SCHEMAS = {
     for schema in (
         PRIOR_PROFILE,
         PLAN_SLICE,
+        PLAN_ROW,
         SINK_PROFILE,
         LENGTH_SWEEP,
         NEEDLE_GRID,

@@ -6,14 +6,20 @@ keys that it shows, and one normaliser for each query, which is kept for the nex
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 from goatviz.adapters.capture import CapturedCall, problem_of
+from goatviz.results import PLAN_ROW, make_result
 from goatviz.transport.fused import dense_window
+from goatviz.transport.rows import solve_rows
+from goatviz.transport.solvers import cross_check
 
 #: Rules by which the weights of several keys become one cell.
 POOLS = ("max", "mean")
@@ -199,6 +205,95 @@ class PlanLevels:
             score=float(row.scores[0, key]),
             log_prior=float(log_prior[key]),
             allowed=bool(row.allowed[0, key]),
+        )
+
+    @torch.no_grad()
+    def row(
+        self,
+        query: int,
+        *,
+        temperature: float = 1.0,
+        points: int = 1024,
+        tokens: Sequence[str] | None = None,
+        check: bool = False,
+    ) -> xr.Dataset:
+        r"""One query's plan, argmin_p -<p, s_i> + tau KL(p || pi_i), and what it is made of.
+
+        Parameters
+        ----------
+        query : int
+            Which.
+        temperature : float
+            tau in units of the scores, above 0: towards 0 the largest score takes all, towards
+            infinity the prior is left. 1 is what the model does.
+        points : int
+            Room: more keys are pooled, masses summed and scores averaged.
+        tokens : sequence of str, optional
+            One for each key; kept where nothing is pooled.
+        check : bool
+            Solve the same row through POT, and keep its verdict.
+
+        Returns
+        -------
+        xarray.Dataset
+            Schema "plan_row", float64; potential, entropy, KL, margin, content range, largest
+            weight and its key, and the verdict are attributes.
+
+        Raises
+        ------
+        ValueError
+            If there is no such query, or an argument is out of range.
+        """
+        if isinstance(query, bool) or not isinstance(query, int) or not 0 <= query < self.queries:
+            raise ValueError(f"query must be in 0 .. {self.queries - 1}, got {query!r}")
+        if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+            raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
+        if isinstance(points, bool) or not isinstance(points, int) or points < 1:
+            raise ValueError(f"points must be a positive integer, got {points!r}")
+        if tokens is not None and len(tokens) != self.keys:
+            raise ValueError(f"tokens must hold {self.keys} texts, got {len(tokens)}")
+        window = dense_window(
+            self._problem, batch=self.batch, head=self.head, queries=slice(query, query + 1)
+        )
+        plan = solve_rows(
+            window.scores,
+            log_prior=window.log_prior,
+            temperature=float(temperature),
+            mask=window.allowed,
+        )
+        edges = np.linspace(0, self.keys, min(points, self.keys) + 1).round().astype(np.int64)
+        allowed = window.allowed[0].cpu().numpy()
+        seen = np.add.reduceat(allowed, edges[:-1], dtype=np.int64)
+        shown = {"weights": plan.weights, "prior": plan.log_prior.exp()}
+        data = {
+            name: np.where(seen > 0, np.add.reduceat(values[0].cpu().numpy(), edges[:-1]), np.nan)
+            for name, values in shown.items()
+        }
+        for name, values in (("scores", window.scores), ("log_prior", plan.log_prior)):
+            used = np.where(allowed, values[0].cpu().numpy(), 0.0)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                data[name] = np.add.reduceat(used, edges[:-1]) / seen
+        data |= {"key_stop": edges[1:], "allowed": seen > 0}
+        if tokens is not None and len(seen) == self.keys:
+            data["key_token"] = np.array([str(token) for token in tokens], dtype=object)
+        best = int(plan.weights[0].argmax())
+        return make_result(
+            PLAN_ROW,
+            data,
+            coords={"key": edges[:-1]},
+            attrs={
+                "query": query,
+                "keys": self.keys,
+                "temperature": float(temperature),
+                "potential": float(plan.potential[0]),
+                "entropy": float(plan.entropy[0]),
+                "kl_to_prior": float(plan.kl_to_prior[0]),
+                "content_range": float(plan.content_range[0]),
+                "margin": float(plan.margin[0]),
+                "largest_weight": float(plan.weights[0, best]),
+                "largest_key": best,
+                "verdict": cross_check(plan).verdict.value if check else "not checked",
+            },
         )
 
     def _pooled(self, rows: Tensor, edges: np.ndarray, pool: str) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""Widgets for JupyterLab: a plan's map so far.
+"""Widgets for JupyterLab: `explore_plan` so far, and the map that it is built on.
 
-State lives in traits; numbers come from `goatviz.analysis`.
+State lives in traits; numbers come from `goatviz.analysis`, pictures from `goatviz.plots`.
 """
 
+from goatviz.explore.plan import PlanExplorer, explore_plan
 from goatviz.explore.plan_map import PlanMap
 
-__all__ = ["PlanMap"]
+__all__ = ["PlanExplorer", "PlanMap", "explore_plan"]

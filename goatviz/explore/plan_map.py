@@ -125,6 +125,11 @@ class PlanMap(anywidget.AnyWidget):
             self._show(0, (0, size[0]), (0, size[1]), FIRST_VIEW, FIRST_VIEW)
             self.plan += 1
 
+    @property
+    def levels(self) -> PlanLevels:
+        """The plan that is shown."""
+        return self._levels
+
     def _show(
         self, number: int, queries: tuple[int, int], keys: tuple[int, int], rows: int, columns: int
     ) -> None:

@@ -1,0 +1,88 @@
+"""explore_plan in JupyterLab: controls, map and row agree with the kernel, and nothing leaves."""
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+SETUP = """
+import numpy as np
+import torch
+from goatviz import explore_plan, load_pretrained
+task_ids = torch.randint(97, 123, (1, 96), generator=torch.Generator().manual_seed(0))
+explorer = explore_plan(load_pretrained("passkey-goat"), task_ids)
+"""
+ROW = """() => {
+    const graph = document.querySelector('.js-plotly-plot');
+    return graph && graph._fullData
+        ? { y: [...graph._fullData[0].y], title: graph.layout.title.text } : null;
+}"""
+
+
+@pytest.fixture
+def page(lab, offline_context, offline_page, tmp_path):
+    name = lab.write(f"{tmp_path.name}.ipynb", SETUP, "explorer")
+    lab.run(offline_page, name)
+    offline_page.locator(".goatviz-map-canvas").wait_for()
+    offline_page.locator(".js-plotly-plot .main-svg").first.wait_for()
+    yield offline_page
+    assert offline_context.outside_requests == []
+
+
+def shown(page, title):
+    """The row's curve in the page, once it has that title."""
+    page.wait_for_function(
+        f"title => {{ const row = ({ROW})(); return row && row.title === title; }}", arg=title
+    )
+    return [None if value != value else value for value in page.evaluate(ROW)["y"]]
+
+
+def kernels(lab, page):
+    values = lab.ask(
+        page, "[None if v != v else float(v) for v in np.asarray(explorer.draw().data[0].y)]"
+    )
+    return values
+
+
+def agree(found, wanted):
+    assert len(found) == len(wanted)
+    for a, b in zip(found, wanted, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or a == pytest.approx(b, rel=1e-12)
+
+
+def test_a_click_in_the_map_draws_that_querys_row(lab, page):
+    agree(shown(page, "Query 95: plan and prior"), kernels(lab, page))
+    bounds = page.locator(".goatviz-map-canvas").bounding_box()
+    height = bounds["height"] - 10 - 84
+    page.mouse.click(bounds["x"] + 110, bounds["y"] + 10 + height * (40 + 0.5) / 96)
+    agree(shown(page, "Query 40: plan and prior"), kernels(lab, page))
+    assert lab.ask(page, "explorer.query") == 40
+
+
+def test_the_keyboard_moves_temperature_layer_and_head(lab, page):
+    shown(page, "Query 95: plan and prior")
+    handle = page.locator(".noUi-handle").first
+    handle.focus()
+    for _ in range(6):
+        page.keyboard.press("ArrowLeft")
+    page.wait_for_function(
+        "() => document.querySelector('.js-plotly-plot').layout.title.subtitle.text"
+        ".startsWith('temperature 0.501')"
+    )
+    agree(shown(page, "Query 95: plan and prior"), kernels(lab, page))
+    selects = page.locator(".widget-dropdown select")
+    selects.nth(0).select_option(index=2)
+    selects.nth(1).select_option(index=3)
+    page.wait_for_function(
+        "() => document.querySelector('.goatviz-map-rule').textContent.includes('Layer 2, head 3')"
+    )
+    page.wait_for_timeout(500)
+    agree(shown(page, "Query 95: plan and prior"), kernels(lab, page))
+    assert lab.ask(page, "[explorer.layer, explorer.head]") == [2, 3]
+
+
+def test_errors_of_observers_are_seen(lab, page):
+    lab.ask(page, "setattr(explorer, 'query', 500)")
+    alert = page.locator(".goatviz-error")
+    alert.wait_for()
+    assert "query must be in 0 .. 95, got 500" in alert.inner_text()

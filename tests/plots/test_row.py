@@ -1,0 +1,94 @@
+"""The picture of a row shows its masses, and says when keys were pooled."""
+
+import numpy as np
+import pytest
+import torch
+
+from goatviz.adapters import capture
+from goatviz.analysis.levels import PlanLevels
+from goatviz.attention import Attention
+from goatviz.plots.row import draw_row, row_summary
+from goatviz.priors import ALiBiPrior
+
+
+def levels(length=30):
+    torch.manual_seed(0)
+    layer = Attention(16, 2, prior=ALiBiPrior(2)).eval()
+    with capture(layer, statistics=(), keep="projections") as record, torch.no_grad():
+        layer(3 * torch.randn(1, length, 16))
+    return PlanLevels(record.calls[0])
+
+
+def test_a_row_is_the_plans():
+    source = levels()
+    row = source.row(20)
+    cells = [source.cell(20, key) for key in range(30)]
+    seen = row["allowed"].values
+    assert seen.tolist() == [cell.allowed for cell in cells] == [True] * 21 + [False] * 9
+    for name, part in (("weights", "weight"), ("prior", "prior"), ("scores", "score")):
+        wanted = np.array([getattr(cell, part) for cell in cells])
+        np.testing.assert_allclose(row[name].values[seen], wanted[seen], rtol=1e-9)
+    assert np.isnan(row["weights"].values[~seen]).all()
+    assert row.attrs["verdict"] == "not checked"
+    assert source.row(20, check=True).attrs["verdict"] == "agrees"
+
+
+def test_pooled_rows_keep_their_mass():
+    source = levels(500)
+    whole, pooled = source.row(450), source.row(450, points=17)
+    assert pooled.sizes["key"] == 17 and int(pooled["key_stop"][-1]) == 500
+    for name in ("weights", "prior"):
+        assert float(pooled[name].sum()) == pytest.approx(1.0)
+        first = whole[name].values[: int(pooled["key_stop"][0])].sum()
+        assert float(pooled[name][0]) == pytest.approx(first)
+    assert "up to 30 keys a point" in draw_row(pooled).layout.title.subtitle.text
+    assert "a point" not in draw_row(whole).layout.title.subtitle.text
+
+
+def test_potential_and_entropy_are_those_of_the_row():
+    row = levels().row(25, temperature=0.5)
+    seen = row["allowed"].values
+    logits = (row["scores"] / 0.5 + row["log_prior"]).values[seen]
+    assert row.attrs["potential"] == pytest.approx(-0.5 * np.logaddexp.reduce(logits)) or row.attrs[
+        "potential"
+    ] == pytest.approx(0.5 * np.logaddexp.reduce(logits))
+    weights = row["weights"].values[seen]
+    assert row.attrs["entropy"] == pytest.approx(-(weights * np.log(weights)).sum())
+    assert row.attrs["largest_weight"] == pytest.approx(weights.max())
+
+
+def test_the_picture_has_four_curves_with_units_and_tokens():
+    row = levels().row(20, tokens=["<b>" if i == 4 else f"w{i}" for i in range(30)])
+    figure = draw_row(row)
+    assert [trace.name for trace in figure.data] == [
+        "plan",
+        "prior",
+        "content score / temperature",
+        "log-prior",
+    ]
+    np.testing.assert_array_equal(figure.data[0].y, row["weights"])
+    np.testing.assert_array_equal(figure.data[2].y, row["scores"])
+    assert figure.layout.yaxis.title.text == "probability"
+    assert figure.layout.yaxis2.title.text == "nats"
+    assert figure.layout.xaxis2.ticktext[4] == "&lt;b&gt;"
+    assert "“&lt;b&gt;”" in figure.data[0].text[4]
+    assert row_summary(row).startswith("Query 20 at temperature 1: largest weight 0.")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"query": 30}, "query must be in 0 .. 29, got 30"),
+        ({"query": 1, "temperature": 0}, "temperature must be positive and finite, got 0"),
+        ({"query": 1, "points": 0}, "points must be a positive integer, got 0"),
+        ({"query": 1, "tokens": ["a"]}, "tokens must hold 30 texts, got 1"),
+    ],
+)
+def test_rows_that_are_not_there(options, says):
+    with pytest.raises(ValueError, match=says):
+        levels().row(**options)
+
+
+def test_what_is_no_row():
+    with pytest.raises(TypeError, match="expected a plan_row Dataset"):
+        draw_row({})
