@@ -136,6 +136,8 @@ class PlanExplorer(ipywidgets.VBox):
         row = self._row(levels, levels.queries - 1, 1.0)
         self._figure = go.FigureWidget(draw_row(row))
         self._figure._config = CONFIG
+        # What the subtitle says stands in words below; redrawn, plotly.js puts it above the title.
+        self._figure.update_layout(autosize=True, title=_title_of(row), margin={"t": 70})
         self._layer = ipywidgets.Dropdown(
             options=[(f"{n} ({record.layers[n]})", n) for n in layers], description="Layer"
         )
@@ -153,6 +155,8 @@ class PlanExplorer(ipywidgets.VBox):
             step=0.05,
             description="Temperature",
             readout_format=".3g",
+            style={"description_width": "initial"},
+            layout={"width": "340px"},
         )
         self._reset = ipywidgets.Button(description="1, as the model", tooltip="Temperature 1")
         self._summary = ipywidgets.HTML()
@@ -161,7 +165,6 @@ class PlanExplorer(ipywidgets.VBox):
             [self._layer, self._head, self._query, self._temperature, self._reset],
             layout={"flex_flow": "row wrap"},
         )
-        self._figure.layout.width = None
         row_box = ipywidgets.VBox(
             [self._figure, self._summary], layout={"flex": "1 1 420px", "min_width": "320px"}
         )
@@ -263,10 +266,14 @@ class PlanExplorer(ipywidgets.VBox):
             for trace, new in zip(self._figure.data, drawn.data, strict=True):
                 trace.x, trace.y, trace.text = new.x, new.y, new.text
                 trace.mode = new.mode
-            self._figure.layout.title = row_title(row)
+            self._figure.layout.title = _title_of(row)
             self._figure.update_xaxes(**key_ticks(row))
         self._say(row)
 
     def _say(self, row: Any) -> None:
         said = html.escape(row_summary(row), quote=False)
         self._summary.value = f'<div aria-live="polite" class="goatviz-summary">{said}</div>'
+
+
+def _title_of(row: Any) -> dict[str, Any]:
+    return row_title(row) | {"subtitle": {"text": ""}}

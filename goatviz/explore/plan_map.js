@@ -666,10 +666,24 @@ function render({ model, el }) {
   });
   resized.observe(canvas);
 
+  // plotly.js measures a figure before it has its place in the row, and again when the window
+  // changes: tell it, while figures beside this map are still arriving.
+  let looks = 0;
+  const settling = setInterval(() => {
+    const row = root.closest(".widget-hbox");
+    const figures = row ? [...row.querySelectorAll(".js-plotly-plot")] : [];
+    const unfit = (figure) =>
+      figure._fullLayout && Math.abs(figure._fullLayout.width - figure.clientWidth) > 2;
+    if (figures.some(unfit)) window.dispatchEvent(new Event("resize"));
+    looks += 1;
+    if (looks >= 40) clearInterval(settling);
+  }, 250);
+
   label();
   showError();
   showView();
   return () => {
+    clearInterval(settling);
     for (const [event, act] of subscriptions) model.off(event, act);
     theme.disconnect();
     resized.disconnect();

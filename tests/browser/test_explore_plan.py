@@ -66,8 +66,8 @@ def test_the_keyboard_moves_temperature_layer_and_head(lab, page):
     for _ in range(6):
         page.keyboard.press("ArrowLeft")
     page.wait_for_function(
-        "() => document.querySelector('.js-plotly-plot').layout.title.subtitle.text"
-        ".startsWith('temperature 0.501')"
+        "() => document.querySelector('.goatviz-summary').textContent"
+        ".includes('at temperature 0.501')"
     )
     agree(shown(page, "Query 95: plan and prior"), kernels(lab, page))
     selects = page.locator(".widget-dropdown select")
