@@ -110,7 +110,13 @@ def _loss_verdict(sweep: xr.Dataset) -> str:
     trained = int(sweep.attrs["training_length"])
     said = []
     for length in (n for n in (trained, int(sweep["length"][-1])) if n in sweep["length"].values):
-        order = sweep.sel(length=length).sortby("mean_loss")["scheme"].values
+        # Squeezed positions are the plain ones up to the training length: the same model twice.
+        rivals = [
+            scheme
+            for scheme in sweep["scheme"].values
+            if length > trained or scheme != "rope-interpolated"
+        ]
+        order = sweep.sel(length=length, scheme=rivals).sortby("mean_loss")["scheme"].values
         apart = loss_difference(sweep, str(order[0])).sel(scheme=order[1], length=length)
         close = float(apart["difference_low"]) <= 0
         said.append(
