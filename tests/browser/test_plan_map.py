@@ -206,7 +206,7 @@ def test_codes_stand_for_weights(functions):
     log = "{kind: 'log', low: 1e-4, high: 1}"
     found = functions(f"[1, 128, 255].map(c => map.decode(c, {log}))")
     assert found == pytest.approx([1e-4, 1e-2, 1])
-    assert functions("[0, 0.25, 0.00001234].map(map.number)") == ["0", "0.250", "1.23e-5"]
+    assert functions("[0, 0.25, 0.00001234].map(value => map.number(value))") == ["0", "0.250", "1.23e-5"]
 
 
 def test_the_newest_question_wins(functions):

@@ -155,7 +155,7 @@ def test_shipped_sweeps_are_of_the_shipped_models(task):
 def test_results_by_name():
     assert {"passkey-sweep", "needle-sweep", "needle-grid"} <= set(list_results())
     assert load_shipped_result("needle-grid").sizes["depth"] == 5
-    with pytest.raises(KeyError, match="name must be one of needle-grid"):
+    with pytest.raises(KeyError, match="name must be one of .*needle-grid"):
         load_shipped_result("haystack")
 
 

@@ -1,0 +1,404 @@
+"""What every explorer is: traits, a pure picture of them, controls, and widgets that show it.
+
+A change of traits asks for one picture; the newest wins, errors are shown where the reader looks,
+and work that takes long runs beside the kernel's own and can be cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import html
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+
+from goatviz.explore.controls import Control, ControlPanel
+from goatviz.explore.export import write_page
+from goatviz.explore.figure_view import FigureView
+from goatviz.explore.selection import NAMES, Selection
+from goatviz.plots.figure import Figure
+from goatviz.plots.panels import side_by_side
+
+
+class Cancelled(Exception):
+    """Raised inside a computation that somebody stopped."""
+
+
+@dataclass
+class Picture:
+    """What an explorer shows for some values: a figure by panel, and all of it in words.
+
+    Attributes
+    ----------
+    figures : dict of str to Figure
+        One for each panel, with one pair of axes each.
+    summary : str
+        Plain text, for screen readers and below the panels.
+    views : dict of str to str
+        By panel: as long as this text stays, so does what a reader zoomed to.
+    """
+
+    figures: dict[str, Figure]
+    summary: str
+    views: dict[str, str] = field(default_factory=dict)
+
+
+class Task:
+    """One computation that tells how far it is and may be told to stop.
+
+    Calling it with a share in [0, 1] reports; it raises `Cancelled` once it was stopped.
+    """
+
+    def __init__(self, report: Callable[[float], None] | None = None) -> None:
+        self._stopped = threading.Event()
+        self._report = report
+
+    def stop(self) -> None:
+        """The next report raises."""
+        self._stopped.set()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stopped.is_set()
+
+    def __call__(self, share: float) -> None:
+        if self._stopped.is_set():
+            raise Cancelled
+        if self._report is not None:
+            self._report(min(max(float(share), 0.0), 1.0))
+
+
+class Explorer(ipywidgets.VBox):
+    """Controls above, panels side by side, a sentence below; subclasses say what is shown.
+
+    A subclass names the traits that its picture depends on in `shown`, each of which has a
+    control, and implements `_picture`. It calls `_set_up` when what it needs is there.
+
+    Attributes
+    ----------
+    selection : Selection
+        Layer, head, query and key, shared with whoever was given the same.
+    """
+
+    #: Traits that the picture depends on.
+    shown: tuple[str, ...] = ()
+
+    #: Panels, in order, with their least width in pixels.
+    panels: Mapping[str, int] = {}
+
+    def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
+        """The picture of these values: pure, and `task(share)` is called now and then."""
+        raise NotImplementedError
+
+    def _is_long(self, values: Mapping[str, Any]) -> bool:
+        """Whether the picture takes so long that the kernel should stay free."""
+        return False
+
+    def _check(self, values: Mapping[str, Any]) -> None:
+        """Raise ValueError for values that have no picture."""
+
+    def _set_up(
+        self,
+        controls: Sequence[Control],
+        *,
+        label: str,
+        selection: Selection | None = None,
+        above: Sequence[ipywidgets.DOMWidget] = (),
+    ) -> None:
+        """Build the widgets, show the first picture, and listen from now on."""
+        self.selection = Selection() if selection is None else selection
+        self._label = label
+        self._task: Task | None = None
+        self._quiet = 0
+        self._adopt_selection()
+        self._controls = ControlPanel(controls, self._values_of(controls), label=label)
+        self._summary = ipywidgets.HTML()
+        self._views = {name: FigureView(label=f"{label}: {name}") for name in self.panels}
+        boxes = [*above, *(self._boxed(name) for name in self.panels)]
+        pictures = ipywidgets.HBox(boxes, layout={"flex_flow": "row wrap", "overflow": "visible"})
+        self.children = [self._controls, pictures, self._summary]
+        self.add_class("goatviz-explorer")
+        for name in self.shown:
+            self.observe(self._trait_changed, name)
+        self._controls.observe(self._controls_changed, "values")
+        self._controls.on_cancel(self.cancel)
+        for name in NAMES:
+            if self.has_trait(name):
+                self.observe(self._tell_selection, name)
+        self.selection.observe(self._selection_changed, list(NAMES))
+        self._request()
+
+    def _boxed(self, name: str) -> ipywidgets.VBox:
+        least = self.panels[name]
+        return ipywidgets.VBox(
+            [self._views[name]],
+            layout={"flex": f"1 1 {least}px", "min_width": f"min({least}px, 100%)"},
+        )
+
+    # --- values ---
+
+    def values(self) -> dict[str, Any]:
+        """What the picture depends on, by name."""
+        return {name: getattr(self, name) for name in self.shown}
+
+    def _values_of(self, controls: Sequence[Control]) -> dict[str, Any]:
+        return {c.name: getattr(self, c.name) for c in controls if c.kind != "button"}
+
+    @contextmanager
+    def _together(self):
+        """Several traits change and one picture follows."""
+        before = self.values()
+        self._quiet += 1
+        try:
+            yield
+        finally:
+            self._quiet -= 1
+            if not self._quiet and self.values() != before:
+                self._request()
+
+    def set(self, **values: Any) -> None:
+        """Change several traits at once; one picture follows.
+
+        Raises
+        ------
+        ValueError
+            If one of them is no value of this explorer.
+        """
+        unknown = [name for name in values if name not in self.shown]
+        if unknown:
+            raise ValueError(f"values must be among {', '.join(self.shown)}, got {unknown[0]!r}")
+        with self._together():
+            for name, value in values.items():
+                setattr(self, name, value)
+
+    def _trait_changed(self, change: dict[str, Any]) -> None:
+        panel = self._controls
+        if change["name"] in panel.values and panel.values[change["name"]] != change["new"]:
+            panel.values = {**panel.values, change["name"]: change["new"]}
+        if not self._quiet:
+            self._request()
+
+    def _controls_changed(self, change: dict[str, Any]) -> None:
+        try:
+            with self._together():
+                for name, value in change["new"].items():
+                    if value != getattr(self, name):
+                        setattr(self, name, value)
+        except Exception as error:  # noqa: BLE001 - shown, since nobody sees a kernel's log
+            self._say_error(error)
+
+    # --- one selection for several ---
+
+    def _adopt_selection(self) -> None:
+        for name in NAMES:
+            value = getattr(self.selection, name)
+            if self.has_trait(name) and value is not None and self._accepts(name, value):
+                setattr(self, name, value)
+
+    def _accepts(self, name: str, value: int) -> bool:
+        """Whether a value that somebody else chose is one of this explorer's."""
+        try:
+            self._check({**self.values(), name: value})
+        except (TypeError, ValueError):
+            return False
+        return True
+
+    def _selection_changed(self, change: dict[str, Any]) -> None:
+        name, value = change["name"], change["new"]
+        if value is None or not self.has_trait(name) or getattr(self, name) == value:
+            return
+        if self._accepts(name, value):
+            setattr(self, name, value)
+
+    def _tell_selection(self, change: dict[str, Any]) -> None:
+        if self._accepts(change["name"], change["new"]):
+            setattr(self.selection, change["name"], change["new"])
+
+    # --- pictures ---
+
+    def draw(self, **values: Any) -> Figure:
+        """The same picture as one plotly figure, for these values and else the widget's own.
+
+        Nothing changes in the widget, and no kernel or page is needed.
+
+        Raises
+        ------
+        ValueError
+            If there is no such value.
+        """
+        return side_by_side(list(self._picture_of(values).figures.values()), title=self._label)
+
+    def _picture_of(self, values: Mapping[str, Any], task: Task | None = None) -> Picture:
+        unknown = [name for name in values if name not in self.shown]
+        if unknown:
+            raise ValueError(f"values must be among {', '.join(self.shown)}, got {unknown[0]!r}")
+        merged = {**self.values(), **values}
+        self._check(merged)
+        return self._picture(merged, task or Task())
+
+    def _request(self) -> None:
+        """Show the picture of the values as they are now; an older one that is on its way ends."""
+        if self._task is not None:
+            self._task.stop()
+        values = self.values()
+        try:
+            self._check(values)
+            loop = _running_loop()
+            if loop is None or not self._is_long(values):
+                self._task = None
+                self._show(self._picture(values, Task()))
+            else:
+                self._begin(values, loop)
+        except Exception as error:  # noqa: BLE001 - shown, since nobody sees a kernel's log
+            self._task = None
+            self._say_error(error)
+
+    def _begin(self, values: Mapping[str, Any], loop: asyncio.AbstractEventLoop) -> None:
+        """Compute in a thread; everything that touches widgets is handed to the kernel's loop."""
+        panel = self._controls
+        reported = [-1.0]
+
+        def report(share: float) -> None:
+            # A hundred messages are enough for any progress.
+            if share - reported[0] >= 0.01:
+                reported[0] = share
+                loop.call_soon_threadsafe(progress, share)
+
+        def progress(share: float) -> None:
+            if self._task is task and not task.stopped:
+                panel.progress = share
+
+        def finish(act: Callable[[], None]) -> None:
+            if self._task is task:
+                self._task = None
+                panel.progress = -1.0
+                act()
+
+        def work() -> None:
+            try:
+                picture = self._picture(values, task)
+            except Cancelled:
+                act = _nothing
+            except Exception as error:  # noqa: BLE001
+                act = _call(self._say_error, error)
+            else:
+                act = _call(self._show, picture)
+            loop.call_soon_threadsafe(finish, act)
+
+        self._task = task = Task(report)
+        panel.doing, panel.progress = "Computing", 0.0
+        threading.Thread(target=work, daemon=True, name="goatviz explorer").start()
+
+    def cancel(self) -> None:
+        """Stop what is being computed; what was shown before stays."""
+        if self._task is not None:
+            self._task.stop()
+            self._task = None
+            self._controls.progress = -1.0
+
+    def _show(self, picture: Picture) -> None:
+        for name, figure in picture.figures.items():
+            self._views[name].show_figure(
+                figure, label=self._views[name].label, view_of=picture.views.get(name, name)
+            )
+        said = html.escape(picture.summary, quote=False)
+        self._summary.value = f'<div aria-live="polite" class="goatviz-summary">{said}</div>'
+        self._controls.error = ""
+
+    def _say_error(self, error: Exception) -> None:
+        self._controls.progress = -1.0
+        self._controls.error = f"{type(error).__name__}: {error}"
+
+    # --- without a kernel, and the end ---
+
+    def save_html(
+        self, path: str | os.PathLike, *, vary: Mapping[str, Sequence[Any]] | None = None
+    ) -> Path:
+        """Write one offline file whose controls still work, for the values that are in it.
+
+        Parameters
+        ----------
+        path : path-like
+            Ends in .html, in an existing folder.
+        vary : mapping of str to sequence
+            Which controls move, and through which values; every combination is computed now.
+            Default: what the explorer thinks a reader wants to move. The others stay as they are.
+
+        Returns
+        -------
+        Path
+            Of the file: plotly.js (4.8 MB) and below 6 MB of pictures.
+
+        Raises
+        ------
+        ValueError
+            If `path` is no .html in a folder that exists, a value has no picture, or all of them
+            together exceed 6 MB (the message says how many there are).
+        """
+        chosen = dict(self._default_vary() if vary is None else vary)
+        for name, options in chosen.items():
+            if name not in self.shown:
+                raise ValueError(f"vary must name {', '.join(self.shown)}, got {name!r}")
+            if not len(options):
+                raise ValueError(f"vary[{name!r}] must hold at least one value, got none")
+        return write_page(self, Path(path), chosen)
+
+    def _default_vary(self) -> dict[str, list[Any]]:
+        """What an exported page lets a reader move."""
+        return {}
+
+    def close(self) -> None:
+        """Take the widget and all its parts off the page and let go of their memory."""
+        if self.comm is None:
+            return
+        self.cancel()
+        self.selection.unobserve(self._selection_changed, list(NAMES))
+        for widget in _below(self):
+            widget.close()
+        super().close()
+        self.unobserve_all()
+        self._forget()
+        gc.collect()
+
+    def _forget(self) -> None:
+        """Drop what is large."""
+
+
+def _below(widget: ipywidgets.Widget) -> list[ipywidgets.Widget]:
+    """All widgets inside, and their layouts."""
+    found: list[ipywidgets.Widget] = []
+    for child in getattr(widget, "children", ()):
+        found += [*_below(child), child]
+        if isinstance(child, ipywidgets.DOMWidget) and child.trait_has_value("layout"):
+            found.append(child.layout)
+    return found
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _nothing() -> None:
+    pass
+
+
+def _call(act: Callable[[Any], None], argument: Any) -> Callable[[], None]:
+    return lambda: act(argument)
+
+
+def ranged(name: str, value: Any, count: int) -> None:
+    """Raise ValueError unless the value is one of 0 .. count - 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
+        raise ValueError(f"{name} must be in 0 .. {count - 1}, got {value!r}")
+

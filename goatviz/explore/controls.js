@@ -1,0 +1,187 @@
+// Named controls of an explorer: native elements, so that keyboard and screen readers know them.
+// Each has a value in `values`; numbers on a logarithmic slider are moved in powers of ten.
+
+function make(tag, attributes, parent, text) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (text !== undefined) element.textContent = text;
+  parent.append(element);
+  return element;
+}
+
+export function toSlider(value, spec) {
+  return spec.log ? Math.log10(value) : value;
+}
+
+export function fromSlider(place, spec) {
+  // The place on the slider as a number, free of the rounding of 0.1 + 0.2.
+  const near = Number(Number(place).toPrecision(12));
+  return spec.log ? Number((10 ** near).toPrecision(12)) : near;
+}
+
+export function reading(value, spec) {
+  if (spec.whole) return Number(value).toLocaleString("en");
+  const text = Number(Number(value).toPrecision(3)).toString();
+  return spec.unit ? `${text} ${spec.unit}` : text;
+}
+
+const KINDS = {
+  select(spec, holder, change) {
+    const select = make("select", { name: spec.name }, holder);
+    let shown = "";
+    return {
+      element: select,
+      set(value, now) {
+        const options = JSON.stringify(now.options);
+        if (options !== shown) {
+          shown = options;
+          select.replaceChildren();
+          now.options.forEach(([, text], at) => make("option", { value: String(at) }, select, text));
+        }
+        const at = now.options.findIndex(([option]) => option === value);
+        select.value = at < 0 ? "" : String(at);
+      },
+      listen() {
+        select.addEventListener("change", () => change(JSON.parse(shown)[Number(select.value)][0]));
+      },
+    };
+  },
+  slider(spec, holder, change) {
+    const input = make("input", { type: "range", name: spec.name }, holder);
+    const output = make("output", { "aria-hidden": "true" }, holder);
+    let current = spec;
+    const tell = (value) => {
+      output.textContent = reading(value, current);
+      input.setAttribute("aria-valuetext", output.textContent);
+    };
+    return {
+      element: input,
+      set(value, now) {
+        current = now;
+        input.min = now.min;
+        input.max = now.max;
+        input.step = now.step;
+        const place = toSlider(value, now);
+        if (Math.abs(Number(input.value) - place) > now.step / 1e3) input.value = place;
+        tell(value);
+      },
+      listen() {
+        input.addEventListener("input", () => {
+          const value = fromSlider(input.value, current);
+          tell(value);
+          change(value);
+        });
+      },
+    };
+  },
+  number(spec, holder, change) {
+    const input = make("input", { type: "number", name: spec.name }, holder);
+    let current = spec;
+    return {
+      element: input,
+      set(value, now) {
+        current = now;
+        input.min = now.min;
+        input.max = now.max;
+        input.step = now.step;
+        if (input.value === "" || Number(input.value) !== value) input.value = value;
+      },
+      listen() {
+        input.addEventListener("change", () => {
+          const value = Number(input.value);
+          if (input.value === "" || Number.isNaN(value)) return;
+          change(Math.min(Math.max(value, current.min), current.max));
+        });
+      },
+    };
+  },
+  toggle(spec, holder, change) {
+    const input = make("input", { type: "checkbox", name: spec.name }, holder);
+    return {
+      element: input,
+      set(value) {
+        input.checked = value;
+      },
+      listen() {
+        input.addEventListener("change", () => change(input.checked));
+      },
+    };
+  },
+  button(spec, holder, _change, press) {
+    const button = make("button", { type: "button", name: spec.name }, holder, spec.label);
+    return {
+      element: button,
+      set() {},
+      listen() {
+        button.addEventListener("click", press);
+      },
+    };
+  },
+};
+
+function render({ model, el }) {
+  const root = make("div", { class: "goatviz-controls", role: "group" }, el);
+  const row = make("div", { class: "goatviz-controls-row" }, root);
+  const line = make("div", { class: "goatviz-controls-line" }, root);
+  const doing = make("span", { class: "goatviz-controls-doing", "aria-live": "polite" }, line);
+  const progress = make("progress", { max: "1", "aria-label": "Progress" }, line);
+  const cancel = make("button", { type: "button" }, line, "Cancel");
+  const problem = make("span", { class: "goatviz-controls-error", role: "alert" }, line);
+  const made = new Map();
+
+  const build = () => {
+    root.setAttribute("aria-label", model.get("label"));
+    const wanted = model.get("controls");
+    const names = wanted.map((spec) => `${spec.kind} ${spec.name}`).join();
+    if (names === root.dataset.names) return;
+    root.dataset.names = names;
+    row.replaceChildren();
+    made.clear();
+    for (const spec of wanted) {
+      const plain = spec.kind === "button";
+      const holder = make(plain ? "span" : "label", { class: `goatviz-control-${spec.kind}` }, row);
+      if (!plain) make("span", {}, holder, spec.label);
+      if (spec.hint) holder.title = spec.hint;
+      const change = (value) => {
+        model.set("values", { ...model.get("values"), [spec.name]: value });
+        model.save_changes();
+      };
+      const press = () => model.send && model.send({ kind: "press", name: spec.name });
+      const control = KINDS[spec.kind](spec, holder, change, press);
+      control.element.setAttribute("aria-label", spec.hint ? `${spec.label}: ${spec.hint}` : spec.label);
+      control.listen();
+      made.set(spec.name, control);
+    }
+  };
+  const fill = () => {
+    build();
+    const values = model.get("values");
+    for (const spec of model.get("controls")) {
+      const control = made.get(spec.name);
+      control.element.disabled = Boolean(spec.disabled);
+      control.set(values[spec.name], spec);
+    }
+  };
+  const tell = () => {
+    const share = model.get("progress");
+    line.dataset.busy = share >= 0 ? "yes" : "no";
+    doing.textContent = share >= 0 ? model.get("doing") : "";
+    progress.value = Math.max(share, 0);
+    problem.textContent = model.get("error");
+  };
+  cancel.addEventListener("click", () => model.send && model.send({ kind: "cancel" }));
+  // Lab would take arrow keys and the like for its own.
+  root.addEventListener("keydown", (event) => event.stopPropagation());
+
+  model.on("change:controls change:values change:label", fill);
+  model.on("change:progress change:doing change:error", tell);
+  fill();
+  tell();
+  return () => {
+    model.off("change:controls change:values change:label", fill);
+    model.off("change:progress change:doing change:error", tell);
+    root.remove();
+  };
+}
+
+export default { render };

@@ -1,0 +1,153 @@
+"""Named controls as one widget: native elements that keyboard and screen readers know.
+
+What a control is called and may be, is said by a `Control`; what they are set to, by one dict. The
+line below them holds progress, a button that cancels, and errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+KINDS = ("select", "slider", "number", "toggle", "button")
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Control:
+    """One control.
+
+    Parameters
+    ----------
+    name : str
+        Of the value; the trait of an explorer.
+    label : str
+        What stands before it.
+    kind : {"select", "slider", "number", "toggle", "button"}
+        A button has no value.
+    options : sequence of (value, text)
+        Of a select.
+    low, high, step : float
+        Of a slider or number. With `log`, the slider's step is one of the exponent of ten.
+    log : bool
+        A slider that moves in powers of ten.
+    whole : bool
+        Integers only.
+    unit : str
+        Said after a slider's number.
+    hint : str
+        Shown on hover, said by screen readers.
+    disabled : bool
+        Shown, and not to be moved.
+    """
+
+    name: str
+    label: str
+    kind: str = "select"
+    options: Sequence[tuple[Any, str]] = ()
+    low: float = 0.0
+    high: float = 1.0
+    step: float = 1.0
+    log: bool = False
+    whole: bool = False
+    unit: str = ""
+    hint: str = ""
+    disabled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+
+    def spec(self) -> dict[str, Any]:
+        """As the page needs it: a logarithmic slider's ends are exponents."""
+        low, high = self.low, self.high
+        if self.log:
+            low, high = math.log10(low), math.log10(high)
+        return {
+            "name": self.name,
+            "label": self.label,
+            "kind": self.kind,
+            "options": [list(option) for option in self.options],
+            "min": low,
+            "max": high,
+            "step": self.step,
+            "log": self.log,
+            "whole": self.whole,
+            "unit": self.unit,
+            "hint": self.hint,
+            "disabled": self.disabled,
+        }
+
+
+class ControlPanel(anywidget.AnyWidget):
+    """Controls in a row that wraps, with a line for progress and errors.
+
+    Parameters
+    ----------
+    controls : sequence of Control
+        In this order.
+    values : mapping
+        What they are set to; buttons have none.
+    label : str
+        Of all of them, for screen readers.
+
+    Attributes
+    ----------
+    values : dict
+        Set by the page and by the kernel alike.
+    progress : float
+        Share of the work that is done; -1 while none is.
+    doing, error : str
+        What is being done, and what went wrong.
+    """
+
+    _esm = _HERE / "controls.js"
+    _css = _HERE / "controls.css"
+
+    controls = traitlets.List().tag(sync=True)
+    values = traitlets.Dict().tag(sync=True)
+    label = traitlets.Unicode().tag(sync=True)
+    progress = traitlets.Float(-1.0).tag(sync=True)
+    doing = traitlets.Unicode().tag(sync=True)
+    error = traitlets.Unicode().tag(sync=True)
+
+    def __init__(
+        self, controls: Sequence[Control], values: Mapping[str, Any], *, label: str
+    ) -> None:
+        self._controls = {control.name: control for control in controls}
+        super().__init__(
+            controls=[control.spec() for control in controls], values=dict(values), label=label
+        )
+        self._on_press: dict[str, Callable[[], None]] = {}
+        self._on_cancel: Callable[[], None] | None = None
+        self.on_msg(self._received)
+
+    def __getitem__(self, name: str) -> Control:
+        return self._controls[name]
+
+    def change(self, name: str, **changes: Any) -> None:
+        """Give a control other options, ends, or another hint."""
+        found = replace(self._controls[name], **changes)
+        if found != self._controls[name]:
+            self._controls[name] = found
+            self.controls = [control.spec() for control in self._controls.values()]
+
+    def on_press(self, name: str, act: Callable[[], None]) -> None:
+        """Have `act` called when the button of that name is pressed."""
+        self._on_press[name] = act
+
+    def on_cancel(self, act: Callable[[], None]) -> None:
+        """Have `act` called when the work is to stop."""
+        self._on_cancel = act
+
+    def _received(self, _widget: Any, message: dict[str, Any], _buffers: list[Any]) -> None:
+        if message.get("kind") == "press" and message.get("name") in self._on_press:
+            self._on_press[message["name"]]()
+        elif message.get("kind") == "cancel" and self._on_cancel is not None:
+            self._on_cancel()
