@@ -234,15 +234,22 @@ class Explorer(ipywidgets.VBox):
         ValueError
             If there is no such value.
         """
-        return side_by_side(list(self._picture_of(values).figures.values()), title=self._label)
+        return side_by_side(list(self.picture(values).figures.values()), title=self._label)
 
-    def _picture_of(self, values: Mapping[str, Any], task: Task | None = None) -> Picture:
+    def picture(self, values: Mapping[str, Any]) -> Picture:
+        """Figures by panel and their summary for these values, and else the widget's own.
+
+        Raises
+        ------
+        ValueError
+            If there is no such value.
+        """
         unknown = [name for name in values if name not in self.shown]
         if unknown:
             raise ValueError(f"values must be among {', '.join(self.shown)}, got {unknown[0]!r}")
         merged = {**self.values(), **values}
         self._check(merged)
-        return self._picture(merged, task or Task())
+        return self._picture(merged, Task())
 
     def _request(self) -> None:
         """Show the picture of the values as they are now; an older one that is on its way ends."""
@@ -350,6 +357,24 @@ class Explorer(ipywidgets.VBox):
             if not len(options):
                 raise ValueError(f"vary[{name!r}] must hold at least one value, got none")
         return write_page(self, Path(path), chosen)
+
+    @property
+    def label(self) -> str:
+        """What is explored, in a few words."""
+        return self._label
+
+    @property
+    def controls(self) -> dict[str, Control]:
+        """The controls by the names of their traits."""
+        return dict(self._controls.items())
+
+    def report_progress(self, doing: str, share: float) -> None:
+        """Show how far some work is; a share of -1 says that there is none."""
+        self._controls.doing, self._controls.progress = doing, share
+
+    def page_extras(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """States of maps beside the panels, for an exported page."""
+        return {}
 
     def _default_vary(self) -> dict[str, list[Any]]:
         """What an exported page lets a reader move."""

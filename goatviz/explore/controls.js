@@ -10,11 +10,16 @@ function make(tag, attributes, parent, text) {
 }
 
 export function toSlider(value, spec) {
+  if (spec.choices?.length) {
+    const far = spec.choices.map((choice) => Math.abs(choice - value));
+    return far.indexOf(Math.min(...far));
+  }
   return spec.log ? Math.log10(value) : value;
 }
 
 export function fromSlider(place, spec) {
   // The place on the slider as a number, free of the rounding of 0.1 + 0.2.
+  if (spec.choices?.length) return spec.choices[Number(place)];
   const near = Number(Number(place).toPrecision(12));
   return spec.log ? Number((10 ** near).toPrecision(12)) : near;
 }

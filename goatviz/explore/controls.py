@@ -45,6 +45,8 @@ class Control:
         Shown on hover, said by screen readers.
     disabled : bool
         Shown, and not to be moved.
+    choices : sequence of float
+        Of a slider that knows no values between these.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Control:
     unit: str = ""
     hint: str = ""
     disabled: bool = False
+    choices: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -66,8 +69,10 @@ class Control:
 
     def spec(self) -> dict[str, Any]:
         """As the page needs it: a logarithmic slider's ends are exponents."""
-        low, high = self.low, self.high
-        if self.log:
+        low, high, step = self.low, self.high, self.step
+        if len(self.choices):
+            low, high, step = 0, len(self.choices) - 1, 1
+        elif self.log:
             low, high = math.log10(low), math.log10(high)
         return {
             "name": self.name,
@@ -76,7 +81,8 @@ class Control:
             "options": [list(option) for option in self.options],
             "min": low,
             "max": high,
-            "step": self.step,
+            "step": step,
+            "choices": list(self.choices),
             "log": self.log,
             "whole": self.whole,
             "unit": self.unit,
@@ -130,6 +136,10 @@ class ControlPanel(anywidget.AnyWidget):
 
     def __getitem__(self, name: str) -> Control:
         return self._controls[name]
+
+    def items(self) -> list[tuple[str, Control]]:
+        """Names and controls, in order."""
+        return list(self._controls.items())
 
     def change(self, name: str, **changes: Any) -> None:
         """Give a control other options, ends, or another hint."""

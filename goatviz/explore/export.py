@@ -1,3 +1,231 @@
-"""One offline page of an explorer, for the values that are in it."""
-def write_page(explorer, path, vary):
-    raise RuntimeError("being written")
+"""An explorer as one offline page: the same controls and figures, for values computed beforehand.
+
+The page holds the widgets' own JavaScript, plotly.js, and one state for every combination of the
+values that vary; what states have in common is written once.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plotly.offline import get_plotlyjs
+
+from goatviz.explore.controls import Control
+from goatviz.files import whole_file
+from goatviz.plots import style
+
+if TYPE_CHECKING:
+    from goatviz.explore.base import Explorer
+
+#: The most that a page may hold beside plotly.js.
+LIMIT_BYTES = 6_000_000
+#: Texts shorter than this are written where they stand.
+_LEAST_SHARED = 48
+_HERE = Path(__file__).parent
+
+
+def write_page(explorer: Explorer, path: Path, vary: Mapping[str, Sequence[Any]]) -> Path:
+    """Compute every state and write the page, whole or not at all; see `Explorer.save_html`."""
+    if path.suffix != ".html":
+        raise ValueError(f"path must end in .html, got {path.name}")
+    if not path.parent.is_dir():
+        raise ValueError(f"path must lie in an existing folder, got {path}")
+    text = page(explorer, vary)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def page(explorer: Explorer, vary: Mapping[str, Sequence[Any]]) -> str:
+    """The page's text.
+
+    Raises
+    ------
+    ValueError
+        If the states together exceed 6 MB, or a value has no picture.
+    """
+    names = list(vary)
+    shared = _Shared()
+    states, total = [], 1
+    for options in vary.values():
+        total *= len(options)
+    for number, chosen in enumerate(itertools.product(*vary.values())):
+        explorer.report_progress("Exporting", number / total)
+        try:
+            states.append(_state(explorer, dict(zip(names, chosen, strict=True)), shared))
+        finally:
+            explorer.report_progress("", -1.0)
+        if shared.size > LIMIT_BYTES:
+            raise ValueError(
+                f"vary asks for {total:,} states ({_product(vary)}), and the first {number + 1:,} "
+                f"exceed {LIMIT_BYTES / 1e6:g} MB: name fewer values"
+            )
+    fixed = [
+        f"{control.label} {_text_of(control, getattr(explorer, name))}"
+        for name, control in explorer.controls.items()
+        if control.kind != "button" and name not in vary
+    ]
+    content = {
+        "label": explorer.label,
+        "controls": [_control(explorer.controls[name], vary[name]).spec() for name in names],
+        "names": names,
+        "choices": [list(options) for options in vary.values()],
+        "values": {name: _nearest(vary[name], getattr(explorer, name)) for name in names},
+        "panels": [{"name": n, "least": least} for n, least in explorer.panels.items()],
+        "extras": sorted(states[0]["extras"]),
+        "fixed": "; ".join(fixed),
+        "shared": shared.values,
+        "states": states,
+        "palette": [list(colour) for colour in style.colour_table()],
+    }
+    # Inside a script, "<" could end it; inside JSON it may be spelled otherwise.
+    data = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    if len(data) > LIMIT_BYTES:
+        raise ValueError(
+            f"vary asks for {total:,} states ({_product(vary)}), {len(data) / 1e6:.1f} MB; "
+            f"{LIMIT_BYTES / 1e6:g} MB is the most: name fewer values"
+        )
+    filled = {
+        "title": html.escape(explorer.label),
+        "css": "".join((_HERE / f"{name}.css").read_text("utf-8") for name in _PARTS.values()),
+        "plotly": get_plotlyjs(),
+        "data": data,
+        "script": "".join(_as_expression(n, f) for n, f in _PARTS.items())
+        + (_HERE / "page.js").read_text("utf-8"),
+    }
+    text = _PAGE
+    for name, value in filled.items():
+        text = text.replace(f"@@{name}@@", value)
+    return text
+
+
+#: Names in the page, and the files of the widgets.
+_PARTS = {"controls": "controls", "figureView": "figure_view", "planMap": "plan_map"}
+
+
+def _as_expression(name: str, file: str) -> str:
+    """An ES module of this package as a constant of the page's one script."""
+    source = (_HERE / f"{file}.js").read_text("utf-8")
+    source = source.replace("export default { render };", "return { render };")
+    return f"const {name} = (() => {{\n{source.replace('export function', 'function')}\n}})();\n"
+
+
+def _state(explorer: Explorer, values: Mapping[str, Any], shared: _Shared) -> dict[str, Any]:
+    picture = explorer.picture(values)
+    return {
+        "figures": {
+            name: shared.keep(json.loads(figure.to_json(validate=False)))
+            for name, figure in picture.figures.items()
+        },
+        "views": picture.views,
+        "extras": {
+            name: shared.keep(_plain(extra)) for name, extra in explorer.page_extras(values).items()
+        },
+        "summary": picture.summary,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Bytes as text that JSON can hold."""
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return value
+
+
+class _Shared:
+    """Values by content: what is equal is written once, and referred to by its number."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self.size = 0
+        self._numbers: dict[str, int] = {}
+
+    def keep(self, value: Any) -> Any:
+        """The value with all that is long replaced by references {"$": number}."""
+        if isinstance(value, dict):
+            value = {name: self.keep(each) for name, each in value.items()}
+        elif isinstance(value, list):
+            value = [self.keep(each) for each in value]
+        text = json.dumps(value, separators=(",", ":"))
+        if len(text) < _LEAST_SHARED:
+            return value
+        if text not in self._numbers:
+            self._numbers[text] = len(self.values)
+            self.values.append(value)
+            self.size += len(text)
+        return {"$": self._numbers[text]}
+
+
+def _control(control: Control, options: Sequence[Any]) -> Control:
+    """The same control for the values that the page holds."""
+    options = list(options)
+    if control.kind == "select":
+        names = dict(control.options)
+        return replace(control, options=[(o, names.get(o, str(o))) for o in options])
+    if control.kind == "toggle":
+        return control if len(options) > 1 else replace(control, disabled=True)
+    return replace(control, kind="slider", log=False, choices=options)
+
+
+def _nearest(options: Sequence[Any], value: Any) -> Any:
+    """What the page starts with: the widget's value if it is there."""
+    options = list(options)
+    return value if value in options else options[0]
+
+
+def _text_of(control: Control, value: Any) -> str:
+    if control.kind == "select":
+        return dict(control.options).get(value, str(value))
+    if control.kind == "toggle":
+        return "on" if value else "off"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def _product(vary: Mapping[str, Sequence[Any]]) -> str:
+    return " x ".join(f"{len(options)} {name}" for name, options in vary.items())
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>@@title@@</title>
+<link rel="icon" href="data:,">
+<style>
+@@css@@
+:root { color-scheme: light dark; --page-ink: #23272e; --page: #ffffff; }
+@media (prefers-color-scheme: dark) { :root { --page-ink: #dfe2e6; --page: #14171b; } }
+body { margin: 0 auto; padding: 12px 20px 40px; max-width: 1500px; background: var(--page);
+  color: var(--page-ink); font: 14px/1.5 Inter, Helvetica, Arial, sans-serif; }
+h1 { font-size: 20px; margin: 6px 0 10px; }
+#panels { display: flex; flex-wrap: wrap; }
+#panels > div { min-width: 0; }
+#fixed { opacity: 0.8; font-size: 12px; }
+</style>
+</head>
+<body>
+<main>
+<h1>@@title@@</h1>
+<div id="controls"></div>
+<div id="panels"></div>
+<p id="summary" aria-live="polite"></p>
+<p id="fixed"></p>
+</main>
+<script>@@plotly@@</script>
+<script type="application/json" id="data">@@data@@</script>
+<script>
+@@script@@
+</script>
+</body>
+</html>
+"""
