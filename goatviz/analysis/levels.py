@@ -6,8 +6,9 @@ keys that it shows, and one normaliser for each query, which is kept for the nex
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +24,8 @@ from goatviz.transport.solvers import cross_check
 
 #: Rules by which the weights of several keys become one cell.
 POOLS = ("max", "mean")
-# Pairs whose logits are held at a time.
-_BLOCK = 2**22
+# Pairs whose logits are held at a time: few enough for a processor's cache.
+_BLOCK = 2**18
 
 
 class PlanView(NamedTuple):
@@ -128,6 +129,10 @@ class PlanLevels:
         # log Z_i in the gauge of `_logits`; NaN where no view has asked yet.
         self._normalisers = torch.full((self.queries,), torch.nan, dtype=torch.float64)
 
+    def pairs(self, queries: int, keys: int) -> int:
+        """About how many pairs a view of so many rows over so many keys has to look at."""
+        return queries * (keys + self.keys)
+
     @property
     def queries(self) -> int:
         """How many there are."""
@@ -147,6 +152,7 @@ class PlanLevels:
         rows: int = 512,
         columns: int = 512,
         pool: str = "max",
+        progress: Callable[[float], None] | None = None,
     ) -> PlanView:
         """The plan in a window, in at most `rows` x `columns` cells.
 
@@ -158,6 +164,8 @@ class PlanLevels:
             Room. More queries than rows: evenly spaced ones. More keys than columns: pooled.
         pool : {"max", "mean"}
             The largest weight of a cell's keys, or the mean over those that the query may see.
+        progress : callable, optional
+            Called with the share of the work that is done; what it raises ends the work.
 
         Raises
         ------
@@ -174,7 +182,7 @@ class PlanLevels:
         chosen = np.unique(np.linspace(first, last - 1, min(rows, last - first)).round())
         chosen = chosen.astype(np.int64)
         edges = np.linspace(start, stop, min(columns, stop - start) + 1).round().astype(np.int64)
-        weights = self._pooled(torch.from_numpy(chosen), edges, pool)
+        weights = self._pooled(torch.from_numpy(chosen), edges, pool, progress)
         return PlanView(
             weights=weights,
             queries=chosen,
@@ -296,68 +304,157 @@ class PlanLevels:
             },
         )
 
-    def _pooled(self, rows: Tensor, edges: np.ndarray, pool: str) -> np.ndarray:
-        """Cells of these queries and bins of keys."""
-        normaliser = self._normalised(rows)
-        found = np.full((len(rows), len(edges) - 1), np.nan, dtype=np.float32)
-        step = max(1, _BLOCK // len(rows))
-        column = 0
-        while column < len(edges) - 1:
-            # As many whole bins as the block has room for, and one at least.
-            stop = int(np.searchsorted(edges, edges[column] + step, side="right")) - 1
-            stop = min(max(stop, column + 1), len(edges) - 1)
-            logits, allowed = self._logits(rows, slice(int(edges[column]), int(edges[stop])))
-            weights = (logits - normaliser.unsqueeze(-1)).exp().float().numpy()
-            starts = (edges[column:stop] - edges[column]).astype(np.intp)
-            seen = np.add.reduceat(allowed.numpy(), starts, axis=-1, dtype=np.int64)
-            if pool == "max":
-                value = np.maximum.reduceat(weights, starts, axis=-1)
-            else:
-                value = np.add.reduceat(weights, starts, axis=-1) / np.maximum(seen, 1)
-            found[:, column:stop] = np.where(seen > 0, value, np.nan)
-            column = stop
-        return found
+    def _pooled(
+        self, rows: Tensor, edges: np.ndarray, pool: str, progress: Callable[[float], None] | None
+    ) -> np.ndarray:
+        """Cells of these queries and bins of keys, in one pass over the pairs where that is enough.
 
-    def _normalised(self, rows: Tensor) -> Tensor:
-        """log Z of these queries, over all keys and the extra column if there is one."""
-        asked = rows[self._normalisers[rows].isnan()]
-        if len(asked):
-            total = torch.full((len(asked),), -torch.inf, dtype=torch.float64)
-            step = max(1, _BLOCK // len(asked))
-            for start in range(0, self.keys, step):
-                logits, _ = self._logits(asked, slice(start, min(start + step, self.keys)))
-                total = torch.logaddexp(total, logits.logsumexp(-1))
-            if self._problem.sink is not None:
-                total = torch.logaddexp(total, self._problem.sink[self.head].double().cpu())
-            self._normalisers[asked] = total
-        return self._normalisers[rows]
+        The largest weight of a cell is that of its largest logit, so that the normaliser may come
+        later; a mean needs it first.
+        """
+        first, last = int(edges[0]), int(edges[-1])
+        work = _Work(progress)
+        unknown = self._normalisers[rows].isnan()
+        outside = [slice(0, first), slice(last, self.keys)] if pool == "max" else []
+        work.total = len(rows) * (last - first) + int(unknown.sum()) * (
+            self.keys - (last - first if pool == "max" else 0)
+        )
+        total = torch.full((len(rows),), -torch.inf, dtype=torch.float64)
+        if pool == "mean" and bool(unknown.any()):
+            outside, unknown_left = [slice(0, self.keys)], unknown
+            self._sum(rows, unknown_left, outside, total, work)
+            self._keep(rows, unknown, total)
+            unknown = torch.zeros_like(unknown)
+            outside = []
+        cells = np.full((len(rows), len(edges) - 1), np.nan)
+        for columns, keys in _whole_bins(edges, max(1, _BLOCK // len(rows))):
+            work.add(len(rows) * (keys.stop - keys.start))
+            used = self._may_see(rows, keys)
+            if not len(used):
+                continue
+            logits, allowed = self._logits(rows[used], keys)
+            starts = (edges[columns] - keys.start).astype(np.intp)
+            if pool == "max":
+                best = np.maximum.reduceat(logits.numpy(), starts, axis=-1)
+                cells[used.numpy(), columns] = np.where(np.isneginf(best), np.nan, best)
+                new = unknown[used]
+                if bool(new.any()):
+                    known = used[new]
+                    total[known] = torch.logaddexp(total[known], _log_sum(logits[new]))
+            else:
+                weights = (logits - self._normalisers[rows[used]].unsqueeze(-1)).float().exp()
+                mass = np.add.reduceat(weights.numpy(), starts, axis=-1)
+                seen = np.add.reduceat(allowed.numpy(), starts, axis=-1, dtype=np.int64)
+                with np.errstate(invalid="ignore"):
+                    cells[used.numpy(), columns] = np.where(seen > 0, mass / seen, np.nan)
+        if bool(unknown.any()):
+            self._sum(rows, unknown, outside, total, work)
+            self._keep(rows, unknown, total)
+        if pool == "max":
+            cells = np.exp(cells - self._normalisers[rows].unsqueeze(-1).numpy())
+        return cells.astype(np.float32)
+
+    def _sum(
+        self, rows: Tensor, chosen: Tensor, windows: list[slice], total: Tensor, work: _Work
+    ) -> None:
+        """Add what the chosen rows have in these windows of keys to log sum exp."""
+        numbers = chosen.nonzero().flatten()
+        step = max(1, _BLOCK // len(numbers))
+        for window in windows:
+            for start in range(window.start, window.stop, step):
+                keys = slice(start, min(start + step, window.stop))
+                work.add(len(numbers) * (keys.stop - keys.start))
+                used = numbers[self._may_see(rows[numbers], keys)]
+                if len(used):
+                    logits, _ = self._logits(rows[used], keys)
+                    total[used] = torch.logaddexp(total[used], _log_sum(logits))
+
+    def _keep(self, rows: Tensor, chosen: Tensor, total: Tensor) -> None:
+        """Remember log Z of the chosen rows; an extra column is one more term."""
+        found = total[chosen]
+        if self._problem.sink is not None:
+            found = torch.logaddexp(found, self._problem.sink[self.head].double().cpu())
+        self._normalisers[rows[chosen]] = found
+
+    def _may_see(self, rows: Tensor, keys: slice) -> Tensor:
+        """Which of these rows may use a key of the window at all, as places in `rows`."""
+        return self._problem.visibility.may_see(rows, keys, batch=self.batch).nonzero().flatten()
 
     def _logits(self, rows: Tensor, keys: slice) -> tuple[Tensor, Tensor]:
         """Scores plus log-prior on the CPU, -inf where forbidden, and what is allowed."""
         problem, batch, head = self._problem, self.batch, self.head
-        q, k = problem.q[batch, head, rows], problem.k[batch, self._kv_head, keys]
-        logits = (problem.scale * q.double() @ k.double().mT).cpu()
+        sides = self._factors
+        logits = sides.query[rows] @ sides.key[keys].mT
         if problem.softcap is not None:
             logits = problem.softcap * torch.tanh(logits / problem.softcap)
-        if problem.prior is not None:
-            logits = logits + self._log_prior(rows, keys)
+        if sides.bias is not None:
+            logits += sides.bias[keys]
+        elif problem.prior is not None:
+            query, key = problem.query_pos[rows], problem.key_pos[keys]
+            logits += problem.prior.log_prior(query, key)[self._prior_head].detach().cpu().double()
         allowed = problem.visibility.block(rows, keys, batch=batch, head=head).cpu()
         if problem.bias is not None:
             bias = problem.bias[batch if problem.bias.shape[0] > 1 else 0]
             bias = bias[head if bias.shape[0] > 1 else 0][rows][:, keys].cpu().double()
-            logits = logits + torch.where(allowed, bias, 0.0)
-        return logits.masked_fill(~allowed, -torch.inf), allowed
+            logits += torch.where(allowed, bias, 0.0)
+        return logits.masked_fill_(~allowed, -torch.inf), allowed
 
-    def _log_prior(self, rows: Tensor, keys: slice) -> Tensor:
-        prior = self._problem.prior
-        query, key = self._problem.query_pos[rows], self._problem.key_pos[keys]
-        head = self._kv_head if prior.num_heads > 1 else 0
-        if self._problem.sink is not None or not prior.has_lanes:
-            # An extra column has a logit of its own, so that a constant of the row would count.
-            return prior.log_prior(query, key)[head].detach().cpu().double()
-        factors = prior.factors(query, key)
-        product = factors.query[head].double() @ factors.key[head].double().mT
-        return (product + factors.key_bias[head].double()).detach().cpu()
+    @property
+    def _prior_head(self) -> int:
+        return self._kv_head if self._problem.prior.num_heads > 1 else 0
+
+    @functools.cached_property
+    def _factors(self) -> _Factors:
+        """Queries and keys with the prior's lanes behind them, so that logits are one product."""
+        problem = self._problem
+        query = (problem.scale * problem.q[self.batch, self.head].double()).cpu()
+        key = problem.k[self.batch, self._kv_head].double().cpu()
+        prior = problem.prior
+        if prior is None or not prior.has_lanes or problem.sink is not None or problem.softcap:
+            # An extra column has a logit of its own, so that a constant of the row would count;
+            # and what is capped is the product alone.
+            return _Factors(query, key, None)
+        lanes = prior.factors(problem.query_pos, problem.key_pos)
+        head = self._prior_head
+        return _Factors(
+            torch.cat([query, lanes.query[head].detach().double().cpu()], dim=-1),
+            torch.cat([key, lanes.key[head].detach().double().cpu()], dim=-1),
+            lanes.key_bias[head].detach().double().cpu(),
+        )
+
+
+class _Factors(NamedTuple):
+    query: Tensor
+    key: Tensor
+    bias: Tensor | None
+
+
+class _Work:
+    """How much of it is done; what the listener raises ends it."""
+
+    def __init__(self, tell: Callable[[float], None] | None) -> None:
+        self.total, self._done, self._tell = 1, 0, tell
+
+    def add(self, pairs: int) -> None:
+        self._done += pairs
+        if self._tell is not None:
+            self._tell(min(1.0, self._done / max(self.total, 1)))
+
+
+def _log_sum(logits: Tensor) -> Tensor:
+    """log sum exp of every row, -inf where nothing is allowed."""
+    top = logits.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
+    return (logits - top).float().exp_().sum(-1, dtype=torch.float64).log() + top.squeeze(-1)
+
+
+def _whole_bins(edges: np.ndarray, most: int) -> Iterator[tuple[slice, slice]]:
+    """Runs of bins, and their keys, of at most so many keys; one bin at least."""
+    column = 0
+    while column < len(edges) - 1:
+        stop = int(np.searchsorted(edges, edges[column] + most, side="right")) - 1
+        stop = min(max(stop, column + 1), len(edges) - 1)
+        yield slice(column, stop), slice(int(edges[column]), int(edges[stop]))
+        column = stop
 
 
 def _cut(window: tuple[int, int], count: int, name: str) -> tuple[int, int]:

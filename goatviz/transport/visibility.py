@@ -6,7 +6,7 @@ then say it all. A mask that is not of this kind is kept dense, as it was handed
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class Visibility:
     start: Tensor | None = None
     stop: Tensor | None = None
     dense: Tensor | None = None
+    _place: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def from_rules(
@@ -182,6 +183,30 @@ class Visibility:
         used = (self.observers() > 0).any(1)[:, first : first + self.n_queries]
         return used & (self.count() > 0).any(1).to(used.device)
 
+    def _places(self, batch: int) -> Tensor:
+        """Where each key stands in the order of the intervals, -1 for keys that nobody may use."""
+        number = batch if len(self.keys) > 1 else 0
+        if number not in self._place:
+            chosen = self.keys[number]
+            place = torch.full((self.n_keys,), -1, dtype=torch.long)
+            place[chosen] = torch.arange(len(chosen))
+            self._place[number] = place
+        return self._place[number]
+
+    def may_see(self, queries: Tensor, keys: slice, *, batch: int = 0) -> Tensor:
+        """Queries that might use a key of the window, shape (queries,); no pair of others is.
+
+        Where intervals run, this is O(queries + keys); a dense mask rules nobody out.
+        """
+        if self.dense is not None:
+            return torch.ones(len(queries), dtype=torch.bool)
+        _, start, stop = self.entry(batch)
+        places = self._places(batch)[keys]
+        places = places[places >= 0]
+        if not len(places):
+            return torch.zeros(len(queries), dtype=torch.bool)
+        return (start[queries] <= places.max()) & (stop[queries] > places.min())
+
     def block(
         self, queries: slice | Tensor, keys: slice, *, batch: int = 0, head: int = 0
     ) -> Tensor:
@@ -190,10 +215,8 @@ class Visibility:
         if self.dense is not None:
             dense = self.dense[batch if self.dense.shape[0] > 1 else 0]
             return dense[head if dense.shape[0] > 1 else 0][queries, keys]
-        chosen, start, stop = self.entry(batch)
-        place = torch.full((self.n_keys,), -1, dtype=torch.long)
-        place[chosen] = torch.arange(len(chosen))
-        place = place[columns.start : columns.stop : columns.step]
+        _, start, stop = self.entry(batch)
+        place = self._places(batch)[columns.start : columns.stop : columns.step]
         low, high = start[queries].unsqueeze(-1), stop[queries].unsqueeze(-1)
         return (place >= 0) & (place >= low) & (place < high)
 
