@@ -31,6 +31,11 @@ class View:
     layer: int | None
 
     @property
+    def present(self) -> np.ndarray:
+        """Which layer has which head, shape (layers, heads)."""
+        return self.profile["present"].values.astype(bool)
+
+    @property
     def heads(self) -> list[tuple[int, int]]:
         """Indices of the heads that are present, in order."""
         return [(int(a), int(b)) for a, b in np.argwhere(self.profile["present"].values)]
@@ -106,6 +111,11 @@ def listed(values: np.ndarray) -> str:
     if len(values) > 2 and np.all(np.diff(values) == 1):
         return f"{values[0]} to {values[-1]}"
     return ", ".join(str(value) for value in values)
+
+
+def first_importance(view: View) -> np.ndarray:
+    """Importance of the first key, mean over the inputs, shape (layers, heads)."""
+    return mean_of_finite(view.profile["first_importance"].values)
 
 
 # --- pooling for display ---
@@ -255,8 +265,7 @@ def rate_text(view: View) -> str:
     """The model's sink rate at the threshold: off the profile's grid, counted without interval."""
     profile = view.profile
     inputs = inputs_text(profile.attrs["n_inputs"])
-    what = "first key" if profile.attrs["first_key"] == 0 else f"key {profile.attrs['first_key']}"
-    end = f"at ε = {view.threshold:g} ({what}, strict >, {inputs})"
+    end = f"at ε = {view.threshold:g} ({first_key_text(view)}, strict >, {inputs})"
     if view.layer is not None:
         end += ", all layers"
     (at,) = np.nonzero(np.isclose(profile["threshold"].values, view.threshold, rtol=0, atol=1e-6))
@@ -271,6 +280,12 @@ def rate_text(view: View) -> str:
     )
     interval = f" [{low:.1f}, {high:.1f}]" if np.isfinite([low, high]).all() else ""
     return f"sink rate {rate:.1f} %{interval} {end}"
+
+
+def first_key_text(view: View) -> str:
+    """What the key is called whose importance makes a sink."""
+    first = view.profile.attrs["first_key"]
+    return "first key" if first == 0 else f"key {first}"
 
 
 def margin_text(profile: xr.Dataset, choice: Choice) -> str:

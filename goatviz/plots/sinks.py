@@ -16,33 +16,20 @@ import xarray as xr
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from goatviz.plots import marks, sink_view, style
+from goatviz.plots import marks, sink_marks, sink_view, style
 from goatviz.plots.figure import Figure
 from goatviz.plots.menus import add_choices
+from goatviz.plots.sink_marks import MAX_POINTS
 from goatviz.plots.sink_view import Choice, View
 from goatviz.results import SINK_PROFILE, check_result
 
-#: Points of one importance curve; longer inputs are pooled.
-MAX_POINTS = 400
-#: More keys than this are drawn on logarithmic axes.
-MAX_LINEAR = 64
-#: Keys along a curve that still have room for their token.
-MAX_TOKENS = 40
 #: Cells of all maps of a figure together, and along one side of one map.
 MAX_CELLS, MAX_SIDE = 220_000, 160
-#: Layers and heads whose cells still have room for a number.
-MAX_NUMBERS = 12
-#: Layers and heads whose cells can be framed; in smaller cells a sink is a dot.
-MAX_FRAMES = 24
 #: Layers that a legend can hold; more are told by a colour bar.
 MAX_LEGEND = 6
 #: Characters of a caption's line that a narrow page (900 pixels) can show.
 LINE = 128
 
-#: Where the axes of importances and their intervals end, if they are logarithmic.
-FLOOR = 1e-7
-
-_SINK = style.LINES[1]
 #: Pixels between the menu and the plot.
 _PAD = 24
 
@@ -104,23 +91,16 @@ def draw_sinks(
 
 def _draw_overview(view: View) -> Figure:
     profile = view.profile
-    present = profile["present"].values.astype(bool)
     panels = [
-        (
-            "First key: importance",
-            "importance",
-            sink_view.mean_of_finite(profile["first_importance"].values),
-        ),
+        ("First key: importance", "importance", sink_view.first_importance(view)),
         ("Largest weight", "mean weight", profile["largest_mass"].values),
         (f"Last {profile.attrs['recent']:,} keys", "mean weight", profile["recent_mass"].values),
     ]
     column = profile["sink_column_mass"].values
-    if np.any(column[present & np.isfinite(column)] != 0):
+    if np.any(column[view.present & np.isfinite(column)] != 0):
         panels.append(("Extra sink column", "mean weight", column))
     rows, cols = (1, 3) if len(panels) == 3 else (2, 2)
-    layers, heads = profile["layer"].values, profile["head"].values
-    y, x = sink_view.places(layers), sink_view.places(heads)
-    one = int(np.clip(24 * len(layers), 200, 900))
+    one = int(np.clip(24 * profile.sizes["layer"], 200, 900))
     height = one * rows + 90 * (rows - 1)
     figure = Figure(
         make_subplots(
@@ -131,73 +111,25 @@ def _draw_overview(view: View) -> Figure:
             subplot_titles=[panel[0] for panel in panels],
         )
     )
-    where, pairs = "layer %{y}, head %{x}", None
-    if not (np.array_equal(x, heads) and np.array_equal(y, layers)):
-        pairs = np.stack(np.meshgrid(layers, heads, indexing="ij"), axis=-1).astype(np.int32)
-        where = "layer %{customdata[0]}, head %{customdata[1]}"
-    gap = 1 if max(present.shape) <= MAX_FRAMES else 0
+    heads, layers = sink_marks.head_axes(view)
     legend: dict[str, str] = {}
     for at, (title, what, values) in enumerate(panels):
         place = {"row": at // cols + 1, "col": at % cols + 1}
-        z = marks.finite_or_empty(np.where(present, values, np.nan))
-        numbers = max(present.shape) <= MAX_NUMBERS
-        figure.add_trace(
-            go.Heatmap(
-                x=marks.compact(x),
-                y=marks.compact(y),
-                z=z,
-                customdata=pairs,
-                text=sink_view.cell_texts(z) if numbers else None,
-                texttemplate="%{text}" if numbers else None,
-                textfont={"size": 9 if len(heads) > 8 else 11},
-                colorscale=style.SEQUENTIAL,
-                zmin=0.0,
-                zmax=1.0,
-                showscale=at == 0,
-                colorbar=_weight_bar(view.threshold),
-                name=title,
-                hovertemplate=f"{where}<br>{what} %{{z:.4g}}<extra></extra>",
-                hoverongaps=False,
-                xgap=gap,
-                ygap=gap,
-            ),
-            **place,
-        )
-        for name, cells, color in (
-            ("no such head", ~present, style.MASKED),
-            ("no value", present & np.isnan(z), style.NOT_A_NUMBER),
-        ):
-            if cells.any():
-                legend[name] = color
-                figure.add_trace(
-                    go.Heatmap(
-                        x=marks.compact(x),
-                        y=marks.compact(y),
-                        z=np.where(cells, np.float32(1), np.float32(np.nan)),
-                        customdata=pairs,
-                        colorscale=[[0, color], [1, color]],
-                        showscale=False,
-                        name=name,
-                        hovertemplate=f"{where}<br>{name}<extra></extra>",
-                        hoverongaps=False,
-                        xgap=gap,
-                        ygap=gap,
-                    ),
-                    **place,
-                )
+        cells = sink_marks.head_cells(view, values, name=title, what=what)
         if at == 0:
-            mark = marks.frames if max(present.shape) <= MAX_FRAMES else marks.dots
-            name = f"importance above ε = {view.threshold:g}"
-            above = np.nan_to_num(z) > view.threshold
-            figure.add_trace(mark(x, y, above, name=name, color=_SINK), **place)
-        figure.update_xaxes(title_text="head", **sink_view.id_ticks(x, heads), **place)
-        figure.update_yaxes(title_text="layer", **sink_view.id_ticks(y, layers), **place)
+            cells.update(showscale=True, colorbar=sink_marks.weight_bar(view.threshold))
+        figure.add_trace(cells, **place)
+        for empty, color in sink_marks.empty_cells(view, values):
+            legend[empty.name] = color
+            figure.add_trace(empty, **place)
+        if at == 0:
+            figure.add_trace(sink_marks.above_cells(view, values), **place)
+        figure.update_xaxes(**heads, **place)
+        figure.update_yaxes(**layers, **place)
         if place["col"] > 1:
             figure.update_yaxes(title_text="", showticklabels=False, **place)
     for name, color in legend.items():
         figure.add_trace(marks.legend_square(name, color))
-    figure.update_xaxes(showgrid=False, range=[x[0] - 0.5, x[-1] + 0.5])
-    figure.update_yaxes(showgrid=False, range=[y[-1] + 0.5, y[0] - 0.5])
     figure.update_layout(
         title={"text": "Attention sinks", "subtitle": {"text": sink_view.rate_text(view)}},
         legend={"itemsizing": "constant"},
@@ -210,107 +142,33 @@ def _draw_profile(view: View) -> Figure:
     profile, attrs = view.profile, view.profile.attrs
     choices, lines = sink_view.choices_of(view)
     keys = profile["key"].values
-    tokens = profile["token"].values if "token" in profile else None
-    logarithmic = len(keys) > MAX_LINEAR
     edges = sink_view.log_bins(keys, MAX_POINTS if len(choices) <= 12 else MAX_POINTS * 3 // 5)
-    pooled = len(edges) - 1 < len(keys)
-    has_interval = bool(np.isfinite(profile["importance_low"].values).any())
-    shift = 1 if logarithmic else 0
-    lowest = np.inf
-
-    def traces(choice: Choice) -> list[go.Scatter]:
-        nonlocal lowest
-        data = profile.isel(layer=choice.layer, head=choice.heads[0])
-        value = data["importance"].values.astype(np.float64)
-        at = sink_view.largest(value, edges)
-        y = value[at]
-        positive = y[y > 0]
-        lowest = min(lowest, positive.min(initial=np.inf))
-        low, high = (data[f"importance_{end}"].values[at] for end in ("low", "high"))
-        columns = [keys[at], keys[edges[:-1]], keys[edges[1:] - 1], data["observers"].values[at]]
-        hover = f"{choice.label}<br>key %{{customdata[0]:,d}}"
-        if tokens is not None:
-            hover += " “%{text}”"
-        if pooled:
-            hover += ", the largest of %{customdata[1]:,d} to %{customdata[2]:,d}"
-        hover += "<br>importance %{y:.4g}"
-        if has_interval:
-            hover += " [%{customdata[4]:.4g}, %{customdata[5]:.4g}]"
-            columns += [low, high]
-        hover += "<br>seen by %{customdata[3]:,d} queries"
-        drawn = []
-        inside = np.isfinite(low) & np.isfinite(high)
-        if inside.any():
-            floor = FLOOR if logarithmic else -np.inf
-            drawn.append(
-                marks.band(
-                    keys[at][inside] + shift,
-                    np.maximum(low[inside], floor),
-                    np.maximum(high[inside], floor),
-                    name=f"{sink_view.confidence_text(view)} interval",
-                    color=style.LINES[0],
-                )
-            )
-        drawn.append(
-            marks.curve(
-                keys[at] + shift,
-                y,
-                name="importance",
-                color=style.LINES[0],
-                hover=hover,
-                customdata=np.stack(columns, axis=-1).astype(np.float32),
-                text=None if tokens is None else [sink_view.shortened(tokens[i]) for i in at],
-            )
-        )
-        return drawn
-
     figure = Figure()
-    length = attrs["length"]
-    reference = np.unique(np.concatenate([keys[edges[:-1]], keys[-1:]]))
-    causal = bool(attrs["causal"])
-    figure.add_trace(
-        marks.curve(
-            reference + shift,
-            sink_view.uniform_importance(reference, length, causal=causal),
-            name="uniform attention",
-            color=style.INK,
-            dash="dash",
-            width=1.5,
-            hover="key %{customdata:,d}<br>under uniform attention %{y:.4g}",
-            customdata=marks.compact(reference),
-        )
+    figure.add_trace(sink_marks.uniform_curve(view, edges))
+    figure.add_trace(sink_marks.threshold_along_keys(view))
+    add_choices(
+        figure,
+        choices,
+        lambda choice: sink_marks.importance_curves(view, choice, edges),
+        "Importance of each key",
+        pad=_PAD,
     )
-    ends = np.array([keys[0], keys[-1]]) + shift
-    figure.add_trace(_threshold_line(view, ends, np.full(2, view.threshold)))
-    add_choices(figure, choices, traces, "Importance of each key", pad=_PAD)
-    room = 0
-    if tokens is not None and len(keys) <= MAX_TOKENS:
-        room = sink_view.token_room(tokens)
-        figure.update_xaxes(**sink_view.token_ticks(keys, tokens, 15), tickangle=90)
-    elif logarithmic:
-        wanted = sink_view.log_ticks(keys)
-        figure.update_xaxes(tickvals=(wanted + 1).tolist(), ticktext=[f"{key:,}" for key in wanted])
-    else:
-        figure.update_xaxes(tickformat=",d")
-    name = "key j [tokens]"
-    if logarithmic:
-        figure.update_xaxes(type="log")
-        bottom = max(min(lowest / 2, 1e-2), FLOOR)
-        figure.update_yaxes(type="log", dtick=1, range=[float(np.log10(bottom)), 0.15])
-        name += " (logarithmic in j + 1)"
-    else:
-        figure.update_yaxes(rangemode="tozero")
-    figure.update_xaxes(title_text=name)
-    figure.update_yaxes(title_text="importance [probability]")
-    kind = f"mean of 1/(i + 1) over queries i = j … {length - 1:,}" if causal else f"1/{length:,}"
+    lowest = min(sink_marks.lowest_importance(view, choice, edges) for choice in choices)
+    along, upward, room = sink_marks.importance_axes(view, lowest)
+    figure.update_xaxes(**along)
+    figure.update_yaxes(**upward)
+    length = attrs["length"]
+    uniform = f"1/{length:,}"
+    if attrs["causal"]:
+        uniform = f"mean of 1/(i + 1) over queries i = j … {length - 1:,}"
     lines.append(sink_view.interval_text(view))
-    lines.append(f"importance: mean weight over the queries that see the key; dashed: {kind}")
-    if pooled:
+    lines.append(f"importance: mean weight over the queries that see the key; dashed: {uniform}")
+    if len(edges) - 1 < len(keys):
         lines.append(
             f"{len(keys):,} keys pooled to {len(edges) - 1} bins: each point is the largest "
             "importance in its bin, at its key"
         )
-    if np.isnan(profile["importance"].values[profile["present"].values.astype(bool)]).any():
+    if np.isnan(profile["importance"].values[view.present]).any():
         lines.append(f"no value for keys seen by fewer than {attrs['min_observers']:,} queries")
     return _finish(figure, view, height=400, top=110, room=room, lines=lines)
 
@@ -318,8 +176,7 @@ def _draw_profile(view: View) -> Figure:
 def _draw_rate(view: View) -> Figure:
     profile = view.profile
     thresholds = profile["threshold"].values.astype(np.float64)
-    present = profile["present"].values.astype(bool)
-    rates = np.where(present[..., None], profile["sink_rate"].values, np.nan)
+    rates = np.where(view.present[..., None], profile["sink_rate"].values, np.nan)
     layers = profile["layer"].values
     if view.layer is None:
         part, curves = (
@@ -330,7 +187,7 @@ def _draw_rate(view: View) -> Figure:
         part = "head"
         curves = {
             f"layer {layers[0]}, head {profile['head'].values[at]}": rates[0, at]
-            for at in np.flatnonzero(present[0])
+            for at in np.flatnonzero(view.present[0])
         }
     colors, bar = _along(list(curves))
     figure = Figure()
@@ -347,49 +204,11 @@ def _draw_rate(view: View) -> Figure:
             )
         )
     if bar is not None:
-        ids = layers if part == "layer" else profile["head"].values[present[0]]
+        ids = layers if part == "layer" else profile["head"].values[view.present[0]]
         figure.add_trace(_order_bar(part, ids, bar))
-    any_rate = sink_view.mean_of_finite(
-        np.where(present[..., None], profile["any_sink_rate"].values, np.nan), (0, 1)
-    )
-    low, high = (profile[f"model_sink_rate_{end}"].values for end in ("low", "high"))
-    inside = np.isfinite(low) & np.isfinite(high)
-    model = style.LINES[0]
-    if inside.any():
-        figure.add_trace(
-            marks.band(
-                thresholds[inside],
-                low[inside],
-                high[inside],
-                name=f"{sink_view.confidence_text(view)} interval",
-                color=model,
-            )
-        )
-    figure.add_trace(
-        marks.curve(
-            thresholds,
-            any_rate,
-            name="a sink at any key",
-            color=style.LINES[2],
-            dash="dash",
-            hover="ε = %{x:.3g}<br>a sink at any key %{y:.4g}",
-        )
-    )
-    hover = "model<br>ε = %{x:.3g}<br>sink rate %{y:.4g}"
-    if inside.any():
-        hover += " [%{customdata[0]:.4g}, %{customdata[1]:.4g}]"
-    figure.add_trace(
-        marks.curve(
-            thresholds,
-            profile["model_sink_rate"].values,
-            name="model",
-            color=model,
-            width=3.5,
-            hover=hover,
-            customdata=np.stack([low, high], axis=-1).astype(np.float32),
-        )
-    )
-    figure.add_trace(_threshold_line(view, np.full(2, view.threshold), np.array([0.0, 1.0])))
+    figure.add_traces(sink_marks.rate_curves(view))
+    line = sink_marks.threshold_line(view, np.full(2, view.threshold), np.array([0.0, 1.0]))
+    figure.add_trace(line)
     figure.update_xaxes(title_text="threshold ε [probability]", range=[0, 1])
     figure.update_yaxes(title_text="sink rate [share of inputs × heads]", range=[0, 1.02])
     figure.update_layout(
@@ -415,61 +234,9 @@ def _draw_signal(view: View) -> Figure:
         tuple(head for layer, head in view.heads if layer == last),
     )
     choices = [whole, *singles] if len(view.heads) > 1 else singles
-    signals = {choice: sink_view.signal_of(profile, choice) for choice in choices}
-    most = max(signal.count.max(initial=0.0) for signal in signals.values())
-    first = "first key" if profile.attrs["first_key"] == 0 else f"key {profile.attrs['first_key']}"
-
-    def traces(choice: Choice) -> list[go.Trace]:
-        signal = signals[choice]
-        drawn = [
-            marks.count_map(
-                signal.range_edges,
-                signal.mass_edges,
-                signal.count.T,
-                most=most,
-                hover=(
-                    f"{choice.label}<br>content range about %{{x:.3g}}, {first}'s mass about "
-                    "%{y:.3g}<br>{value} queries"
-                ),
-                name="queries",
-            )
-        ]
-        for name, dash, y in (
-            ("lowest possible", "dash", signal.lower),
-            ("highest possible", "dashdot", signal.upper),
-        ):
-            if np.isfinite(y).all():
-                drawn.append(
-                    marks.curve(
-                        signal.centres,
-                        y,
-                        name=name,
-                        color=style.LINES[4],
-                        dash=dash,
-                        hover=f"{choice.label}<br>content range %{{x:.3g}}<br>{name} %{{y:.4g}}",
-                    )
-                )
-        for name, color, dash, y in (
-            (f"{first} (mean)", _SINK, "solid", signal.first),
-            ("largest (mean)", style.LINES[0], "longdash", signal.largest),
-            (f"last {profile.attrs['recent']:,} (mean)", style.LINES[2], "dot", signal.recent),
-        ):
-            drawn.append(
-                marks.curve(
-                    signal.centres,
-                    y,
-                    name=name,
-                    color=color,
-                    dash=dash,
-                    width=2.5,
-                    hover=f"{choice.label}<br>content range %{{x:.3g}}<br>{name} %{{y:.4g}}",
-                    marker={"size": 4, "color": color},
-                )
-            )
-            # A bin without neighbours would be a line without length.
-            drawn[-1].mode = "lines+markers"
-        return drawn
-
+    signals = [sink_view.signal_of(profile, choice) for choice in choices]
+    most = max(signal.count.max(initial=0.0) for signal in signals)
+    first = sink_view.first_key_text(view)
     figure = Figure()
     figure.add_annotation(
         text="",
@@ -486,15 +253,16 @@ def _draw_signal(view: View) -> Figure:
     add_choices(
         figure,
         choices,
-        traces,
+        lambda choice: sink_marks.signal_traces(view, choice, most),
         "Signal and sink",
         pad=_PAD,
         note=lambda choice: sink_view.margin_text(profile, choice),
     )
-    figure.update_xaxes(title_text="content range of the query [score]")
-    figure.update_yaxes(title_text="weight [probability]", range=[-0.02, 1.02])
+    along, upward = sink_marks.SIGNAL_AXES
+    figure.update_xaxes(**along)
+    figure.update_yaxes(**upward)
     lines.append(f"grey: queries by content range and by the mass of the {first}")
-    if any(np.isfinite(signal.lower).all() for signal in signals.values()):
+    if any(np.isfinite(signal.lower).all() for signal in signals):
         lines.append(
             f"orange: the exact range of the {first}'s mass over all contents of range w, "
             "σ(logit π ∓ w), π its least and its largest prior mass; the paper's looser form is "
@@ -583,23 +351,6 @@ SINK_KINDS = tuple(_DRAWINGS)
 
 
 # --- pieces of figures ---
-
-
-def _weight_bar(threshold: float) -> dict[str, object]:
-    """A colour bar from 0 to 1 with the threshold among its ticks."""
-    ticks = [at for at in (0.0, 0.25, 0.5, 0.75, 1.0) if abs(at - threshold) > 0.1]
-    return {
-        "title": "prob.",
-        "thickness": 12,
-        "x": 1.01,
-        "tickvals": [*ticks, threshold],
-        "ticktext": [*(f"{at:g}" for at in ticks), f"ε = {threshold:g}"],
-    }
-
-
-def _threshold_line(view: View, x: np.ndarray, y: np.ndarray) -> go.Scatter:
-    name = f"threshold ε = {view.threshold:g}"
-    return marks.curve(x, y, name=name, color=_SINK, dash="dot", width=1.5, hover=name)
 
 
 def _along(names: Sequence[str]) -> tuple[list[str], list[list] | None]:
