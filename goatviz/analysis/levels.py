@@ -20,10 +20,12 @@ from goatviz.adapters.capture import CapturedCall, problem_of
 from goatviz.results import PLAN_ROW, make_result
 from goatviz.transport.fused import dense_window
 from goatviz.transport.rows import solve_rows
-from goatviz.transport.solvers import cross_check
+from goatviz.transport.solvers import CrossCheck, SolverReport, cross_check, doubly_stochastic
 
 #: Rules by which the weights of several keys become one cell.
 POOLS = ("max", "mean")
+#: The longest plan whose doubly stochastic counterpart is formed.
+MAX_BALANCED = 512
 # Pairs whose logits are held at a time: few enough for a processor's cache.
 _BLOCK = 2**18
 
@@ -126,6 +128,7 @@ class PlanLevels:
         self.call, self.head, self.batch = call, head, batch
         self._problem = problem_of(call.call)
         self._kv_head = head // (self._problem.q.shape[1] // self._problem.k.shape[1])
+        self._balanced: tuple[float, np.ndarray] | None = None
         # log Z_i in the gauge of `_logits`; NaN where no view has asked yet.
         self._normalisers = torch.full((self.queries,), torch.nan, dtype=torch.float64)
 
@@ -224,6 +227,7 @@ class PlanLevels:
         points: int = 1024,
         tokens: Sequence[str] | None = None,
         check: bool = False,
+        balanced: bool = False,
     ) -> xr.Dataset:
         r"""One query's plan, argmin_p -<p, s_i> + tau KL(p || pi_i), and what it is made of.
 
@@ -239,7 +243,9 @@ class PlanLevels:
         tokens : sequence of str, optional
             One for each key; kept where nothing is pooled.
         check : bool
-            Solve the same row through POT, and keep its verdict.
+            Solve the same row through POT, and keep its verdict and its plan.
+        balanced : bool
+            Also the doubly stochastic plan's row, as in `balanced_weights`.
 
         Returns
         -------
@@ -250,7 +256,8 @@ class PlanLevels:
         Raises
         ------
         ValueError
-            If there is no such query, or an argument is out of range.
+            If there is no such query, an argument is out of range, or a balanced plan is asked
+            for that `balanced_weights` refuses.
         """
         if isinstance(query, bool) or not isinstance(query, int) or not 0 <= query < self.queries:
             raise ValueError(f"query must be in 0 .. {self.queries - 1}, got {query!r}")
@@ -282,6 +289,15 @@ class PlanLevels:
             with np.errstate(invalid="ignore", divide="ignore"):
                 data[name] = np.add.reduceat(used, edges[:-1]) / seen
         data |= {"key_stop": edges[1:], "allowed": seen > 0}
+        report = _best_report(cross_check(plan)) if check else None
+        others = {}
+        if report is not None and report.weights is not None:
+            others["solver"] = report.weights[0]
+        if balanced:
+            others["balanced"] = self.balanced_weights(float(temperature))[query]
+        for name, values in others.items():
+            summed = np.add.reduceat(np.asarray(values), edges[:-1])
+            data[name] = np.where(seen > 0, summed, np.nan)
         if tokens is not None and len(seen) == self.keys:
             data["key_token"] = np.array([str(token) for token in tokens], dtype=object)
         best = int(plan.weights[0].argmax())
@@ -300,9 +316,51 @@ class PlanLevels:
                 "margin": float(plan.margin[0]),
                 "largest_weight": float(plan.weights[0, best]),
                 "largest_key": best,
-                "verdict": cross_check(plan).verdict.value if check else "not checked",
+                "verdict": "not checked" if report is None else report.verdict.value,
+                "solver": "" if report is None else report.solver.replace("_", " "),
+                "solver_difference": np.nan if report is None else report.largest_difference,
             },
         )
+
+    @torch.no_grad()
+    def balanced_weights(self, temperature: float = 1.0) -> np.ndarray:
+        """The doubly stochastic plan (a uniform target in place of a free one), row by row.
+
+        Parameters
+        ----------
+        temperature : float
+            tau, as in `row`.
+
+        Returns
+        -------
+        array of float64, shape (queries, keys)
+            Kept for the temperature that was asked for last.
+
+        Raises
+        ------
+        ValueError
+            Beyond 512 queries or keys, or where no such plan exists or Sinkhorn does not converge.
+
+        Notes
+        -----
+        Under the causal mask it is the identity, whatever the scores
+        (`goatviz.doubly_stochastic`).
+        """
+        if max(self.queries, self.keys) > MAX_BALANCED:
+            raise ValueError(
+                f"balanced is formed whole, up to {MAX_BALANCED} queries and keys; this plan has "
+                f"{self.queries:,} and {self.keys:,}"
+            )
+        if self._balanced is None or self._balanced[0] != temperature:
+            window = dense_window(self._problem, batch=self.batch, head=self.head)
+            plan = solve_rows(
+                window.scores,
+                log_prior=window.log_prior,
+                temperature=temperature,
+                mask=window.allowed,
+            )
+            self._balanced = (temperature, doubly_stochastic(plan).weights.numpy())
+        return self._balanced[1]
 
     def _pooled(
         self, rows: Tensor, edges: np.ndarray, pool: str, progress: Callable[[float], None] | None
@@ -455,6 +513,11 @@ def _whole_bins(edges: np.ndarray, most: int) -> Iterator[tuple[slice, slice]]:
         stop = min(max(stop, column + 1), len(edges) - 1)
         yield slice(column, stop), slice(int(edges[column]), int(edges[stop]))
         column = stop
+
+
+def _best_report(check: CrossCheck) -> SolverReport:
+    """The report that the whole check's verdict rests on."""
+    return next(report for report in check if report.verdict is check.verdict)
 
 
 def _cut(window: tuple[int, int], count: int, name: str) -> tuple[int, int]:

@@ -10,8 +10,7 @@ import asyncio
 import gc
 import html
 import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +22,13 @@ from goatviz.explore.controls import Control, ControlPanel
 from goatviz.explore.export import write_page
 from goatviz.explore.figure_view import FigureView
 from goatviz.explore.selection import NAMES, Selection
+from goatviz.explore.task import Task, run_beside, running_loop
 from goatviz.plots.figure import Figure
 from goatviz.plots.panels import side_by_side
 
 
-class Cancelled(Exception):
-    """Raised inside a computation that somebody stopped."""
+#: The least width of a map beside the panels.
+LEAST_PX = 380
 
 
 @dataclass
@@ -50,32 +50,6 @@ class Picture:
     views: dict[str, str] = field(default_factory=dict)
 
 
-class Task:
-    """One computation that tells how far it is and may be told to stop.
-
-    Calling it with a share in [0, 1] reports; it raises `Cancelled` once it was stopped.
-    """
-
-    def __init__(self, report: Callable[[float], None] | None = None) -> None:
-        self._stopped = threading.Event()
-        self._report = report
-
-    def stop(self) -> None:
-        """The next report raises."""
-        self._stopped.set()
-
-    @property
-    def stopped(self) -> bool:
-        """Whether it was told to stop."""
-        return self._stopped.is_set()
-
-    def __call__(self, share: float) -> None:
-        if self._stopped.is_set():
-            raise Cancelled
-        if self._report is not None:
-            self._report(min(max(float(share), 0.0), 1.0))
-
-
 class Explorer(ipywidgets.VBox):
     """Controls above, panels side by side, a sentence below; subclasses say what is shown.
 
@@ -93,6 +67,9 @@ class Explorer(ipywidgets.VBox):
 
     #: Panels, in order, with their least width in pixels.
     panels: Mapping[str, int] = {}
+
+    selection: Selection | None = None
+    _task: Task | None = None
 
     def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
         """The picture of these values: pure, and `task(share)` is called now and then."""
@@ -116,13 +93,13 @@ class Explorer(ipywidgets.VBox):
         """Build the widgets, show the first picture, and listen from now on."""
         self.selection = Selection() if selection is None else selection
         self._label = label
-        self._task: Task | None = None
         self._quiet = 0
         self._adopt_selection()
         self._controls = ControlPanel(controls, self._values_of(controls), label=label)
         self._summary = ipywidgets.HTML()
         self._views = {name: FigureView(label=f"{label}: {name}") for name in self.panels}
-        boxes = [*above, *(self._boxed(name) for name in self.panels)]
+        boxes = [_wrapped(widget, LEAST_PX) for widget in above]
+        boxes += [_wrapped(self._views[name], least) for name, least in self.panels.items()]
         pictures = ipywidgets.HBox(boxes, layout={"flex_flow": "row wrap", "overflow": "visible"})
         self.children = [self._controls, pictures, self._summary]
         self.add_class("goatviz-explorer")
@@ -135,13 +112,6 @@ class Explorer(ipywidgets.VBox):
                 self.observe(self._tell_selection, name)
         self.selection.observe(self._selection_changed, list(NAMES))
         self._request()
-
-    def _boxed(self, name: str) -> ipywidgets.VBox:
-        least = self.panels[name]
-        return ipywidgets.VBox(
-            [self._views[name]],
-            layout={"flex": f"1 1 {least}px", "min_width": f"min({least}px, 100%)"},
-        )
 
     # --- values ---
 
@@ -258,7 +228,7 @@ class Explorer(ipywidgets.VBox):
         values = self.values()
         try:
             self._check(values)
-            loop = _running_loop()
+            loop = running_loop()
             if loop is None or not self._is_long(values):
                 self._task = None
                 self._show(self._picture(values, Task()))
@@ -269,40 +239,25 @@ class Explorer(ipywidgets.VBox):
             self._say_error(error)
 
     def _begin(self, values: Mapping[str, Any], loop: asyncio.AbstractEventLoop) -> None:
-        """Compute in a thread; everything that touches widgets is handed to the kernel's loop."""
-        panel = self._controls
-        reported = [-1.0]
+        """Compute in a thread, and show the picture when it is there."""
 
         def report(share: float) -> None:
-            # A hundred messages are enough for any progress.
-            if share - reported[0] >= 0.01:
-                reported[0] = share
-                loop.call_soon_threadsafe(progress, share)
-
-        def progress(share: float) -> None:
-            if self._task is task and not task.stopped:
-                panel.progress = share
-
-        def finish(act: Callable[[], None]) -> None:
             if self._task is task:
-                self._task = None
-                panel.progress = -1.0
-                act()
+                self._controls.progress = share
 
-        def work() -> None:
-            try:
-                picture = self._picture(values, task)
-            except Cancelled:
-                act = _nothing
-            except Exception as error:  # noqa: BLE001
-                act = _call(self._say_error, error)
-            else:
-                act = _call(self._show, picture)
-            loop.call_soon_threadsafe(finish, act)
+        def end(picture: Picture | None, error: Exception | None) -> None:
+            if self._task is not task:
+                return
+            self._task = None
+            self._controls.progress = -1.0
+            if picture is not None:
+                self._show(picture)
+            elif error is not None:
+                self._say_error(error)
 
-        self._task = task = Task(report)
-        panel.doing, panel.progress = "Computing", 0.0
-        threading.Thread(target=work, daemon=True, name="goatviz explorer").start()
+        self._task = task = Task()
+        self.report_progress("Computing", 0.0)
+        run_beside(loop, task, lambda task: self._picture(values, task), report, end)
 
     def cancel(self) -> None:
         """Stop what is being computed; what was shown before stays."""
@@ -384,6 +339,10 @@ class Explorer(ipywidgets.VBox):
         """Take the widget and all its parts off the page and let go of their memory."""
         if self.comm is None:
             return
+        if self.selection is None:
+            # Bad input: it was never set up.
+            super().close()
+            return
         self.cancel()
         self.selection.unobserve(self._selection_changed, list(NAMES))
         for widget in _below(self):
@@ -397,6 +356,12 @@ class Explorer(ipywidgets.VBox):
         """Drop what is large."""
 
 
+def _wrapped(widget: ipywidgets.DOMWidget, least: int) -> ipywidgets.VBox:
+    """The widget in a box that grows, and goes to the next line rather than below `least` px."""
+    layout = {"flex": f"1 1 {least}px", "min_width": f"min({least}px, 100%)"}
+    return ipywidgets.VBox([widget], layout=layout)
+
+
 def _below(widget: ipywidgets.Widget) -> list[ipywidgets.Widget]:
     """All widgets inside, and their layouts."""
     found: list[ipywidgets.Widget] = []
@@ -407,23 +372,7 @@ def _below(widget: ipywidgets.Widget) -> list[ipywidgets.Widget]:
     return found
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _nothing() -> None:
-    pass
-
-
-def _call(act: Callable[[Any], None], argument: Any) -> Callable[[], None]:
-    return lambda: act(argument)
-
-
 def ranged(name: str, value: Any, count: int) -> None:
     """Raise ValueError unless the value is one of 0 .. count - 1."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
         raise ValueError(f"{name} must be in 0 .. {count - 1}, got {value!r}")
-

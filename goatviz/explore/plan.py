@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import functools
-import html
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ipywidgets
-import plotly.graph_objects as go
 import torch
 import traitlets
+import xarray as xr
 from torch import Tensor, nn
 
 from goatviz.adapters.capture import Record, capture
 from goatviz.analysis.inputs import forward_calls
-from goatviz.analysis.levels import PlanLevels
+from goatviz.analysis.levels import MAX_BALANCED, PlanLevels
+from goatviz.explore.base import Explorer, Picture, ranged
+from goatviz.explore.controls import Control
 from goatviz.explore.plan_map import PlanMap
-from goatviz.plots.figure import CONFIG, Figure
-from goatviz.plots.row import draw_row, key_ticks, row_summary, row_title
+from goatviz.explore.selection import Selection
+from goatviz.explore.task import Task
+from goatviz.plots.row import draw_row, row_summary
 from goatviz.training.checkpoint import Checkpoint
 
-#: Exponents of ten between which the temperature's slider moves.
-TEMPERATURES = (-2.0, 2.0)
+#: Temperatures between which the slider moves.
+TEMPERATURES = (0.01, 100.0)
 #: Longest row that is solved again through POT.
 MAX_CHECKED_KEYS = 4096
 #: Points of the row's curves.
 POINTS = 512
+#: Plans that are kept, with the normalisers of the queries seen so far.
+_KEPT = 4
 
 
 def explore_plan(
@@ -36,6 +38,7 @@ def explore_plan(
     tokenizer: Any = None,
     tokens: Sequence[str] | None = None,
     batch: int = 0,
+    selection: Selection | None = None,
 ) -> PlanExplorer:
     """Explore the plans of a model's own forward pass in JupyterLab.
 
@@ -52,11 +55,13 @@ def explore_plan(
         One text for each position.
     batch : int
         Which sequence of the first call.
+    selection : Selection, optional
+        Shared with other explorers.
 
     Returns
     -------
     PlanExplorer
-        A widget; `draw(...)` makes the same pictures without a kernel.
+        A widget; `draw(...)` makes the row's picture without a kernel, `save_html(path)` a page.
 
     Raises
     ------
@@ -77,7 +82,7 @@ def explore_plan(
     if isinstance(model, Record):
         if inputs is not None:
             raise TypeError("inputs must not be given with a Record: it has seen its own")
-        return PlanExplorer(model, tokens=tokens, batch=batch)
+        return PlanExplorer(model, tokens=tokens, batch=batch, selection=selection)
     model = model.model if isinstance(model, Checkpoint) else model
     call = next(iter(forward_calls(inputs, tokenizer)))
     with capture(model, statistics=(), keep="projections") as record, torch.no_grad():
@@ -85,33 +90,22 @@ def explore_plan(
     if tokens is None and hasattr(tokenizer, "convert_ids_to_tokens"):
         ids = call if isinstance(call, Tensor) else call.get("input_ids")
         tokens = None if ids is None else tokenizer.convert_ids_to_tokens(ids[batch].tolist())
-    return PlanExplorer(record, tokens=tokens, batch=batch)
+    return PlanExplorer(record, tokens=tokens, batch=batch, selection=selection)
 
 
-def _shown(act: Callable) -> Callable:
-    """An observer whose errors are seen in the widget: a kernel's log is read by nobody."""
-
-    @functools.wraps(act)
-    def wrapped(self: PlanExplorer, *arguments: Any) -> None:
-        try:
-            act(self, *arguments)
-            self._problem.value = ""
-        except Exception as error:  # noqa: BLE001
-            said = html.escape(f"{type(error).__name__}: {error}")
-            self._problem.value = f'<div role="alert" class="goatviz-error">{said}</div>'
-
-    return wrapped
-
-
-class PlanExplorer(ipywidgets.VBox):
+class PlanExplorer(Explorer):
     """Layer, head, query and temperature of a captured plan; see `explore_plan`.
 
     Attributes
     ----------
     layer, head, query : int
-        What is shown; the map's click or Enter chooses the query.
+        What is shown; the map's click or Enter chooses query and key.
+    key : int
+        Chosen in the map, and told to the selection.
     temperature : float
         tau of the row, 0.01 (the largest score) to 100 (the prior); the map stays at the model's.
+    balanced : bool
+        Whether the doubly stochastic plan's row stands beside it (up to 512 tokens).
     map : PlanMap
         The plan of this layer and head.
     """
@@ -119,102 +113,171 @@ class PlanExplorer(ipywidgets.VBox):
     layer = traitlets.Int(0)
     head = traitlets.Int(0)
     query = traitlets.Int(0)
+    key = traitlets.Int(0)
     temperature = traitlets.Float(1.0)
+    balanced = traitlets.Bool(False)
+
+    shown = ("layer", "head", "query", "temperature", "balanced")
+    panels = {"row": 380}
 
     def __init__(
-        self, record: Record, *, tokens: Sequence[str] | None = None, batch: int = 0
+        self,
+        record: Record,
+        *,
+        tokens: Sequence[str] | None = None,
+        batch: int = 0,
+        selection: Selection | None = None,
     ) -> None:
         if not record.calls:
             raise ValueError(
                 "record is empty: no attention call was seen. Run the model inside the with block"
             )
+        super().__init__()
         self._record, self._batch = record, batch
         self._tokens = None if tokens is None else [str(token) for token in tokens]
+        self._kept: dict[tuple[int, int], PlanLevels] = {}
         layers = sorted({call.layer for call in record.calls})
-        levels = self._levels_of(layers[0], 0)
-        self.map = PlanMap(levels, title=self._title(layers[0], 0), **self._map_tokens(levels))
-        row = self._row(levels, levels.queries - 1, 1.0)
-        self._figure = go.FigureWidget(draw_row(row))
-        self._figure._config = CONFIG
-        # What the subtitle says stands in words below; redrawn, plotly.js puts it above the title.
-        self._figure.update_layout(autosize=True, title=_title_of(row), margin={"t": 70})
-        self._layer = ipywidgets.Dropdown(
-            options=[(f"{n} ({record.layers[n]})", n) for n in layers], description="Layer"
+        self.layer = layers[0]
+        levels = self._levels(self.layer, 0)
+        self.query = levels.queries - 1
+        self.map = PlanMap(levels, title=self._title(), **self._map_tokens(levels))
+        controls = [
+            Control("layer", "Layer", options=[(n, f"{n} ({record.layers[n]})") for n in layers]),
+            Control("head", "Head", options=self._head_options()),
+            Control("query", "Query", "number", high=levels.queries - 1, whole=True),
+            Control(
+                "temperature",
+                "Temperature",
+                "slider",
+                low=TEMPERATURES[0],
+                high=TEMPERATURES[1],
+                step=0.05,
+                log=True,
+                hint="of the row: towards 0 the largest score takes all, towards infinity the "
+                "prior is left; 1 is the model's",
+            ),
+            Control("reset", "Temperature 1", "button", hint="as in the model"),
+            Control(
+                "balanced",
+                "Doubly stochastic",
+                "toggle",
+                hint="the plan with a uniform target, solved whole through POT",
+                disabled=max(levels.queries, levels.keys) > MAX_BALANCED,
+            ),
+        ]
+        self._shown_plan = (self.layer, self.head)
+        self._set_up(controls, label="Plan and prior", selection=selection, above=[self.map])
+        self._controls.on_press("reset", lambda: self.set(temperature=1.0))
+        self.map.observe(self._chosen, "selection")
+        self.observe(self._mark, ["query", "key"])
+
+    # --- what is shown ---
+
+    def _check(self, values: Mapping[str, Any]) -> None:
+        layers = {call.layer for call in self._record.calls}
+        if values["layer"] not in layers:
+            known = ", ".join(str(layer) for layer in sorted(layers))
+            raise ValueError(f"layer must be one of {known}, got {values['layer']!r}")
+        call = self._record.of(values["layer"])[-1]
+        ranged("head", values["head"], call.shape[1])
+        ranged("query", values["query"], call.shape[2])
+
+    def _is_long(self, values: Mapping[str, Any]) -> bool:
+        return values["balanced"]
+
+    def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
+        row = self._row(values)
+        figure = draw_row(row)
+        return Picture({"row": figure}, self._sentence(row), {"row": f"{row.sizes['key']}"})
+
+    def _row(self, values: Mapping[str, Any]) -> xr.Dataset:
+        levels = self._levels(values["layer"], values["head"])
+        return levels.row(
+            values["query"],
+            temperature=values["temperature"],
+            points=POINTS,
+            tokens=self._map_tokens(levels)["key_tokens"],
+            check=levels.keys <= MAX_CHECKED_KEYS,
+            balanced=values["balanced"],
         )
-        self._head = ipywidgets.Dropdown(
-            options=range(record.of(layers[0])[-1].shape[1]), description="Head"
-        )
-        self._query = ipywidgets.BoundedIntText(
-            min=0, max=levels.queries - 1, value=levels.queries - 1, description="Query"
-        )
-        self._temperature = ipywidgets.FloatLogSlider(
-            value=1.0,
-            base=10,
-            min=TEMPERATURES[0],
-            max=TEMPERATURES[1],
-            step=0.05,
-            description="Temperature",
-            readout_format=".3g",
-            style={"description_width": "initial"},
-            layout={"width": "340px"},
-        )
-        self._reset = ipywidgets.Button(description="1, as the model", tooltip="Temperature 1")
-        self._summary = ipywidgets.HTML()
-        self._problem = ipywidgets.HTML()
-        controls = ipywidgets.HBox(
-            [self._layer, self._head, self._query, self._temperature, self._reset],
-            layout={"flex_flow": "row wrap"},
-        )
-        row_box = ipywidgets.VBox(
-            [self._figure, self._summary], layout={"flex": "1 1 420px", "min_width": "320px"}
-        )
-        map_box = ipywidgets.VBox([self.map], layout={"flex": "1 1 420px", "min_width": "320px"})
-        pictures = ipywidgets.HBox([map_box, row_box], layout={"flex_flow": "row wrap"})
-        super().__init__([controls, self._problem, pictures])
-        self.layer, self.query = layers[0], levels.queries - 1
-        for trait, control in (
-            ("layer", self._layer),
-            ("head", self._head),
-            ("query", self._query),
-            ("temperature", self._temperature),
+
+    def _sentence(self, row: xr.Dataset) -> str:
+        said = row_summary(row)
+        if "balanced" in row.variables and self._is_identity(row):
+            said += (
+                " The doubly stochastic plan is the identity: under the causal mask no other "
+                "plan gives every key the same mass."
+            )
+        return said
+
+    @staticmethod
+    def _is_identity(row: xr.Dataset) -> bool:
+        return float(row["balanced"].max()) > 1 - 1e-6
+
+    def _show(self, picture: Picture) -> None:
+        if self._shown_plan != (self.layer, self.head):
+            self._shown_plan = (self.layer, self.head)
+            levels = self._levels(*self._shown_plan)
+            self.map.show_plan(levels, title=self._title(), **self._map_tokens(levels))
+            self._controls.change("query", high=levels.queries - 1)
+            self._controls.change(
+                "balanced", disabled=max(levels.queries, levels.keys) > MAX_BALANCED
+            )
+        super()._show(picture)
+
+    def _trait_changed(self, change: dict[str, Any]) -> None:
+        if change["name"] == "layer":
+            options = self._head_options()
+            if options:
+                self._controls.change("head", options=options)
+                # Another layer may have fewer heads; as a change of its own it would be an error.
+                self._quiet += 1
+                try:
+                    self.head = min(self.head, len(options) - 1)
+                finally:
+                    self._quiet -= 1
+        super()._trait_changed(change)
+
+    # --- the map ---
+
+    def _chosen(self, change: dict[str, Any]) -> None:
+        if change["new"]:
+            query, key = change["new"]
+            self.key = key
+            self.query = query
+
+    def _mark(self, change: dict[str, Any]) -> None:
+        """Show in the map what was chosen elsewhere."""
+        queries, keys = self.map.size
+        if self.map.selection != [self.query, self.key] and (
+            0 <= self.query < queries and 0 <= self.key < keys
         ):
-            traitlets.link((self, trait), (control, "value"))
-        self._reset.on_click(lambda _button: setattr(self, "temperature", 1.0))
-        self.observe(self._plan_changed, ["layer", "head"])
-        self.observe(self._row_changed, ["query", "temperature"])
-        self.map.observe(self._selected, "selection")
-        self._say(row)
+            self.map.selection = [self.query, self.key]
 
-    def draw(
-        self,
-        *,
-        layer: int | None = None,
-        head: int | None = None,
-        query: int | None = None,
-        temperature: float | None = None,
-    ) -> Figure:
-        """The row's picture for these values, the widget's own by default; changes nothing.
+    def _accepts(self, name: str, value: int) -> bool:
+        if name == "key":
+            return 0 <= value < self._levels(self.layer, self.head).keys
+        return super()._accepts(name, value)
 
-        Raises
-        ------
-        ValueError
-            If there is no such layer, head or query, or a temperature that is not positive.
-        """
-        levels = self._levels_of(
-            self.layer if layer is None else layer, self.head if head is None else head
-        )
-        row = self._row(
-            levels,
-            self.query if query is None else query,
-            self.temperature if temperature is None else temperature,
-        )
-        return draw_row(row)
+    def _levels(self, layer: int, head: int) -> PlanLevels:
+        """Plans seen lately are kept, with what they know already."""
+        at = (layer, head)
+        if at not in self._kept:
+            found = PlanLevels(self._record.of(layer)[-1], head=head, batch=self._batch)
+            while len(self._kept) >= _KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[at] = found
+        return self._kept[at]
 
-    def _levels_of(self, layer: int, head: int) -> PlanLevels:
-        return PlanLevels(self._record.of(layer)[-1], head=head, batch=self._batch)
+    def _head_options(self) -> list[tuple[int, str]]:
+        try:
+            count = self._record.of(self.layer)[-1].shape[1]
+        except (KeyError, IndexError, ValueError):
+            return []
+        return [(head, str(head)) for head in range(count)]
 
-    def _title(self, layer: int, head: int) -> str:
-        return f"Layer {layer}, head {head}"
+    def _title(self) -> str:
+        return f"Layer {self.layer}, head {self.head}"
 
     def _map_tokens(self, levels: PlanLevels) -> dict[str, Sequence[str] | None]:
         """Tokens where they fit; keys of a cached or cross-attention call have others."""
@@ -225,55 +288,22 @@ class PlanExplorer(ipywidgets.VBox):
             for side, count in (("query", levels.queries), ("key", levels.keys))
         }
 
-    def _row(self, levels: PlanLevels, query: int, temperature: float) -> Any:
-        return levels.row(
-            query,
-            temperature=temperature,
-            points=POINTS,
-            tokens=self._map_tokens(levels)["key_tokens"],
-            check=levels.keys <= MAX_CHECKED_KEYS,
-        )
+    # --- without a kernel ---
 
-    @_shown
-    def _plan_changed(self, change: dict[str, Any]) -> None:
-        call = self._record.of(self.layer)[-1]
-        if len(self._head.options) != call.shape[1]:
-            head = min(self.head, call.shape[1] - 1)
-            self._head.options = range(call.shape[1])
-            if head != self.head:
-                self.head = head
-                return
-        levels = self._levels_of(self.layer, self.head)
-        self.map.show_plan(
-            levels, title=self._title(self.layer, self.head), **self._map_tokens(levels)
-        )
-        self._query.max = levels.queries - 1
-        self._show_row()
+    def _default_vary(self) -> dict[str, list[Any]]:
+        heads = [head for head, _ in self._head_options()]
+        last = self._levels(self.layer, self.head).queries - 1
+        queries = sorted({round(last * share) for share in (0.1, 0.25, 0.5, 0.75, 1.0)})
+        return {"head": heads[:12], "query": queries, "temperature": [0.1, 0.5, 1.0, 2.0, 10.0]}
 
-    @_shown
-    def _row_changed(self, change: dict[str, Any]) -> None:
-        self._show_row()
+    def page_extras(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        merged = {**self.values(), **values}
+        levels = self._levels(merged["layer"], merged["head"])
+        title = f"Layer {merged['layer']}, head {merged['head']}"
+        state = self.map.state_of(levels, title=title)
+        return {"map": {**state, "selection": [merged["query"], self.key]}}
 
-    @_shown
-    def _selected(self, change: dict[str, Any]) -> None:
-        if change["new"]:
-            self.query = change["new"][0]
-
-    def _show_row(self) -> None:
-        row = self._row(self.map.levels, self.query, self.temperature)
-        drawn = draw_row(row)
-        with self._figure.batch_update():
-            for trace, new in zip(self._figure.data, drawn.data, strict=True):
-                trace.x, trace.y, trace.text = new.x, new.y, new.text
-                trace.mode = new.mode
-            self._figure.layout.title = _title_of(row)
-            self._figure.update_xaxes(**key_ticks(row))
-        self._say(row)
-
-    def _say(self, row: Any) -> None:
-        said = html.escape(row_summary(row), quote=False)
-        self._summary.value = f'<div aria-live="polite" class="goatviz-summary">{said}</div>'
-
-
-def _title_of(row: Any) -> dict[str, Any]:
-    return row_title(row) | {"subtitle": {"text": ""}}
+    def _forget(self) -> None:
+        self._kept.clear()
+        del self._record
+        del self.map

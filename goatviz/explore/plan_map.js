@@ -2,7 +2,11 @@
 // window, this file draws them, moves the window and asks for the next. Without a kernel the last
 // view stays, scaled. Tokens are drawn as text, never as markup.
 
-const MARGIN = { left: 92, right: 12, top: 10, bottom: 84 };
+// Room for ticks and titles; tokens need more of it than numbers.
+const MARGINS = {
+  tokens: { left: 92, right: 12, top: 10, bottom: 84 },
+  numbers: { left: 66, right: 12, top: 10, bottom: 48 },
+};
 const LABEL_PX = 13; // a token needs this many pixels of its own
 const FORBIDDEN = 0; // the code of cells whose pairs are all forbidden
 
@@ -93,6 +97,11 @@ function make(tag, attributes, parent, text) {
 }
 
 function render({ model, el }) {
+  let margin = MARGINS.numbers;
+  const fitMargin = () => {
+    margin = model.get("has_tokens") ? MARGINS.tokens : MARGINS.numbers;
+  };
+  fitMargin();
   const root = make("div", { class: "goatviz-map" }, el);
   const toolbar = make("div", { class: "goatviz-map-bar", role: "toolbar" }, root);
   toolbar.setAttribute("aria-label", "Map controls");
@@ -125,6 +134,9 @@ function render({ model, el }) {
     ["mean", "mean"],
   ]);
   const bar = make("canvas", { class: "goatviz-map-scale", "aria-hidden": "true" }, toolbar);
+  const work = make("span", { class: "goatviz-map-work" }, toolbar);
+  const progress = make("progress", { max: "1", "aria-label": "Computing the view" }, work);
+  buttons.stop = make("button", { type: "button" }, work, "Stop");
   const rule = make("div", { class: "goatviz-map-rule" }, root);
   const canvas = make("canvas", { class: "goatviz-map-canvas", tabindex: "0" }, root);
   canvas.setAttribute("role", "application");
@@ -154,23 +166,23 @@ function render({ model, el }) {
   // What is on the screen ------------------------------------------------------------------
 
   const box = () => ({
-    width: Math.max(60, canvas.clientWidth - MARGIN.left - MARGIN.right),
-    height: Math.max(60, canvas.clientHeight - MARGIN.top - MARGIN.bottom),
+    width: Math.max(60, canvas.clientWidth - margin.left - margin.right),
+    height: Math.max(60, canvas.clientHeight - margin.top - margin.bottom),
   });
 
   const place = (query, key) => {
     const { width, height } = box();
     return {
-      x: MARGIN.left + ((key - state.keys[0]) / (state.keys[1] - state.keys[0])) * width,
-      y: MARGIN.top + ((query - state.queries[0]) / (state.queries[1] - state.queries[0])) * height,
+      x: margin.left + ((key - state.keys[0]) / (state.keys[1] - state.keys[0])) * width,
+      y: margin.top + ((query - state.queries[0]) / (state.queries[1] - state.queries[0])) * height,
     };
   };
 
   const pairAt = (event) => {
     const bounds = canvas.getBoundingClientRect();
     const { width, height } = box();
-    const x = (event.clientX - bounds.left - MARGIN.left) / width;
-    const y = (event.clientY - bounds.top - MARGIN.top) / height;
+    const x = (event.clientX - bounds.left - margin.left) / width;
+    const y = (event.clientY - bounds.top - margin.top) / height;
     return {
       query: state.queries[0] + y * (state.queries[1] - state.queries[0]),
       key: state.keys[0] + x * (state.keys[1] - state.keys[0]),
@@ -223,16 +235,16 @@ function render({ model, el }) {
     const { width, height } = box();
     const look = colours();
     context.fillStyle = look.masked;
-    context.fillRect(MARGIN.left, MARGIN.top, width, height);
+    context.fillRect(margin.left, margin.top, width, height);
     const view = model.get("view");
     if (view.rows) {
       context.save();
       context.beginPath();
-      context.rect(MARGIN.left, MARGIN.top, width, height);
+      context.rect(margin.left, margin.top, width, height);
       context.clip();
-      context.clearRect(MARGIN.left, MARGIN.top, width, height);
+      context.clearRect(margin.left, margin.top, width, height);
       context.fillStyle = look.masked;
-      context.fillRect(MARGIN.left, MARGIN.top, width, height);
+      context.fillRect(margin.left, margin.top, width, height);
       const from = place(view.queries[0], view.keys[0]);
       const to = place(view.queries[1], view.keys[1]);
       context.imageSmoothingEnabled = false;
@@ -258,7 +270,7 @@ function render({ model, el }) {
     context.fillStyle = look.ink;
     context.strokeStyle = look.grid;
     context.lineWidth = 1;
-    context.strokeRect(MARGIN.left - 0.5, MARGIN.top - 0.5, width + 1, height + 1);
+    context.strokeRect(margin.left - 0.5, margin.top - 0.5, width + 1, height + 1);
     context.font = "11px ui-monospace, Menlo, Consolas, monospace";
     const cellHeight = height / (state.queries[1] - state.queries[0]);
     const cellWidth = width / (state.keys[1] - state.keys[0]);
@@ -274,18 +286,18 @@ function render({ model, el }) {
     const rows = named ? every(state.queries) : niceTicks(...state.queries, height / 40);
     for (const query of rows) {
       const y = place(query + 0.5, 0).y;
-      if (y < MARGIN.top || y > MARGIN.top + height) continue;
+      if (y < margin.top || y > margin.top + height) continue;
       const text = named ? labelOf(view.query_tokens, query) : null;
-      context.fillText(clip(text ?? query.toLocaleString("en"), 11), MARGIN.left - 5, y);
+      context.fillText(clip(text ?? query.toLocaleString("en"), 11), margin.left - 5, y);
     }
     const keyed = texts(view.key_tokens, cellWidth);
     const columns = keyed ? every(state.keys) : niceTicks(...state.keys, width / 70);
     for (const key of columns) {
       const x = place(0, key + 0.5).x;
-      if (x < MARGIN.left || x > MARGIN.left + width) continue;
+      if (x < margin.left || x > margin.left + width) continue;
       const text = keyed ? labelOf(view.key_tokens, key) : null;
       context.save();
-      context.translate(x, MARGIN.top + height + 6);
+      context.translate(x, margin.top + height + 6);
       if (text !== null) {
         context.rotate(-Math.PI / 2);
         context.textAlign = "right";
@@ -300,9 +312,9 @@ function render({ model, el }) {
     context.font = "12px Inter, Helvetica, Arial, sans-serif";
     context.textAlign = "center";
     context.textBaseline = "bottom";
-    context.fillText("key [token]", MARGIN.left + width / 2, canvas.clientHeight - 4);
+    context.fillText("key [token]", margin.left + width / 2, canvas.clientHeight - 4);
     context.save();
-    context.translate(12, MARGIN.top + height / 2);
+    context.translate(12, margin.top + height / 2);
     context.rotate(-Math.PI / 2);
     context.fillText("query [token]", 0, 6);
     context.restore();
@@ -320,7 +332,7 @@ function render({ model, el }) {
       const to = place(brush[1], 0).y;
       context.fillStyle = look.mark;
       context.globalAlpha = 0.8;
-      context.fillRect(MARGIN.left - 4, from, 4, Math.max(2, to - from));
+      context.fillRect(margin.left - 4, from, 4, Math.max(2, to - from));
       context.globalAlpha = 1;
     }
     const outline = ([query, key], dashes) => {
@@ -342,7 +354,7 @@ function render({ model, el }) {
     };
     context.save();
     context.beginPath();
-    context.rect(MARGIN.left, MARGIN.top, width, height);
+    context.rect(margin.left, margin.top, width, height);
     context.clip();
     if (model.get("selection").length === 2) outline(model.get("selection"), []);
     if (state.cursor) outline(state.cursor, [3, 2]);
@@ -439,6 +451,8 @@ function render({ model, el }) {
       Math.ceil(high - 1e-9),
     ]);
     state.asked += 1;
+    // A view that takes long gives way to what is wanted now.
+    if (!questions.idle) stop();
     questions.ask({
       id: state.asked,
       queries,
@@ -446,6 +460,10 @@ function render({ model, el }) {
       rows: Math.round(height * ratio),
       columns: Math.round(width * ratio),
     });
+  };
+
+  const stop = () => {
+    if (model.get("progress") >= 0 && model.send) model.send({ kind: "stop" });
   };
 
   const moveTo = (queries, keys) => {
@@ -500,6 +518,7 @@ function render({ model, el }) {
   buttons.in.addEventListener("click", () => zoom(0.5, ...(state.cursor ?? [])));
   buttons.out.addEventListener("click", () => zoom(2, ...(state.cursor ?? [])));
   buttons.all.addEventListener("click", whole);
+  buttons.stop.addEventListener("click", stop);
 
   canvas.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -520,6 +539,8 @@ function render({ model, el }) {
       zoom(2, ...(state.cursor ?? []));
     } else if (event.key === "Home" || event.key === "0") {
       whole();
+    } else if (event.key === "Escape") {
+      stop();
     } else if (event.key === "Enter" || event.key === " ") {
       if (!state.cursor) pointAt(...cursor);
       select();
@@ -563,8 +584,8 @@ function render({ model, el }) {
       const { width, height } = box();
       const { from, queries, keys } = state.drag;
       // Where the pointer is, in the window that the drag began with.
-      const x = (event.clientX - bounds.left - MARGIN.left) / width;
-      const y = (event.clientY - bounds.top - MARGIN.top) / height;
+      const x = (event.clientX - bounds.left - margin.left) / width;
+      const y = (event.clientY - bounds.top - margin.top) / height;
       const byQuery = from.query - (queries[0] + y * (queries[1] - queries[0]));
       const byKey = from.key - (keys[0] + x * (keys[1] - keys[0]));
       const far =
@@ -613,7 +634,13 @@ function render({ model, el }) {
     problem.textContent = model.get("error");
     problem.hidden = !model.get("error");
   };
+  const showProgress = () => {
+    const share = model.get("progress");
+    work.dataset.busy = share >= 0 ? "yes" : "no";
+    progress.value = Math.max(share, 0);
+  };
   const showSize = () => {
+    fitMargin();
     // Another plan: what was asked of the old one says nothing of it.
     state.queries = [0, count()[0]];
     state.keys = [0, count()[1]];
@@ -642,6 +669,7 @@ function render({ model, el }) {
     ["change:palette", showView],
     ["change:selection change:brush", redraw],
     ["change:error", showError],
+    ["change:progress", showProgress],
     ["change:title change:summary", label],
     ["change:plan", showSize],
     ["change:scale change:pool", ask],
@@ -666,24 +694,11 @@ function render({ model, el }) {
   });
   resized.observe(canvas);
 
-  // plotly.js measures a figure before it has its place in the row, and again when the window
-  // changes: tell it, while figures beside this map are still arriving.
-  let looks = 0;
-  const settling = setInterval(() => {
-    const row = root.closest(".widget-hbox");
-    const figures = row ? [...row.querySelectorAll(".js-plotly-plot")] : [];
-    const unfit = (figure) =>
-      figure._fullLayout && Math.abs(figure._fullLayout.width - figure.clientWidth) > 2;
-    if (figures.some(unfit)) window.dispatchEvent(new Event("resize"));
-    looks += 1;
-    if (looks >= 40) clearInterval(settling);
-  }, 250);
-
   label();
   showError();
+  showProgress();
   showView();
   return () => {
-    clearInterval(settling);
     for (const [event, act] of subscriptions) model.off(event, act);
     theme.disconnect();
     resized.disconnect();

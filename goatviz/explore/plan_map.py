@@ -6,7 +6,7 @@ for a pair at a time. What is drawn, and how the window moves, lives in plan_map
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import traitlets
 
 from goatviz.analysis.levels import POOLS, PlanLevels, PlanView
+from goatviz.explore.task import Task, run_beside, running_loop
 from goatviz.plots.style import colour_table
 
 SCALES = ("linear", "log")
@@ -24,6 +25,8 @@ DECADES = 5
 FIRST_VIEW = 256
 #: The most cells a side that are sent, whatever a page asks for.
 MOST_CELLS = 2048
+#: Views that look at more pairs than this are computed beside the kernel's own work.
+INLINE_PAIRS = 4_000_000
 #: The most tokens along an axis that are sent as text.
 MOST_TOKENS = 256
 
@@ -54,6 +57,8 @@ class PlanMap(anywidget.AnyWidget):
         The last view and its cells, one byte each: 0 where every pair is forbidden.
     error : str
         What went wrong last, shown in the widget; "" after the next success.
+    progress : float
+        Share of the view that is being computed; -1 while none is.
 
     Raises
     ------
@@ -66,10 +71,14 @@ class PlanMap(anywidget.AnyWidget):
     _esm = Path(__file__).with_name("plan_map.js")
     _css = Path(__file__).with_name("plan_map.css")
 
+    _task: Task | None = None
+
     title = traitlets.Unicode().tag(sync=True)
     summary = traitlets.Unicode().tag(sync=True)
     error = traitlets.Unicode().tag(sync=True)
+    progress = traitlets.Float(-1.0).tag(sync=True)
     size = traitlets.List(traitlets.Int()).tag(sync=True)
+    has_tokens = traitlets.Bool(False).tag(sync=True)
     plan = traitlets.Int(0).tag(sync=True)
     view = traitlets.Dict().tag(sync=True)
     pixels = traitlets.Bytes(b"").tag(sync=True)
@@ -117,59 +126,155 @@ class PlanMap(anywidget.AnyWidget):
         self._tokens = (query_tokens, key_tokens)
         self._highest = 0.0
         size = [levels.queries, levels.keys]
+        self._stop()
         with self.hold_sync():
             if size != self.size:
                 self.selection, self.brush = [], []
             self.size = size
             self.title = self.title if title is None else title
-            self._show(0, (0, size[0]), (0, size[1]), FIRST_VIEW, FIRST_VIEW)
+            self.has_tokens = query_tokens is not None or key_tokens is not None
             self.plan += 1
+        self._view(0, (0, size[0]), (0, size[1]), FIRST_VIEW, FIRST_VIEW)
 
     @property
     def levels(self) -> PlanLevels:
         """The plan that is shown."""
         return self._levels
 
-    def _show(
-        self, number: int, queries: tuple[int, int], keys: tuple[int, int], rows: int, columns: int
-    ) -> None:
-        """Compute a view and put it on the page, picture and description together."""
-        rows, columns = (max(1, min(int(count), MOST_CELLS)) for count in (rows, columns))
-        found = self._levels.view(queries, keys, rows=rows, columns=columns, pool=self.pool)
-        highest = float(np.nanmax(found.weights, initial=0.0))
+    def state_of(self, levels: PlanLevels, *, title: str, cells: int = 256) -> dict[str, Any]:
+        """What a page without a kernel needs to show another plan of the same tokens, as a whole.
+
+        Parameters
+        ----------
+        levels : PlanLevels
+            Which.
+        title : str
+            Said above it.
+        cells : int
+            The most a side.
+        """
+        window = ((0, levels.queries), (0, levels.keys))
+        found = levels.view(*window, rows=cells, columns=cells, pool=self.pool)
+        scale = colour_range(self.scale, float(np.nanmax(found.weights, initial=0.0)))
+        return {
+            "title": title,
+            "summary": _summary(found),
+            "error": "",
+            "progress": -1.0,
+            "size": [levels.queries, levels.keys],
+            "has_tokens": self.has_tokens,
+            "plan": 0,
+            "view": self._described(0, found, scale),
+            "pixels": to_codes(found.weights, scale),
+            "scale": self.scale,
+            "pool": self.pool,
+            "selection": [],
+            "brush": [],
+        }
+
+    def close(self) -> None:
+        """As of every widget; what is being computed ends, and the plan is let go."""
+        self._stop()
+        super().close()
+        self.__dict__.pop("_levels", None)
+
+    def _described(self, number: int, found: PlanView, scale: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "id": number,
+            "queries": list(found.query_range),
+            "keys": list(found.key_range),
+            "rows": found.weights.shape[0],
+            "columns": found.weights.shape[1],
+            "rule": found.rule,
+            "exact": found.exact,
+            "range": scale,
+            "query_tokens": _texts(self._tokens[0], found.query_range),
+            "key_tokens": _texts(self._tokens[1], found.key_range),
+        }
+
+    def _show(self, number: int, found: PlanView) -> None:
+        """Put a view on the page, picture and description together."""
         # Colours keep their meaning while the window moves, until something larger is seen.
-        self._highest = max(self._highest, highest)
+        self._highest = max(self._highest, float(np.nanmax(found.weights, initial=0.0)))
         scale = colour_range(self.scale, self._highest)
         with self.hold_sync():
             self.pixels = to_codes(found.weights, scale)
-            self.view = {
-                "id": number,
-                "queries": list(found.query_range),
-                "keys": list(found.key_range),
-                "rows": found.weights.shape[0],
-                "columns": found.weights.shape[1],
-                "rule": found.rule,
-                "exact": found.exact,
-                "range": scale,
-                "query_tokens": _texts(self._tokens[0], found.query_range),
-                "key_tokens": _texts(self._tokens[1], found.key_range),
-            }
+            self.view = self._described(number, found, scale)
             self.summary = _summary(found)
             self.error = ""
+
+    def _view(
+        self,
+        number: int,
+        queries: tuple[int, int],
+        keys: tuple[int, int],
+        rows: int,
+        columns: int,
+        answer: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Compute a view and show it; `answer` is called in any case, when it is there or not.
+
+        What looks at many pairs is computed beside the kernel's own work, if there is a kernel.
+        """
+        rows, columns = (max(1, min(int(count), MOST_CELLS)) for count in (rows, columns))
+        levels, pool = self._levels, self.pool
+
+        def compute(task: Task) -> PlanView:
+            return levels.view(queries, keys, rows=rows, columns=columns, pool=pool, progress=task)
+
+        loop = running_loop()
+        self._stop()
+        pairs = levels.pairs(min(rows, queries[1] - queries[0]), keys[1] - keys[0])
+        if loop is None or pairs <= INLINE_PAIRS:
+            try:
+                self._show(number, compute(Task()))
+            except Exception as error:  # noqa: BLE001 - shown, since nobody sees a kernel's log
+                self.error = f"{type(error).__name__}: {error}"
+            answer()
+            return
+
+        def end(found: PlanView | None, error: Exception | None) -> None:
+            if self._task is task:
+                self._task = None
+                self.progress = -1.0
+                if found is not None:
+                    self._show(number, found)
+                elif error is not None:
+                    self.error = f"{type(error).__name__}: {error}"
+            answer()
+
+        def report(share: float) -> None:
+            if self._task is task:
+                self.progress = share
+
+        self._task = task = Task()
+        self.progress = 0.0
+        run_beside(loop, task, compute, report, end)
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._task.stop()
+            self._task = None
+            self.progress = -1.0
 
     def _received(self, _widget: Any, message: dict[str, Any], _buffers: list[Any]) -> None:
         """A question of the page; it is answered whatever happens, or the page would wait."""
         kind = message.get("kind")
+        if kind == "stop":
+            self._stop()
+            return
         try:
             if kind == "view":
-                self._show(
+                self._view(
                     int(message["id"]),
                     tuple(message["queries"]),
                     tuple(message["keys"]),
                     message["rows"],
                     message["columns"],
+                    lambda: self.send({"kind": "viewed"}),
                 )
-            elif kind == "cell":
+                return
+            if kind == "cell":
                 query, key = int(message["query"]), int(message["key"])
                 cell = self._levels.cell(query, key)
                 values = {

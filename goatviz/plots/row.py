@@ -29,7 +29,9 @@ def draw_row(row: xr.Dataset) -> Figure:
     Returns
     -------
     Figure
-        Always four traces in this order: plan, prior, content score / temperature, log-prior.
+        Traces "plan", "prior", where the row has them "POT" (its own solution) and "doubly
+        stochastic", then "content score / temperature", "log-prior" and the level
+        "-potential / temperature" that their sum has where the plan would be 1.
 
     Raises
     ------
@@ -42,41 +44,23 @@ def draw_row(row: xr.Dataset) -> Figure:
             rows=2,
             cols=1,
             shared_xaxes=True,
-            vertical_spacing=0.08,
+            vertical_spacing=0.1,
             subplot_titles=("Mass", "What makes it"),
         )
     )
     start, stop = row["key"].values, row["key_stop"].values
     middle = (start + stop - 1) / 2
-    names = np.array(
-        [
-            f"key {a:,}" if b - a == 1 else f"keys {a:,} to {b - 1:,}"
-            for a, b in zip(start, stop, strict=True)
-        ],
-        dtype=object,
-    )
-    if "key_token" in row.variables:
-        texts = [style.escape(token) for token in row["key_token"].values]
-        names = np.array([f"{n} “{t}”" for n, t in zip(names, texts, strict=True)], dtype=object)
-    scaled = row["scores"].values / row.attrs["temperature"]
-    panels = (
-        (1, "plan", row["weights"].values, style.LINES[0], "solid", "%{y:.4g}"),
-        (1, "prior", row["prior"].values, style.LINES[1], "dash", "%{y:.4g}"),
-        (2, "content score / temperature", scaled, style.LINES[2], "solid", "%{y:.4g} nats"),
-        (2, "log-prior", row["log_prior"].values, style.LINES[3], "dash", "%{y:.4g} nats"),
-    )
-    for panel, name, values, colour, dash, form in panels:
+    names = _names(row)
+    for panel, name, values, look, unit in _curves(row):
         figure.add_trace(
             go.Scatter(
                 x=middle,
                 y=values,
-                mode="lines+markers" if len(middle) <= MAX_TOKENS else "lines",
                 name=name,
-                line={"color": colour, "dash": dash, "width": 2},
-                marker={"size": 5},
                 text=names,
-                hovertemplate="%{text}<br>" + form + "<extra>" + name + "</extra>",
+                hovertemplate=f"%{{text}}<br>%{{y:.4g}}{unit}<extra>{name}</extra>",
                 connectgaps=False,
+                **look,
             ),
             row=panel,
             col=1,
@@ -84,15 +68,70 @@ def draw_row(row: xr.Dataset) -> Figure:
     figure.update_layout(
         template=style.TEMPLATE,
         title=row_title(row),
-        height=520,
-        margin={"t": 110, "b": 95},
-        legend={"orientation": "h", "y": -0.17},
+        height=560,
+        margin={"t": 110, "b": 120},
+        legend={"orientation": "h", "y": -0.2},
     )
     figure.update_yaxes(title_text="probability", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title_text="nats", row=2, col=1)
     figure.update_xaxes(title_text="key [token]", row=2, col=1)
     figure.update_xaxes(**key_ticks(row))
     return figure
+
+
+def _names(row: xr.Dataset) -> np.ndarray:
+    """What hover says of each point's keys."""
+    pairs = zip(row["key"].values, row["key_stop"].values, strict=True)
+    names = [f"key {a:,}" if b - a == 1 else f"keys {a:,} to {b - 1:,}" for a, b in pairs]
+    if "key_token" in row.variables:
+        texts = [style.escape(token) for token in row["key_token"].values]
+        names = [f"{n} “{t}”" for n, t in zip(names, texts, strict=True)]
+    return np.array(names, dtype=object)
+
+
+def _curves(row: xr.Dataset) -> list[tuple[int, str, np.ndarray, dict[str, object], str]]:
+    """Panel, name, values, look and unit of every curve."""
+    few = row.sizes["key"] <= MAX_TOKENS
+
+    def line(number: int, dash: str, width: float = 2) -> dict[str, object]:
+        return {
+            "mode": "lines+markers" if few else "lines",
+            "line": {"color": style.LINES[number], "dash": dash, "width": width},
+            "marker": {"size": 5},
+        }
+
+    found = [
+        (1, "plan", row["weights"].values, line(0, "solid"), ""),
+        (1, "prior", row["prior"].values, line(1, "dash"), ""),
+    ]
+    if "solver" in row.variables:
+        rings = {
+            "mode": "markers",
+            "marker": {"symbol": "circle-open", "size": 9, "color": style.INK},
+        }
+        found.append((1, "POT", row["solver"].values, rings, ""))
+    if "balanced" in row.variables:
+        found.append((1, "doubly stochastic", row["balanced"].values, line(5, "dot"), ""))
+    temperature = row.attrs["temperature"]
+    level = np.where(row["allowed"].values, -row.attrs["potential"] / temperature, np.nan)
+    return [
+        *found,
+        (
+            2,
+            "content score / temperature",
+            row["scores"].values / temperature,
+            line(2, "solid"),
+            " nats",
+        ),
+        (2, "log-prior", row["log_prior"].values, line(3, "dash"), " nats"),
+        (
+            2,
+            "−potential / temperature",
+            level,
+            {"mode": "lines", "line": {"color": style.INK, "dash": "dot", "width": 1.5}},
+            " nats",
+        ),
+    ]
 
 
 def row_title(row: xr.Dataset) -> dict[str, object]:
@@ -120,7 +159,11 @@ def key_ticks(row: xr.Dataset) -> dict[str, object]:
 def row_summary(row: xr.Dataset) -> str:
     """The row in a sentence, for captions and screen readers."""
     said = row.attrs
-    checked = "" if said["verdict"] == "not checked" else f"; POT: {said['verdict']}"
+    checked = ""
+    if said["verdict"] != "not checked":
+        checked = f"; POT ({said['solver']}): {said['verdict']}"
+        if np.isfinite(said["solver_difference"]):
+            checked += f", largest difference {said['solver_difference']:.1e}"
     return (
         f"Query {said['query']:,} at temperature {said['temperature']:.3g}: largest weight "
         f"{said['largest_weight']:.4g} on key {said['largest_key']:,}; entropy "

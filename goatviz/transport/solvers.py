@@ -14,7 +14,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import ot
@@ -79,6 +79,9 @@ class SolverReport:
         POT's iterations, the largest of the batch; None where POT does not tell.
     index : tuple of int
         Batch index that the report is about.
+    weights : array of float64, shape (n_queries, n_keys), optional
+        POT's row-conditional weights of that batch element, right or wrong; None where POT gave
+        no finite answer or the check compares no weights.
     """
 
     solver: str
@@ -91,6 +94,7 @@ class SolverReport:
     seconds: float
     iterations: int | None
     index: tuple[int, ...] = ()
+    weights: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         parts = [f"{self.solver.replace('_', ' ')} (POT {ot.__version__}): {self.verdict}"]
@@ -108,7 +112,9 @@ class SolverReport:
 
     def to_dict(self) -> dict[str, object]:
         """The report as plain numbers and text for JSON; None for what is not finite."""
-        plain = asdict(self) | {"verdict": str(self.verdict), "index": list(self.index)}
+        plain = asdict(replace(self, weights=None))
+        plain |= {"verdict": str(self.verdict), "index": list(self.index)}
+        del plain["weights"]
         return {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in plain.items()
@@ -625,6 +631,7 @@ def _judge(
     difference = float(np.abs(weights - rows.weights).max())
     failed = replace(
         failed,
+        weights=weights,
         largest_difference=difference,
         source_error=float(np.abs(sums - rows.source).max()),
         target_error=(

@@ -53,7 +53,7 @@ def agree(found, wanted):
 def test_a_click_in_the_map_draws_that_querys_row(lab, page):
     agree(shown(page, "Query 95: plan and prior"), kernels(lab, page))
     bounds = page.locator(".goatviz-map-canvas").bounding_box()
-    height = bounds["height"] - 10 - 84
+    height = bounds["height"] - 10 - 48
     page.mouse.click(bounds["x"] + 110, bounds["y"] + 10 + height * (40 + 0.5) / 96)
     agree(shown(page, "Query 40: plan and prior"), kernels(lab, page))
     assert lab.ask(page, "explorer.query") == 40
@@ -61,18 +61,20 @@ def test_a_click_in_the_map_draws_that_querys_row(lab, page):
 
 def test_the_keyboard_moves_temperature_layer_and_head(lab, page):
     shown(page, "Query 95: plan and prior")
-    handle = page.locator(".noUi-handle").first
-    handle.focus()
+    page.get_by_role("slider", name="Temperature").focus()
     for _ in range(6):
         page.keyboard.press("ArrowLeft")
     page.wait_for_function(
         "() => document.querySelector('.goatviz-summary').textContent"
         ".includes('at temperature 0.501')"
     )
+    page.wait_for_function(
+        "() => document.querySelector('.js-plotly-plot').layout.title.subtitle.text"
+        ".includes('temperature 0.501')"
+    )
     agree(shown(page, "Query 95: plan and prior"), kernels(lab, page))
-    selects = page.locator(".widget-dropdown select")
-    selects.nth(0).select_option(index=2)
-    selects.nth(1).select_option(index=3)
+    page.get_by_role("combobox", name="Layer").select_option(index=2)
+    page.get_by_role("combobox", name="Head").select_option(index=3)
     page.wait_for_function(
         "() => document.querySelector('.goatviz-map-rule').textContent.includes('Layer 2, head 3')"
     )
@@ -83,6 +85,8 @@ def test_the_keyboard_moves_temperature_layer_and_head(lab, page):
 
 def test_errors_of_observers_are_seen(lab, page):
     lab.ask(page, "setattr(explorer, 'query', 500)")
-    alert = page.locator(".goatviz-error")
-    alert.wait_for()
+    alert = page.locator(".goatviz-controls-error")
+    page.wait_for_function(
+        "() => document.querySelector('.goatviz-controls-error').textContent !== ''"
+    )
     assert "query must be in 0 .. 95, got 500" in alert.inner_text()

@@ -1,11 +1,17 @@
 """The plan explorer as a plain object: traits, pictures and what it says, without a browser."""
 
+import base64
+import gc
+import json
+import weakref
+
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import torch
 
 from goatviz.adapters import capture
-from goatviz.explore import PlanExplorer, explore_plan
+from goatviz.explore import PlanExplorer, Selection, explore_plan
 from goatviz.models import CausalLM, ModelConfig
 from goatviz.training import load_pretrained
 
@@ -33,6 +39,20 @@ def curve(figure, name):
     return np.asarray(trace.y)
 
 
+def shown(explorer):
+    """The figure that the page has."""
+    return go.Figure(json.loads(explorer._views["row"].figure))
+
+
+def values(figure, name):
+    """A curve of a figure that was read back from JSON."""
+    (trace,) = [trace for trace in figure.data if trace.name == name]
+    packed = trace.to_plotly_json()["y"]
+    if not isinstance(packed, dict):
+        return np.asarray(packed, dtype=float)
+    return np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"])
+
+
 @pytest.fixture
 def explorer():
     return explore_plan(small_model(), ids(), tokens=[f"t{i}" for i in range(LENGTH)])
@@ -43,23 +63,23 @@ def test_what_is_shown_is_the_plan(explorer):
     for layer, head, query in ((0, 0, 47), (1, 1, 20), (1, 0, 0)):
         explorer.layer, explorer.head, explorer.query = layer, head, query
         plan = record.plan(layer=layer, head=head)
-        shown = curve(explorer._figure, "plan")
+        found = values(shown(explorer), "plan")
         wanted = np.where(plan.allowed[query], plan.weights[query], np.nan)
-        np.testing.assert_allclose(shown, wanted, atol=1e-9)
+        np.testing.assert_allclose(found, wanted, atol=1e-9)
         assert explorer.map.title == f"Layer {layer}, head {head}"
         assert f"Query {query} " in explorer._summary.value
-        assert "POT: agrees" in explorer._summary.value and explorer._problem.value == ""
+        assert "POT (semi relaxed): agrees" in explorer._summary.value
+        assert explorer._controls.error == ""
 
 
 def test_draw_needs_no_kernel_and_changes_nothing(explorer):
     before = explorer.layer, explorer.head, explorer.query, explorer.temperature
     figure = explorer.draw(layer=1, head=1, query=30, temperature=0.5)
     assert (explorer.layer, explorer.head, explorer.query, explorer.temperature) == before
-    assert not hasattr(figure, "_js2py_pointsCallback")
     explorer.layer, explorer.head, explorer.query, explorer.temperature = 1, 1, 30, 0.5
     for name in ("plan", "prior", "content score / temperature", "log-prior"):
-        np.testing.assert_array_equal(curve(figure, name), curve(explorer._figure, name))
-    assert figure.layout.title.text == explorer._figure.layout.title.text
+        np.testing.assert_array_equal(curve(figure, name), values(shown(explorer), name))
+    assert figure.layout.title.text == shown(explorer).layout.title.text
 
 
 def test_temperature_moves_a_row_from_its_largest_score_to_its_prior(explorer):
@@ -72,29 +92,30 @@ def test_temperature_moves_a_row_from_its_largest_score_to_its_prior(explorer):
     hot = explorer.draw(temperature=1e4)
     np.testing.assert_allclose(curve(hot, "plan"), curve(hot, "prior"), atol=1e-3)
     explorer.temperature = 0.1
-    explorer._reset.click()
-    assert explorer.temperature == 1.0 and explorer._temperature.value == 1.0
+    explorer._controls._received(None, {"kind": "press", "name": "reset"}, [])
+    assert explorer.temperature == 1.0 and explorer._controls.values["temperature"] == 1.0
 
 
 def test_choosing_in_the_map_chooses_the_query(explorer):
     explorer.map.selection = [17, 3]
-    assert explorer.query == 17 and explorer._query.value == 17
-    assert explorer._figure.layout.title.text == "Query 17: plan and prior"
+    assert explorer.query == 17 and explorer._controls.values["query"] == 17 and explorer.key == 3
+    assert shown(explorer).layout.title.text == "Query 17: plan and prior"
 
 
 def test_controls_and_traits_are_one(explorer):
-    explorer._layer.value, explorer._head.value, explorer._query.value = 1, 1, 9
+    panel = explorer._controls
+    panel.values = {**panel.values, "layer": 1, "head": 1, "query": 9}
     assert (explorer.layer, explorer.head, explorer.query) == (1, 1, 9)
+    assert shown(explorer).layout.title.text.startswith("Query 9")
     explorer.temperature = 10.0
-    assert explorer._temperature.value == 10.0
+    assert panel.values["temperature"] == 10.0
 
 
 def test_errors_are_seen_and_go_away(explorer):
     explorer.query = 999
-    assert "query must be in 0 .. 47, got 999" in explorer._problem.value
-    assert 'role="alert"' in explorer._problem.value
+    assert explorer._controls.error == "ValueError: query must be in 0 .. 47, got 999"
     explorer.query = 5
-    assert explorer._problem.value == ""
+    assert explorer._controls.error == ""
 
 
 def test_tokens_are_text_wherever_they_are_shown():
@@ -102,8 +123,8 @@ def test_tokens_are_text_wherever_they_are_shown():
     explorer = explore_plan(small_model(), ids(), tokens=tokens)
     explorer.query = 3
     assert "<img" not in explorer._summary.value
-    ticks = list(explorer._figure.layout.xaxis2.ticktext)
-    assert ticks[0].startswith("&lt;img") and "<img" not in str(explorer._figure.data[0].text)
+    ticks = list(shown(explorer).layout.xaxis2.ticktext)
+    assert ticks[0].startswith("&lt;img") and "<img" not in str(shown(explorer).data[0].text)
 
 
 def test_a_record_a_checkpoint_and_a_model_show_the_same():
@@ -126,8 +147,8 @@ def test_a_chosen_sequence_of_a_batch():
     model, inputs = small_model(), ids(batch=3)
     explorer = explore_plan(model, inputs, batch=2)
     alone = explore_plan(model, inputs[2:])
-    shown, wanted = (curve(each.draw(query=30), "plan") for each in (explorer, alone))
-    np.testing.assert_allclose(shown, wanted, atol=1e-6)
+    found, wanted = (curve(each.draw(query=30), "plan") for each in (explorer, alone))
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 def test_layers_with_other_numbers_of_heads():
@@ -137,8 +158,9 @@ def test_layers_with_other_numbers_of_heads():
     explorer = PlanExplorer(record)
     explorer.head = 3
     explorer.layer = 1
-    assert explorer.head == 1 and list(explorer._head.options) == [0, 1]
-    assert explorer.map.title == "Layer 1, head 1" and explorer._problem.value == ""
+    assert explorer.head == 1 and explorer._controls["head"].options == [(0, "0"), (1, "1")]
+    assert explorer.map.title == "Layer 1, head 1" and explorer._controls.error == ""
+    assert explorer._controls.values["head"] == 1
 
 
 def test_bad_input():
@@ -153,3 +175,49 @@ def test_bad_input():
         pass
     with pytest.raises(ValueError, match="record is empty"):
         explore_plan(empty)
+
+
+def test_two_explorers_share_one_selection():
+    selection = Selection()
+    record = captured(small_model(), ids())
+    one = PlanExplorer(record, selection=selection)
+    one.set(layer=1, head=1, query=20)
+    other = PlanExplorer(record, selection=selection)
+    assert (other.layer, other.head, other.query) == (1, 1, 20)
+    other.map.selection = [12, 4]
+    assert (one.query, one.key) == (12, 4) and one.map.selection == [12, 4]
+    assert shown(one).layout.title.text.startswith("Query 12")
+    # What another explorer cannot show stays with the one that chose it.
+    selection.query = 40_000
+    assert (one.query, other.query) == (12, 12) and one._controls.error == ""
+
+
+def test_several_values_at_once_ask_for_one_picture(explorer, monkeypatch):
+    drawn = []
+    inner = explorer._picture
+    monkeypatch.setattr(
+        explorer, "_picture", lambda values, task: (drawn.append(values), inner(values, task))[1]
+    )
+    explorer.set(layer=1, head=1, query=30, temperature=0.5)
+    assert [(v["layer"], v["head"], v["query"], v["temperature"]) for v in drawn] == [
+        (1, 1, 30, 0.5)
+    ]
+    with pytest.raises(ValueError, match="values must be among layer, head.*got 'heads'"):
+        explorer.set(heads=3)
+
+
+def test_the_doubly_stochastic_plan_is_said_to_be_the_identity(explorer):
+    explorer.set(balanced=True, query=20)
+    found = values(shown(explorer), "doubly stochastic")
+    np.testing.assert_allclose(found[:21], np.arange(21) == 20, atol=1e-9)
+    assert "identity" in explorer._summary.value
+
+
+def test_closing_forgets_the_record():
+    explorer = explore_plan(small_model(), ids())
+    kept = weakref.ref(explorer._levels(0, 0)), weakref.ref(explorer._record)
+    explorer.close()
+    gc.collect()
+    assert [reference() for reference in kept] == [None, None]
+    assert explorer.comm is None
+    explorer.close()

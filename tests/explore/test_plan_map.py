@@ -1,5 +1,8 @@
 """The map's kernel side: bytes that stand for weights, answers to every question, errors shown."""
 
+import asyncio
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -95,7 +98,7 @@ def test_a_page_cannot_ask_for_too_much(monkeypatch):
     monkeypatch.setattr(
         widget._levels,
         "view",
-        lambda *a, **room: asked.append(room) or levels().view((0, 1), (0, 1)),
+        lambda *a, progress, **room: asked.append(room) or levels().view((0, 1), (0, 1)),
     )
     ask = {"kind": "view", "id": 1, "queries": [0, 40], "keys": [0, 40]}
     answers(widget, monkeypatch, ask | {"rows": 10**9, "columns": -3})
@@ -139,6 +142,73 @@ def test_another_plan_forgets_what_fits_no_more():
     widget.show_plan(levels(50), title="longer")
     assert widget.selection == [] and widget.brush == []
     assert widget.size == [50, 50] and widget.title == "longer"
+
+
+def in_a_loop(*steps):
+    """Run steps in an event loop, as a kernel does, until the map is at rest after each."""
+
+    async def run(widget):
+        for step in steps:
+            step(widget)
+            for _ in range(500):
+                if widget.progress < 0:
+                    break
+                await asyncio.sleep(0.01)
+        return widget
+
+    return run
+
+
+def test_a_long_view_is_computed_beside_and_the_same(monkeypatch):
+    monkeypatch.setattr("goatviz.explore.plan_map.INLINE_PAIRS", 0)
+    source, sent = levels(300), []
+    wanted = PlanMap(source)
+    ask = {"kind": "view", "id": 5, "queries": [100, 300], "keys": [0, 300]}
+    ask |= {"rows": 50, "columns": 50}
+    answers(wanted, monkeypatch, ask)
+
+    async def run():
+        widget = PlanMap(levels(300))
+        monkeypatch.setattr(widget, "send", sent.append)
+        return await in_a_loop(lambda w: None, lambda w: w._received(w, ask, []), lambda w: None)(
+            widget
+        )
+
+    widget = asyncio.run(run())
+    assert widget.view["id"] == 5 and widget.pixels == wanted.pixels and widget.error == ""
+    assert sent == [{"kind": "viewed"}]
+
+
+def test_a_view_that_is_stopped_is_answered_and_shows_nothing(monkeypatch):
+    monkeypatch.setattr("goatviz.explore.plan_map.INLINE_PAIRS", 0)
+    source, sent, started = levels(300), [], threading.Event()
+    inner, go = source.view, threading.Event()
+
+    def slow(*arguments, progress, **room):
+        progress(0.5)
+        started.set()
+        go.wait(10)
+        progress(0.9)
+        return inner(*arguments, progress=progress, **room)
+
+    async def run():
+        widget = await in_a_loop(lambda w: None)(PlanMap(source))
+        before = widget.view
+        monkeypatch.setattr(source, "view", slow)
+        monkeypatch.setattr(widget, "send", sent.append)
+        ask = {"kind": "view", "id": 9, "queries": [0, 300], "keys": [0, 300]}
+        widget._received(widget, ask | {"rows": 9, "columns": 9}, [])
+        while not started.is_set():
+            await asyncio.sleep(0.01)
+        widget._received(widget, {"kind": "stop"}, [])
+        assert widget.progress == -1.0
+        go.set()
+        while not sent:
+            await asyncio.sleep(0.01)
+        return widget, before
+
+    widget, before = asyncio.run(run())
+    assert widget.view == before and widget.error == "" and sent == [{"kind": "viewed"}]
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_potential_and_entropy_are_those_of_the_row():
     assert row.attrs["largest_weight"] == pytest.approx(weights.max())
 
 
-def test_the_picture_has_four_curves_with_units_and_tokens():
+def test_the_picture_has_curves_with_units_and_tokens():
     row = levels().row(20, tokens=["<b>" if i == 4 else f"w{i}" for i in range(30)])
     figure = draw_row(row)
     assert [trace.name for trace in figure.data] == [
@@ -65,6 +65,7 @@ def test_the_picture_has_four_curves_with_units_and_tokens():
         "prior",
         "content score / temperature",
         "log-prior",
+        "−potential / temperature",
     ]
     np.testing.assert_array_equal(figure.data[0].y, row["weights"])
     np.testing.assert_array_equal(figure.data[2].y, row["scores"])
@@ -72,7 +73,43 @@ def test_the_picture_has_four_curves_with_units_and_tokens():
     assert figure.layout.yaxis2.title.text == "nats"
     assert figure.layout.xaxis2.ticktext[4] == "&lt;b&gt;"
     assert "“&lt;b&gt;”" in figure.data[0].text[4]
+    # Where scores and log-prior together reach this level, the plan would be 1.
+    level = figure.data[4].y[row["allowed"].values]
+    logits = (row["scores"] + row["log_prior"]).values[row["allowed"].values]
+    np.testing.assert_allclose(np.exp(logits - level), row["weights"].values[:21], rtol=1e-9)
     assert row_summary(row).startswith("Query 20 at temperature 1: largest weight 0.")
+
+
+def test_what_others_find_is_drawn_beside_the_plan():
+    source = levels()
+    row = source.row(20, check=True, balanced=True)
+    np.testing.assert_allclose(row["solver"][:21], row["weights"][:21], atol=1e-12)
+    assert row.attrs["solver"] == "semi relaxed" and row.attrs["solver_difference"] < 1e-12
+    # Causal and doubly stochastic: only the identity is both.
+    np.testing.assert_allclose(row["balanced"][:21], np.arange(21) == 20, atol=1e-9)
+    names = [trace.name for trace in draw_row(row).data]
+    assert names[2:4] == ["POT", "doubly stochastic"] and len(names) == 7
+    assert "POT (semi relaxed): agrees, largest difference" in row_summary(row)
+
+
+def test_a_two_sided_plan_has_its_own_doubly_stochastic_counterpart():
+    torch.manual_seed(0)
+    layer = Attention(16, 2, causal=False).eval()
+    with capture(layer, statistics=(), keep="projections") as record, torch.no_grad():
+        layer(3 * torch.randn(1, 24, 16))
+    source = PlanLevels(record.calls[0], head=1)
+    weights = source.balanced_weights(0.7)
+    np.testing.assert_allclose(weights.sum(0), 1.0, atol=1e-6)
+    np.testing.assert_allclose(weights.sum(1), 1.0, atol=1e-6)
+    row = source.row(5, temperature=0.7, balanced=True)
+    np.testing.assert_allclose(row["balanced"], weights[5])
+    pooled = source.row(5, temperature=0.7, balanced=True, points=4)
+    assert float(pooled["balanced"].sum()) == pytest.approx(1.0)
+
+
+def test_long_plans_are_not_balanced():
+    with pytest.raises(ValueError, match="balanced is formed whole, up to 512 queries and keys"):
+        levels(600).row(3, balanced=True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,105 @@
+"""Work that tells how far it is and can be stopped, beside whatever else the kernel does.
+
+Threads compute; widgets are touched by the kernel's own loop alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Cancelled(Exception):
+    """Raised inside a computation that somebody stopped."""
+
+
+class Task:
+    """One computation: calling it reports a share in [0, 1], and raises once it was stopped.
+
+    Parameters
+    ----------
+    report : callable, optional
+        Called with the share.
+
+    Examples
+    --------
+    >>> task = Task(print)
+    >>> task(0.5)
+    0.5
+    >>> task.stop()
+    >>> task(0.6)
+    Traceback (most recent call last):
+    goatviz.explore.task.Cancelled
+    """
+
+    def __init__(self, report: Callable[[float], None] | None = None) -> None:
+        self._stopped = threading.Event()
+        self.report = report
+
+    def stop(self) -> None:
+        """The next report raises."""
+        self._stopped.set()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stopped.is_set()
+
+    def __call__(self, share: float) -> None:
+        if self._stopped.is_set():
+            raise Cancelled
+        if self.report is not None:
+            self.report(min(max(float(share), 0.0), 1.0))
+
+
+def run_beside(
+    loop: asyncio.AbstractEventLoop,
+    task: Task,
+    compute: Callable[[Task], T],
+    report: Callable[[float], None],
+    end: Callable[[T | None, Exception | None], None],
+) -> None:
+    """Compute in a thread; `report` and `end` are called by the loop.
+
+    Parameters
+    ----------
+    loop : asyncio.AbstractEventLoop
+        Of the caller.
+    task : Task
+        Handed to `compute`; its reports go to `report`, a hundred at most.
+    end : callable
+        Gets the result, or the exception, or neither if the task was stopped.
+    """
+    reached = [0.0]
+
+    def forward(share: float) -> None:
+        if share - reached[0] >= 0.01:
+            reached[0] = share
+            loop.call_soon_threadsafe(report, share)
+
+    def work() -> None:
+        found: Any = None
+        problem: Exception | None = None
+        try:
+            found = compute(task)
+        except Cancelled:
+            pass
+        except Exception as error:  # noqa: BLE001 - handed to whoever asked
+            problem = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(end, found, problem)
+
+    task.report = forward
+    threading.Thread(target=work, daemon=True, name="goatviz explorer").start()
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The kernel's loop, or None outside one."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -1,0 +1,135 @@
+"""Exported pages: every state is there once, nothing outside is asked for, limits are kept."""
+
+import json
+import re
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import traitlets
+
+from goatviz.explore.base import Explorer, Picture, ranged
+from goatviz.explore.controls import Control
+from goatviz.explore.export import LIMIT_BYTES, _Shared
+from goatviz.plots import style
+from goatviz.plots.figure import Figure
+
+
+class Waves(Explorer):
+    """A picture that costs nothing: sines of a frequency, as a curve and as a map."""
+
+    shown = ("wave", "size", "dark")
+    panels = {"curve": 300, "map": 300}
+    wave = traitlets.Int(1)
+    size = traitlets.Float(1.0)
+    dark = traitlets.Bool(False)
+
+    def __init__(self, points=50, label="Waves <b>&"):
+        super().__init__()
+        self._points = points
+        self._set_up(
+            [
+                Control("wave", "Wave", options=[(n, f"wave {n}") for n in range(4)]),
+                Control("size", "Size", "slider", low=0.1, high=10, step=0.1, log=True),
+                Control("dark", "Dark", "toggle"),
+                Control("reset", "Reset", "button"),
+            ],
+            label=label,
+        )
+
+    def _check(self, values):
+        ranged("wave", values["wave"], 4)
+
+    def _picture(self, values, task):
+        y = values["size"] * np.sin(values["wave"] * np.linspace(0, 6, self._points))
+        curve = Figure(data=[go.Scatter(y=y, name="sine")], layout={"template": style.TEMPLATE})
+        map_ = Figure(data=[go.Heatmap(z=np.outer(y, y))], layout={"template": style.TEMPLATE})
+        return Picture({"curve": curve, "map": map_}, f"wave {values['wave']}, </script>")
+
+    def _default_vary(self):
+        return {"wave": [0, 1, 2]}
+
+
+def content(path):
+    text = path.read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    return json.loads(data), text
+
+
+def resolved(value, shared):
+    if isinstance(value, dict):
+        if set(value) == {"$"}:
+            return resolved(shared[value["$"]], shared)
+        return {name: resolved(each, shared) for name, each in value.items()}
+    if isinstance(value, list):
+        return [resolved(each, shared) for each in value]
+    return value
+
+
+def test_a_page_holds_every_state(tmp_path):
+    explorer = Waves()
+    found, text = content(
+        explorer.save_html(tmp_path / "waves.html", vary={"wave": [2, 0], "size": [1.0, 3.0]})
+    )
+    assert len(found["states"]) == 4 and found["names"] == ["wave", "size"]
+    assert found["values"] == {"wave": 2, "size": 1.0}  # the widget's 1 is not among them
+    number = 0
+    for wave in (2, 0):
+        for size in (1.0, 3.0):
+            state = found["states"][number]
+            wanted = explorer.picture({"wave": wave, "size": size})
+            for name, figure in wanted.figures.items():
+                shown = resolved(state["figures"][name], found["shared"])
+                assert shown == json.loads(figure.to_json())
+            number += 1
+    assert found["fixed"] == "Dark off"
+    assert "<title>Waves &lt;b&gt;&amp;</title>" in text
+    assert not re.findall(r"""(?:src|href)=["']https?:""", text.split("<script>")[0])
+
+
+def test_what_states_share_is_written_once(tmp_path):
+    explorer = Waves(points=200)
+    one, _ = content(explorer.save_html(tmp_path / "one.html", vary={"dark": [False]}))
+    two, _ = content(explorer.save_html(tmp_path / "two.html", vary={"dark": [False, True]}))
+    sizes = [len(json.dumps(each["shared"])) for each in (one, two)]
+    assert sizes[0] == sizes[1]
+    shared = _Shared()
+    assert shared.keep("x" * 100) == shared.keep("x" * 100) == {"$": 0}
+    assert shared.keep([1, 2]) == [1, 2]
+
+
+def test_controls_of_the_page_are_those_that_vary(tmp_path):
+    found, _ = content(Waves().save_html(tmp_path / "waves.html", vary={"size": [0.5, 2.0]}))
+    (control,) = found["controls"]
+    assert control["kind"] == "slider" and control["choices"] == [0.5, 2.0]
+    assert (control["min"], control["max"], control["step"]) == (0, 1, 1)
+    found, _ = content(Waves().save_html(tmp_path / "waves.html"))
+    (control,) = found["controls"]
+    assert control["options"] == [[0, "wave 0"], [1, "wave 1"], [2, "wave 2"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "vary", "says"),
+    [
+        ("waves.txt", None, "path must end in .html"),
+        ("none/waves.html", None, "path must lie in an existing folder"),
+        ("waves.html", {"waves": [1]}, "vary must name wave, size, dark, got 'waves'"),
+        ("waves.html", {"wave": []}, r"vary\['wave'\] must hold at least one value"),
+        ("waves.html", {"wave": [1, 9]}, "wave must be in 0 .. 3, got 9"),
+    ],
+)
+def test_bad_input_writes_nothing(tmp_path, name, vary, says):
+    with pytest.raises(ValueError, match=says):
+        Waves().save_html(tmp_path / name, vary=vary)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_much_is_refused_with_its_size(tmp_path):
+    explorer = Waves(points=500)
+    sizes = [float(size) for size in range(1, 100)]
+    with pytest.raises(ValueError, match=r"vary asks for 99 states \(99 size\).*name fewer"):
+        explorer.save_html(tmp_path / "waves.html", vary={"size": sizes})
+    assert list(tmp_path.iterdir()) == []
+    path = explorer.save_html(tmp_path / "waves.html", vary={"size": sizes[:2]})
+    found, _ = content(path)
+    assert len(json.dumps(found)) < LIMIT_BYTES
