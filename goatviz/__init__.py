@@ -37,6 +37,7 @@ _HOMES = {
     "convert": "goatviz.adapters",
     "cross_check": "goatviz.transport",
     "doubly_stochastic": "goatviz.transport",
+    "explore_length": "goatviz.explore",
     "explore_plan": "goatviz.explore",
     "goat_prior": "goatviz.models",
     "implied_prior": "goatviz.analysis",

@@ -28,7 +28,7 @@ from goatviz.analysis.cells import (
     trained_lengths,
 )
 from goatviz.models import CausalLM
-from goatviz.results import LENGTH_SWEEP, NEEDLE_GRID, make_result
+from goatviz.results import LENGTH_SWEEP, NEEDLE_GRID, check_result, make_result
 from goatviz.tasks import Task
 from goatviz.training.evaluation import CHUNK, HELD_OUT_STREAM, AnswerAccuracy, evaluate_answers
 
@@ -226,6 +226,48 @@ def needle_grid(
         coords={"scheme": list(models), "depth": depths, "length": lengths},
         attrs=_attrs(models, task, seed),
     )
+
+
+def over_depths(grid: xr.Dataset) -> xr.Dataset:
+    """A needle grid with its depths pooled: right answers and questions are summed over them.
+
+    Parameters
+    ----------
+    grid : xarray.Dataset
+        From `needle_grid`.
+
+    Returns
+    -------
+    xarray.Dataset
+        Schema `needle_grid` without the dimension depth, as a selection of one depth has none;
+        Wilson intervals of the pooled counts.
+
+    Raises
+    ------
+    TypeError
+        If `grid` is no needle grid.
+
+    Examples
+    --------
+    >>> from goatviz import load_shipped_result
+    >>> grid = load_shipped_result("needle-grid")
+    >>> pooled = over_depths(grid)
+    >>> int(pooled["examples"].sel(scheme="goat", length=64))
+    480
+    """
+    check_result(grid, NEEDLE_GRID)
+    data = {name: grid[name].sum("depth").values for name in ("examples", "tokens")}
+    for name, unit in (("token", "tokens"), ("strict", "examples")):
+        # A share times its count is a whole number up to rounding.
+        right = (grid[name].fillna(0.0) * grid[unit]).round().sum("depth").values
+        data |= _shares(name, right, data[unit])
+    fields = {name: (("scheme", "length"), values) for name, values in data.items()}
+    pooled = xr.Dataset(
+        {name: (*field, grid[name].attrs) for name, field in fields.items()},
+        coords={"scheme": grid["scheme"].values, "length": grid["length"].values},
+        attrs=grid.attrs,
+    )
+    return check_result(pooled, NEEDLE_GRID)
 
 
 class _Asked(NamedTuple):

@@ -3,7 +3,8 @@
 State lives in traits; numbers come from `goatviz.analysis`, pictures from `goatviz.plots`.
 """
 
+from goatviz.explore.length import LengthExplorer, explore_length
 from goatviz.explore.plan import PlanExplorer, explore_plan
 from goatviz.explore.plan_map import PlanMap
 
-__all__ = ["PlanExplorer", "PlanMap", "explore_plan"]
+__all__ = ["LengthExplorer", "PlanExplorer", "PlanMap", "explore_length", "explore_plan"]

@@ -15,13 +15,20 @@ from plotly.subplots import make_subplots
 
 from goatviz.plots import marks, style
 from goatviz.plots.figure import Figure
+from goatviz.plots.schemes import (
+    Focus,
+    binary_axis,
+    binary_ends,
+    binary_places,
+    chance_line,
+    interval_line,
+    mark_trained,
+    run_dots,
+)
 from goatviz.results import LENGTH_SWEEP, NEEDLE_GRID, Schema, check_result
 
 MEASURES = {"strict": "whole answers right", "token": "answer tokens right"}
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-_MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "pentagon")
-# Share of a doubling by which the whiskers of schemes stand beside each other.
-_SPREAD = 0.28
+UNITS = {"strict": "examples", "token": "tokens"}
 
 
 def draw_extrapolation(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:
@@ -51,28 +58,16 @@ def draw_extrapolation(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:
     lengths = sweep["length"].values
     schemes = [str(scheme) for scheme in sweep["scheme"].values]
     figure = Figure()
-    for at, scheme in enumerate(schemes):
-        shift = beside(at, len(schemes))
-        for trace in _scheme_traces(sweep.isel(scheme=at), scheme, at, shift, measure):
-            figure.add_trace(trace)
-    chance = float(sweep.attrs[f"chance_{measure}"])
-    low, high = _ends(lengths)
-    figure.add_trace(
-        go.Scatter(
-            x=[low, high],
-            y=[chance, chance],
-            mode="lines",
-            name=f"chance ({chance:.3g})",
-            line={"color": style.INK, "width": 1.5, "dash": "dot"},
-            hovertemplate=f"chance {chance:.3g}<extra></extra>",
-        )
-    )
+    figure.add_traces(accuracy_lines(sweep, measure))
+    figure.add_trace(chance_line(float(sweep.attrs[f"chance_{measure}"]), *binary_ends(lengths)))
     mark_trained(figure, sweep.attrs["training_length"])
     figure.update_layout(
         template=style.TEMPLATE,
         title={
             "text": f"Length extrapolation: {style.escape(sweep.attrs['task'])}",
-            "subtitle": {"text": f"{MEASURES[measure]}; {_scale(sweep)}; whiskers: 95 % (Wilson)"},
+            "subtitle": {
+                "text": f"{MEASURES[measure]}; {scale_of(sweep)}; whiskers: 95 % (Wilson)"
+            },
         },
         height=500,
         margin={"t": 110, "b": 110},
@@ -126,7 +121,7 @@ def draw_needle(grid: xr.Dataset, *, measure: str = "token") -> Figure:
     lengths, depths = grid["length"].values, 100 * grid["depth"].values
     for at in range(len(schemes)):
         row, column = at // columns + 1, at % columns + 1
-        figure.add_trace(_map(grid.isel(scheme=at), measure), row=row, col=column)
+        figure.add_trace(depth_map(grid.isel(scheme=at), measure), row=row, col=column)
         figure.update_xaxes(
             tickvals=list(range(len(lengths))),
             ticktext=[f"{int(length):,}" for length in lengths],
@@ -143,101 +138,23 @@ def draw_needle(grid: xr.Dataset, *, measure: str = "token") -> Figure:
         showgrid=False,
     )
     figure.update_yaxes(title_text="depth [%]", col=1)
-    chance = float(grid.attrs[f"chance_{measure}"])
-    ticks = [tick for tick in (0.0, 0.25, 0.5, 0.75, 1.0) if abs(tick - chance) > 0.06]
     figure.update_layout(
         template=style.TEMPLATE,
         title={
             "text": f"Depth and length: {style.escape(grid.attrs['task'])}",
             "subtitle": {
-                "text": f"{MEASURES[measure]}; {_scale(grid)}; trained at "
+                "text": f"{MEASURES[measure]}; {scale_of(grid)}; trained at "
                 f"{grid.attrs['training_length']} tokens"
             },
         },
         height=150 + 230 * rows,
         margin={"t": 120},
-        coloraxis={
-            "colorscale": style.SEQUENTIAL,
-            "cmin": 0.0,
-            "cmax": 1.0,
-            "colorbar": {
-                "title": {"text": f"share of {MEASURES[measure]}", "side": "right"},
-                "tickvals": [*ticks, chance],
-                "ticktext": [*(f"{tick:g}" for tick in ticks), f"{chance:.2g} chance"],
-            },
-        },
+        coloraxis=share_scale(
+            float(grid.attrs[f"chance_{measure}"]),
+            title={"text": f"share of {MEASURES[measure]}", "side": "right"},
+        ),
     )
     return figure
-
-
-def mark_trained(figure: Figure, trained: str) -> None:
-    """Vertical lines at training lengths, on a binary axis."""
-    for length in _numbers(trained):
-        place = float(np.log2(length))
-        figure.add_vline(x=place, line={"color": style.INK, "width": 1.5, "dash": "dash"})
-        figure.add_annotation(
-            x=place,
-            y=1.0,
-            yref="paper",
-            yanchor="bottom",
-            text=f"trained at {length:,}",
-            showarrow=False,
-            font={"size": 11},
-        )
-
-
-def binary_axis(
-    figure: Figure,
-    lengths: np.ndarray,
-    trained: str,
-    title: str = "length [tokens, binary scale]",
-) -> None:
-    """Lengths at their logarithms, named with what multiple of the training length they are."""
-    numbers = _numbers(trained)
-    figure.update_xaxes(
-        title_text=title,
-        tickvals=np.log2(lengths),
-        ticktext=[_tick(int(length), numbers) for length in lengths],
-        range=_ends(lengths),
-    )
-
-
-def scheme_line(at: int, scheme: str) -> dict[str, Any]:
-    """How the line of a scheme looks: colour, dash and marker all tell it apart."""
-    return {
-        "name": style.escape(scheme),
-        "legendgroup": scheme,
-        "line": {
-            "color": style.LINES[at % len(style.LINES)],
-            "width": 2,
-            "dash": _DASHES[at % len(_DASHES)],
-        },
-        "marker": {"symbol": _MARKERS[at % len(_MARKERS)], "size": 9},
-    }
-
-
-def run_marks(at: int, scheme: str) -> dict[str, Any]:
-    """How the small marks of a scheme's single runs look."""
-    return {
-        "name": f"{style.escape(scheme)}, each run",
-        "legendgroup": scheme,
-        "showlegend": False,
-        "mode": "markers",
-        "marker": {
-            "color": marks.translucent(style.LINES[at % len(style.LINES)], 0.55),
-            "size": 5,
-            "symbol": _MARKERS[at % len(_MARKERS)],
-        },
-    }
-
-
-def beside(at: int, schemes: int) -> float:
-    """By how much of a doubling a scheme is moved, so that whiskers stand beside each other."""
-    return _SPREAD * ((at + 0.5) / schemes - 0.5)
-
-
-def _ends(lengths: np.ndarray) -> list[float]:
-    return [float(np.log2(lengths.min())) - 0.35, float(np.log2(lengths.max())) + 0.35]
 
 
 def _check(result: xr.Dataset, schema: Schema, measure: str) -> None:
@@ -248,60 +165,84 @@ def _check(result: xr.Dataset, schema: Schema, measure: str) -> None:
         raise ValueError(f"{schema.name} must hold at least one example, got none")
 
 
-def _scheme_traces(
-    one: xr.Dataset, scheme: str, at: int, shift: float, measure: str
+def accuracy_lines(
+    result: xr.Dataset, measure: str, focus: Focus | None = None
 ) -> list[go.Scatter]:
-    name = style.escape(scheme)
-    places = np.log2(one["length"].values) + shift
-    mean = one[f"mean_{measure}"].values
-    unit = {"strict": "examples", "token": "tokens"}[measure]
-    count = one[unit].values
-    runs = int((one["examples"].values.sum(axis=1) > 0).sum())
-    hover = (
-        name + ", %{customdata[0]:,} tokens<br>%{y:.3f} (%{customdata[1]:.3f} to "
-        "%{customdata[2]:.3f})<br>%{customdata[3]:,} " + unit + f", {runs} run(s)<extra></extra>"
-    )
-    low, high = one[f"mean_{measure}_low"].values, one[f"mean_{measure}_high"].values
-    traces = [
-        go.Scatter(
-            x=places,
-            y=mean,
-            mode="lines+markers",
-            **scheme_line(at, scheme),
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": high - mean,
-                "arrayminus": mean - low,
-                "width": 4,
-                "thickness": 1.5,
-            },
-            customdata=np.stack([one["length"].values, low, high, count.sum(axis=0)], axis=-1),
-            hovertemplate=hover,
-        )
-    ]
-    if runs > 1:
-        values = one[measure].values
+    """Accuracy against length for every scheme, and a small mark for each of several runs.
+
+    Parameters
+    ----------
+    result : xarray.Dataset
+        A length sweep, or a needle grid at one depth.
+    measure : {"strict", "token"}
+        Whole answers, or their tokens.
+    focus : Focus, optional
+        What is looked at.
+    """
+    schemes = [str(scheme) for scheme in result["scheme"].values]
+    unit, traces = UNITS[measure], []
+    for at, scheme in enumerate(schemes):
+        if focus is not None and not focus.shows(scheme):
+            continue
+        one, name = result.isel(scheme=at), style.escape(scheme)
+        x = binary_places(result["length"].values, at, len(schemes))
+        several = "run" in one.dims
+        pooled = f"mean_{measure}" if several else measure
+        count = one[unit].values
+        runs = int((one["examples"].values.sum(axis=1) > 0).sum()) if several else 0
         traces.append(
-            go.Scatter(
-                x=np.tile(places, len(values)),
-                y=values.flatten(),
-                **run_marks(at, scheme),
-                customdata=np.stack(
-                    [np.repeat(one["run"].values, len(places)), count.flatten()], axis=-1
-                ),
-                hovertemplate=name + ", run %{customdata[0]}<br>%{y:.3f}<br>"
-                "%{customdata[1]:,} " + unit + "<extra></extra>",
+            interval_line(
+                at,
+                scheme,
+                x,
+                *(one[f"{pooled}{end}"].values for end in ("", "_low", "_high")),
+                detail=[one["length"].values, count.sum(axis=0) if several else count],
+                hover=name + ", %{customdata[0]:,} tokens<br>%{y:.3f} (%{customdata[1]:.3f} to "
+                "%{customdata[2]:.3f})<br>%{customdata[3]:,} "
+                + unit
+                + (f", {runs} run(s)" if several else ", all runs"),
+                focus=focus,
             )
         )
+        if runs > 1 and (focus is None or focus.runs):
+            values = one[measure].values
+            traces.append(
+                run_dots(
+                    at,
+                    scheme,
+                    x,
+                    values,
+                    detail=np.stack(
+                        [np.repeat(one["run"].values, len(x)), count.flatten()], axis=-1
+                    ),
+                    hover=name + ", run %{customdata[0]}<br>%{y:.3f}<br>%{customdata[1]:,} " + unit,
+                    focus=focus,
+                )
+            )
     return traces
 
 
-def _map(one: xr.Dataset, measure: str) -> go.Heatmap:
-    unit = {"strict": "examples", "token": "tokens"}[measure]
+def share_scale(chance: float, **bar: Any) -> dict[str, Any]:
+    """Colours from 0 to 1, with chance marked in their bar."""
+    ticks = [tick for tick in (0.0, 0.25, 0.5, 0.75, 1.0) if abs(tick - chance) > 0.06]
+    return {
+        "colorscale": style.SEQUENTIAL,
+        "cmin": 0.0,
+        "cmax": 1.0,
+        "colorbar": {
+            "tickvals": [*ticks, chance],
+            "ticktext": [*(f"{tick:g}" for tick in ticks), f"{chance:.2g} chance"],
+            **bar,
+        },
+    }
+
+
+def depth_map(one: xr.Dataset, measure: str) -> go.Heatmap:
+    """Accuracy of one scheme of a needle grid, cells counted from 0; empty where not measured."""
+    unit = UNITS[measure]
     length, depth = np.meshgrid(one["length"].values, 100 * one["depth"].values)
     detail = [length, depth, one[f"{measure}_low"], one[f"{measure}_high"], one[unit]]
-    values = marks.finite_or_empty(one[measure].values)
+    values = one[measure].values.astype(float)
     return go.Heatmap(
         z=values,
         coloraxis="coloraxis",
@@ -318,26 +259,17 @@ def _map(one: xr.Dataset, measure: str) -> go.Heatmap:
     )
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in str(text).split(",")]
-
-
-def _tick(length: int, trained: list[int]) -> str:
-    text = f"{length:,}"
-    if len(trained) == 1 and length % trained[0] == 0 and length > trained[0]:
-        text += f"<br>{length // trained[0]}x"
-    return text
-
-
 def _missing(sweep: xr.Dataset) -> np.ndarray:
     """Lengths at which no run of a scheme was measured."""
     return (sweep["examples"].sum("run") == 0).sum("length").values
 
 
-def _scale(result: xr.Dataset) -> str:
-    """How many examples a cell has: the smallest and the largest."""
+def scale_of(result: xr.Dataset) -> str:
+    """How many examples a cell has, all runs: the smallest and the largest number."""
     count = result["examples"]
     count = count.sum("run") if "run" in count.dims else count
     some = count.values[count.values > 0]
+    if not some.size:
+        return "n = 0"
     low, high = int(some.min()), int(some.max())
     return f"n = {low:,}" if low == high else f"n = {low:,} to {high:,}"

@@ -167,6 +167,7 @@ class _Cell:
             "orientation": "h",
             "x": self.across[0],
             "xanchor": "left",
+            "yref": "paper",
             "y": self.upward[0] - 58 / layout["height"],
             "yanchor": "top",
         }

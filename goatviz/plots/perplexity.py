@@ -12,10 +12,27 @@ import xarray as xr
 
 from goatviz.plots import marks, style
 from goatviz.plots.figure import Figure
-from goatviz.plots.length import beside, binary_axis, mark_trained, run_marks, scheme_line
+from goatviz.plots.schemes import (
+    Focus,
+    binary_axis,
+    binary_places,
+    interval_line,
+    mark_trained,
+    run_dots,
+)
 from goatviz.results import PERPLEXITY_SWEEP, check_result
 
 KINDS = ("length", "position")
+#: What is drawn of a loss, and its axis title.
+MEASURES = {"loss": "loss [nats/token]", "perplexity": "perplexity [1]"}
+AXES = {
+    "length": "length [tokens, binary scale]",
+    "position": "position, upper end of its bin [tokens, binary scale]",
+}
+_FIELDS = {
+    "length": ("mean_loss", "tokens"),
+    "position": ("mean_position_loss", "position_tokens"),
+}
 
 
 def draw_perplexity(sweep: xr.Dataset, *, kind: str = "length") -> Figure:
@@ -44,53 +61,8 @@ def draw_perplexity(sweep: xr.Dataset, *, kind: str = "length") -> Figure:
     check_result(sweep, PERPLEXITY_SWEEP)
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    axis, measure, tokens = {
-        "length": ("length", "mean_loss", "tokens"),
-        "position": ("position", "mean_position_loss", "position_tokens"),
-    }[kind]
-    places = sweep[axis].values
-    schemes = [str(scheme) for scheme in sweep["scheme"].values]
-    pieces = sweep.sizes["piece"]
-    count = sweep[tokens].sum("piece").values
-    figure = Figure()
-    for at, scheme in enumerate(schemes):
-        one = sweep.isel(scheme=at)
-        mean, low, high = (one[f"{measure}{end}"].values for end in ("", "_low", "_high"))
-        x = np.log2(places) + beside(at, len(schemes))
-        runs = int(np.isfinite(one["run_loss"].values).any(axis=1).sum())
-        figure.add_trace(
-            go.Scatter(
-                x=x,
-                y=mean,
-                mode="lines+markers",
-                **scheme_line(at, scheme),
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": high - mean,
-                    "arrayminus": mean - low,
-                    "width": 4,
-                    "thickness": 1.5,
-                },
-                customdata=np.stack([places, low, high, np.exp(mean), count], axis=-1),
-                hovertemplate=f"{style.escape(scheme)}, {axis} "
-                "%{customdata[0]:,}<br>%{y:.4f} nats (%{customdata[1]:.4f} to "
-                "%{customdata[2]:.4f})<br>perplexity %{customdata[3]:.3f}<br>"
-                "%{customdata[4]:,} tokens of " + f"{pieces} pieces, {runs} run(s)<extra></extra>",
-            )
-        )
-        if runs > 1 and kind == "length":
-            each = one["run_loss"].values
-            figure.add_trace(
-                go.Scatter(
-                    x=np.tile(x, len(each)),
-                    y=each.flatten(),
-                    **run_marks(at, scheme),
-                    customdata=np.repeat(one["run"].values, len(x)),
-                    hovertemplate=f"{style.escape(scheme)}, run "
-                    "%{customdata}<br>%{y:.4f} nats<extra></extra>",
-                )
-            )
+    places, pieces = sweep[kind].values, sweep.sizes["piece"]
+    figure = Figure(loss_lines(sweep, kind))
     trained = sweep.attrs["training_length"]
     mark_trained(figure, trained)
     what = {
@@ -109,14 +81,112 @@ def draw_perplexity(sweep: xr.Dataset, *, kind: str = "length") -> Figure:
         margin={"t": 110, "b": 110},
         legend={"orientation": "h", "y": -0.24},
     )
-    title = {
-        "length": "length [tokens, binary scale]",
-        "position": "position, upper end of its bin [tokens, binary scale]",
-    }[kind]
-    binary_axis(figure, places, trained, title)
-    figure.update_yaxes(title_text="loss [nats/token]")
-    missing = [s for s in schemes if bool(np.isnan(sweep[measure].sel(scheme=s)).any())]
+    binary_axis(figure, places, trained, AXES[kind])
+    figure.update_yaxes(title_text=MEASURES["loss"])
+    schemes = [str(scheme) for scheme in sweep["scheme"].values]
+    measured = sweep[_FIELDS[kind][0]]
+    missing = [s for s in schemes if bool(np.isnan(measured.sel(scheme=s)).any())]
     if missing:
         names = ", ".join(style.escape(name) for name in missing)
         figure.add_annotation(marks.caption(f"not measured everywhere: {names}", yshift=-95))
     return figure
+
+
+def loss_lines(
+    sweep: xr.Dataset, kind: str, *, measure: str = "loss", focus: Focus | None = None
+) -> list[go.Scatter]:
+    """Loss against length or position for every scheme, and a small mark for each of several runs.
+
+    Parameters
+    ----------
+    sweep : xarray.Dataset
+        From `goatviz.perplexity_sweep`.
+    kind : {"length", "position"}
+        Runs are known by length alone.
+    measure : {"loss", "perplexity"}
+        Nats, or e to the power of them, interval ends too.
+    focus : Focus, optional
+        What is looked at.
+    """
+    schemes = [str(scheme) for scheme in sweep["scheme"].values]
+    name, tokens = _FIELDS[kind]
+    places, pieces = sweep[kind].values, sweep.sizes["piece"]
+    count, traces = sweep[tokens].sum("piece").values, []
+    nats = measure == "loss"
+    shown = "%{y:.4f} nats (%{customdata[1]:.4f} to %{customdata[2]:.4f})"
+    other = "perplexity %{customdata[3]:.3f}"
+    if not nats:
+        shown = "perplexity %{y:.3f} (%{customdata[1]:.3f} to %{customdata[2]:.3f})"
+        other = "%{customdata[3]:.4f} nats"
+    for at, scheme in enumerate(schemes):
+        if focus is not None and not focus.shows(scheme):
+            continue
+        one, said = sweep.isel(scheme=at), style.escape(scheme)
+        x = binary_places(places, at, len(schemes))
+        ends = [one[f"{name}{end}"].values for end in ("", "_low", "_high")]
+        values = ends
+        if not nats and kind == "length":
+            values = [one[f"perplexity{end}"].values for end in ("", "_low", "_high")]
+        elif not nats:
+            values = [np.exp(end) for end in ends]
+        runs = int(np.isfinite(one["run_loss"].values).any(axis=1).sum())
+        traces.append(
+            interval_line(
+                at,
+                scheme,
+                x,
+                *values,
+                detail=[places, np.exp(ends[0]) if nats else ends[0], count],
+                hover=f"{said}, {kind} %{{customdata[0]:,}}<br>{shown}<br>{other}<br>"
+                f"%{{customdata[4]:,}} tokens of {pieces} pieces, {runs} run(s)",
+                focus=focus,
+            )
+        )
+        if runs > 1 and kind == "length" and (focus is None or focus.runs):
+            each = one["run_loss"].values
+            traces.append(
+                run_dots(
+                    at,
+                    scheme,
+                    x,
+                    each if nats else np.exp(each),
+                    detail=np.repeat(one["run"].values, len(x)),
+                    hover=f"{said}, run %{{customdata}}<br>"
+                    + ("%{y:.4f} nats" if nats else "perplexity %{y:.3f}"),
+                    focus=focus,
+                )
+            )
+    return traces
+
+
+def difference_lines(difference: xr.Dataset, focus: Focus | None = None) -> list[go.Scatter]:
+    """Loss less that of a reference against length, for every scheme but the reference.
+
+    Parameters
+    ----------
+    difference : xarray.Dataset
+        From `goatviz.loss_difference`.
+    focus : Focus, optional
+        What is looked at.
+    """
+    schemes = [str(scheme) for scheme in difference["scheme"].values]
+    reference, lengths = str(difference.attrs["reference"]), difference["length"].values
+    traces = []
+    for at, scheme in enumerate(schemes):
+        if scheme == reference or (focus is not None and not focus.shows(scheme)):
+            continue
+        one = difference.isel(scheme=at)
+        traces.append(
+            interval_line(
+                at,
+                scheme,
+                binary_places(lengths, at, len(schemes)),
+                *(one[f"difference{end}"].values for end in ("", "_low", "_high")),
+                detail=[lengths],
+                hover=f"{style.escape(scheme)} less {style.escape(reference)}, length "
+                "%{customdata[0]:,}<br>%{y:+.4f} nats (%{customdata[1]:+.4f} to "
+                f"%{{customdata[2]:+.4f}})<br>{int(difference.attrs['pieces'])} pieces, paired",
+                focus=focus,
+            )
+        )
+    return traces

@@ -9,7 +9,7 @@ import torch
 
 from goatviz.analysis import length, length_sweep, needle_grid, wilson_interval
 from goatviz.models import CausalLM, ModelConfig
-from goatviz.results import load_result, save_result
+from goatviz.results import load_result, load_shipped_result, save_result
 from goatviz.tasks import CopyMixture, Needle, Passkey
 from goatviz.training import evaluate_answers
 
@@ -176,3 +176,20 @@ def test_errors(changes, error, words):
 def test_depths_must_lie_in_the_text(depths):
     with pytest.raises(ValueError, match="depths must be increasing numbers"):
         needle_grid({"goat": small_model()}, TASK, lengths=[32], depths=depths)
+
+
+def test_depths_pooled_are_sums_over_them():
+    grid = load_shipped_result("needle-grid").copy(deep=True)
+    empty = {"scheme": "goat", "length": 1024, "depth": 0.1}
+    for values in grid.data_vars.values():
+        values.loc[empty] = 0 if values.dtype.kind == "i" else np.nan
+    pooled = length.over_depths(grid)
+    for name, unit in (("strict", "examples"), ("token", "tokens")):
+        np.testing.assert_array_equal(pooled[unit], grid[unit].sum("depth"))
+        right = (grid[name].fillna(0) * grid[unit]).sum("depth")
+        np.testing.assert_allclose(pooled[name] * pooled[unit], right, rtol=1e-12)
+        low, high = wilson_interval(right.round(), pooled[unit])
+        np.testing.assert_allclose(pooled[f"{name}_low"], low)
+        np.testing.assert_allclose(pooled[f"{name}_high"], high)
+    with pytest.raises(TypeError, match="expected a needle_grid"):
+        length.over_depths(None)

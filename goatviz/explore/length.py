@@ -1,0 +1,511 @@
+"""What length does to answers and losses: `explore_length` turns a sweep by scheme and length.
+
+The numbers are those of the result; where a picture needs others (depths pooled, losses paired with
+a reference), `goatviz.analysis` makes them. Drawn by `goatviz.plots.length_panels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import traitlets
+import xarray as xr
+
+from goatviz.analysis.length import over_depths
+from goatviz.analysis.perplexity import loss_difference
+from goatviz.explore.base import Explorer, Picture, Task
+from goatviz.explore.controls import Control
+from goatviz.plots import style
+from goatviz.plots.length import MEASURES, UNITS
+from goatviz.plots.length_panels import (
+    accuracy_panel,
+    depth_panel,
+    difference_panel,
+    loss_panel,
+    map_panel,
+    mass_panel,
+)
+from goatviz.plots.mass import GROUPS, group_mass, reference_length, token_share
+from goatviz.plots.perplexity import MEASURES as LOSSES
+from goatviz.plots.schemes import OTHERS, Focus
+from goatviz.results import (
+    LENGTH_SWEEP,
+    MASS_SWEEP,
+    NEEDLE_GRID,
+    PERPLEXITY_SWEEP,
+    Schema,
+    check_result,
+)
+
+#: What can be explored.
+SCHEMAS = (LENGTH_SWEEP, NEEDLE_GRID, MASS_SWEEP, PERPLEXITY_SWEEP)
+#: Depths pooled, or the task's own.
+ALL = "all"
+_WIDTH = 340
+
+
+def explore_length(
+    result: xr.Dataset, *, grid: xr.Dataset | None = None, scheme: str | None = None
+) -> LengthExplorer:
+    """Explore a sweep over lengths in JupyterLab: schemes, lengths, depths, and single runs.
+
+    Parameters
+    ----------
+    result : xarray.Dataset
+        From `goatviz.length_sweep`, `needle_grid`, `mass_sweep` or `perplexity_sweep`.
+    grid : xarray.Dataset, optional
+        With a length sweep: a needle grid of the same task and schemes.
+    scheme : str, optional
+        The one that is chosen at first; default the first.
+
+    Returns
+    -------
+    LengthExplorer
+        A widget; `draw(...)` makes the same pictures without a kernel, `save_html(...)` a page.
+
+    Raises
+    ------
+    TypeError
+        If `result` or `grid` is another kind of result, or none.
+    ValueError
+        If nothing was measured, a selection dropped a dimension, there is no such scheme, or the
+        grid does not belong to the sweep.
+
+    Examples
+    --------
+    >>> from goatviz import load_shipped_result
+    >>> explorer = explore_length(load_shipped_result("passkey-sweep"))
+    >>> explorer.set(scheme="rope", length=1024, others="hidden")
+    >>> [trace.name for trace in explorer.draw(runs=False).data]
+    ['rope', 'chance (0.0001)', 'chosen']
+    """
+    schema = result.attrs.get("schema") if isinstance(result, xr.Dataset) else None
+    if schema not in {each.name for each in SCHEMAS}:
+        came = type(result).__name__ if schema is None else f"a {schema}"
+        wanted = ", ".join(each.name for each in SCHEMAS)
+        raise TypeError(f"result must be a Dataset of one of {wanted}, got {came}")
+    if grid is not None and schema != LENGTH_SWEEP.name:
+        raise TypeError(f"grid goes with a length_sweep only, got it with a {schema}")
+    if schema == LENGTH_SWEEP.name:
+        return AnswerExplorer(result, grid, scheme=scheme)
+    if schema == NEEDLE_GRID.name:
+        return AnswerExplorer(None, result, scheme=scheme)
+    return {MASS_SWEEP.name: MassExplorer, PERPLEXITY_SWEEP.name: LossExplorer}[schema](
+        result, scheme=scheme
+    )
+
+
+class LengthExplorer(Explorer):
+    """A sweep over lengths, a scheme and a length of it chosen; see `explore_length`.
+
+    Attributes
+    ----------
+    scheme : str
+        The chosen one; a click on its line chooses it, too.
+    others : {"shown", "dimmed", "hidden"}
+        What becomes of the other schemes.
+    length : int
+        The chosen one, in tokens.
+    runs : bool
+        Whether single runs are shown.
+    """
+
+    scheme = traitlets.Unicode()
+    others = traitlets.Unicode("shown")
+    length = traitlets.Int()
+    runs = traitlets.Bool(True)
+
+    shown: tuple[str, ...] = ("scheme", "others", "length", "runs")
+
+    def _begin_with(
+        self,
+        results: Sequence[xr.Dataset],
+        counts: Sequence[str],
+        *,
+        scheme: str | None,
+        controls: Sequence[Control] = (),
+    ) -> None:
+        """Choose at first, and build the widgets; `counts` names what says that it was measured."""
+        self.schemes = [str(each) for each in results[0]["scheme"].values]
+        self.lengths = _measured_lengths(results, counts)
+        if scheme is not None and scheme not in self.schemes:
+            raise ValueError(f"scheme must be one of {', '.join(self.schemes)}, got {scheme!r}")
+        self.scheme = self.schemes[0] if scheme is None else scheme
+        self.length = self.lengths[-1]
+        self._trained = str(results[0].attrs["training_length"])
+        self._training = f"trained at {self._trained} tokens"
+        several = any(int(each.sizes.get("run", 1)) > 1 for each in results)
+        shared = [
+            Control("scheme", "Scheme", options=[(each, each) for each in self.schemes]),
+            Control(
+                "others",
+                "Others",
+                options=[(each, each) for each in OTHERS],
+                hint="what becomes of the other schemes",
+                disabled=len(self.schemes) == 1,
+            ),
+            Control("length", "Length", options=[(each, f"{each:,}") for each in self.lengths]),
+            *controls,
+            Control(
+                "runs",
+                "Single runs",
+                "toggle",
+                hint="a small mark for each training run",
+                disabled=not several,
+            ),
+        ]
+        self._set_up(shared, label=f"Length extrapolation: {results[0].attrs['task']}")
+        for name, view in self._views.items():
+            view.on_click(self._guarded(name))
+
+    def _focus(self, values: Mapping[str, Any]) -> Focus:
+        return Focus(values["scheme"], values["others"], values["length"], values["runs"])
+
+    def _check(self, values: Mapping[str, Any]) -> None:
+        _among("scheme", values["scheme"], self.schemes)
+        _among("others", values["others"], OTHERS)
+        _among("length", values["length"], self.lengths)
+        if not isinstance(values["runs"], bool):
+            raise ValueError(f"runs must be True or False, got {values['runs']!r}")
+
+    def _default_vary(self) -> dict[str, list[Any]]:
+        return {"scheme": list(self.schemes), "length": list(self.lengths)}
+
+    # --- clicks ---
+
+    def _guarded(self, panel: str) -> Callable[[dict[str, Any]], None]:
+        def act(message: dict[str, Any]) -> None:
+            try:
+                self._clicked(panel, message)
+            except Exception as error:  # noqa: BLE001 - shown, since nobody sees a kernel's log
+                self._say_error(error)
+
+        return act
+
+    def _clicked(self, panel: str, message: dict[str, Any]) -> None:
+        """Choose the scheme and length of a point."""
+        chosen = self._scheme_named(message["trace"])
+        if "position" not in panel:
+            chosen["length"] = self._length_at(float(message["x"]))
+        self.set(**chosen)
+
+    def _scheme_named(self, trace: str) -> dict[str, str]:
+        """The scheme that a trace belongs to, by its name; none for chance and the like."""
+        for scheme in self.schemes:
+            if trace in (style.escape(scheme), f"{style.escape(scheme)}, each run"):
+                return {"scheme": scheme}
+        return {}
+
+    def _length_at(self, place: float) -> int:
+        """The length nearest to a place on a binary axis."""
+        return min(self.lengths, key=lambda length: abs(float(np.log2(length)) - place))
+
+
+class AnswerExplorer(LengthExplorer):
+    """Accuracy of answers by length and depth; see `explore_length`.
+
+    Parameters
+    ----------
+    sweep, grid : xarray.Dataset or None
+        At least one of them.
+    scheme : str, optional
+        The one that is chosen at first.
+
+    Attributes
+    ----------
+    measure : {"strict", "token"}
+        Whole answers, or their tokens.
+    depth : float or "all"
+        Of the grid, as a share of the text before the answer; "all" is the sweep, or all depths of
+        the grid pooled.
+    """
+
+    measure = traitlets.Unicode("strict")
+    depth = traitlets.Union([traitlets.Float(), traitlets.Unicode()], default_value=ALL)
+
+    def __init__(
+        self,
+        sweep: xr.Dataset | None,
+        grid: xr.Dataset | None = None,
+        *,
+        scheme: str | None = None,
+    ) -> None:
+        super().__init__()
+        results = []
+        for result, schema in ((sweep, LENGTH_SWEEP), (grid, NEEDLE_GRID)):
+            if result is not None:
+                results.append(_whole(result, schema))
+        if len(results) == 2:
+            _check_belongs(sweep, grid)
+        self._sweep, self._grid = sweep, grid
+        self.depths = [] if grid is None else [float(each) for each in grid["depth"].values]
+        # All depths of a sweep are the task's own; a grid alone has none but its own.
+        self._all = sweep if sweep is not None else over_depths(grid)
+        self.shown = ("scheme", "others", "length", "measure", "runs")
+        self.panels = {"accuracy by length": _WIDTH}
+        controls = [
+            Control(
+                "measure", "Measure", options=[("strict", "whole answers"), ("token", "tokens")]
+            )
+        ]
+        if grid is not None:
+            self.shown = ("scheme", "others", "length", "depth", "measure", "runs")
+            self.panels |= {"depth and length": _WIDTH, "accuracy by depth": _WIDTH}
+            said = [(each, f"{100 * each:g} %") for each in self.depths]
+            everything = "all" if sweep is None else "all of the task"
+            controls.insert(0, Control("depth", "Depth", options=[(ALL, everything), *said]))
+        self._begin_with(results, ["examples"] * len(results), scheme=scheme, controls=controls)
+
+    def _check(self, values: Mapping[str, Any]) -> None:
+        super()._check(values)
+        _among("measure", values["measure"], list(MEASURES))
+        if "depth" in values:
+            _among("depth", values["depth"], [ALL, *self.depths])
+
+    def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
+        focus, measure = self._focus(values), values["measure"]
+        depth = None if values.get("depth", ALL) == ALL else values["depth"]
+        result = self._all if depth is None else self._grid.sel(depth=depth)
+        figures = {"accuracy by length": accuracy_panel(result, focus, measure=measure)}
+        if self._grid is not None:
+            given = {"measure": measure, "depth": depth}
+            figures["depth and length"] = map_panel(self._grid, focus, **given)
+            figures["accuracy by depth"] = depth_panel(self._grid, focus, **given)
+        return Picture(figures, self._said(result, values, depth))
+
+    def _said(self, result: xr.Dataset, values: Mapping[str, Any], depth: float | None) -> str:
+        scheme, length, measure = values["scheme"], values["length"], values["measure"]
+        where = f"{scheme} at {length:,} tokens"
+        if depth is not None:
+            where += f", depth {100 * depth:g} %"
+        elif "depth" in values:
+            where += ", all depths" if self._sweep is None else ", the task's own depths"
+        known = f"Chance {float(result.attrs[f'chance_{measure}']):.3g}; {self._training}."
+        if length not in result["length"].values:
+            return f"{where}: not measured. {known}"
+        one, unit = result.sel(scheme=scheme, length=length), UNITS[measure]
+        name = f"mean_{measure}" if "run" in one.dims else measure
+        count = int(one[unit].sum())
+        if not count:
+            return f"{where}: not measured. {known}"
+        runs = "all runs"
+        if "run" in one.dims:
+            runs = _runs(one["examples"].values > 0)
+        return (
+            f"{where}: {float(one[name]):.4f} of {MEASURES[measure]} (95 % interval "
+            f"{float(one[f'{name}_low']):.4f} to {float(one[f'{name}_high']):.4f}; "
+            f"n = {count:,} {unit}, {runs}). {known}"
+        )
+
+    def _clicked(self, panel: str, message: dict[str, Any]) -> None:
+        if panel == "depth and length":
+            column, row = (round(float(message[side])) for side in "xy")
+            self.set(length=int(self._grid["length"].values[column]), depth=self.depths[row])
+        elif panel == "accuracy by depth":
+            place = float(message["x"]) / 100
+            depth = min(self.depths, key=lambda each: abs(each - place))
+            self.set(**self._scheme_named(message["trace"]), depth=depth)
+        else:
+            super()._clicked(panel, message)
+
+
+class LossExplorer(LengthExplorer):
+    """Loss on documents by length and position, and less that of a reference.
+
+    Parameters
+    ----------
+    sweep : xarray.Dataset
+        From `goatviz.perplexity_sweep`.
+    scheme : str, optional
+        The one that is chosen at first.
+
+    Attributes
+    ----------
+    measure : {"loss", "perplexity"}
+        Nats per token, or e to the power of them; differences stay in nats.
+    reference : str
+        The scheme that others are compared with, on the same pieces.
+    """
+
+    measure = traitlets.Unicode("loss")
+    reference = traitlets.Unicode()
+
+    shown = ("scheme", "others", "length", "measure", "reference", "runs")
+    panels = {"loss by length": _WIDTH, "loss by position": _WIDTH, "loss difference": _WIDTH}
+
+    def __init__(self, sweep: xr.Dataset, *, scheme: str | None = None) -> None:
+        super().__init__()
+        self._sweep = _whole(sweep, PERPLEXITY_SWEEP)
+        self._differences: dict[str, xr.Dataset] = {}
+        schemes = [str(each) for each in sweep["scheme"].values]
+        rivals = [each for each in schemes if each != (schemes[0] if scheme is None else scheme)]
+        # Position schemes are commonly compared with RoPE.
+        self.reference = "rope" if "rope" in rivals else (rivals or schemes)[0]
+        self._begin_with(
+            [sweep],
+            ["mean_loss"],
+            scheme=scheme,
+            controls=[
+                Control("measure", "Measure", options=[(each, each) for each in LOSSES]),
+                Control(
+                    "reference",
+                    "Less that of",
+                    options=[(each, each) for each in schemes],
+                    hint="reference of the loss difference",
+                ),
+            ],
+        )
+
+    def _check(self, values: Mapping[str, Any]) -> None:
+        super()._check(values)
+        _among("measure", values["measure"], list(LOSSES))
+        _among("reference", values["reference"], self.schemes)
+
+    def _difference(self, reference: str) -> xr.Dataset:
+        if reference not in self._differences:
+            self._differences[reference] = loss_difference(self._sweep, reference)
+        return self._differences[reference]
+
+    def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
+        focus, measure = self._focus(values), values["measure"]
+        difference = self._difference(values["reference"])
+        figures = {
+            "loss by length": loss_panel(self._sweep, focus, measure=measure),
+            "loss by position": loss_panel(self._sweep, focus, kind="position", measure=measure),
+            "loss difference": difference_panel(difference, focus, self._trained),
+        }
+        return Picture(figures, self._said(values, difference))
+
+    def _said(self, values: Mapping[str, Any], difference: xr.Dataset) -> str:
+        scheme, length, reference = values["scheme"], values["length"], values["reference"]
+        one = self._sweep.sel(scheme=scheme, length=length)
+        where = f"{scheme} in windows of {length:,} tokens"
+        if np.isnan(float(one["mean_loss"])):
+            return f"{where}: not measured. {self._training.capitalize()}."
+        runs = _runs(np.isfinite(one["run_loss"].values))
+        said = (
+            f"{where}: loss {_interval(one, 'mean_loss')} nats/token, perplexity "
+            f"{_interval(one, 'perplexity')} (n = {int(one['tokens'].sum()):,} tokens of "
+            f"{one.sizes['piece']} pieces, {runs}; 95 % intervals over pieces)"
+        )
+        apart = difference.sel(scheme=scheme, length=length)
+        if scheme != reference and not np.isnan(float(apart["difference"])):
+            said += (
+                f"; less that of {reference}, paired: {_interval(apart, 'difference', '+.4f')} nats"
+            )
+        return f"{said}. {self._training.capitalize()}."
+
+
+class MassExplorer(LengthExplorer):
+    """What answers rest on: accuracy, and the mass on answer, recent keys and first key.
+
+    Parameters
+    ----------
+    sweep : xarray.Dataset
+        From `goatviz.mass_sweep`.
+    scheme : str, optional
+        The one that is chosen at first.
+    """
+
+    panels = {
+        "accuracy by length": 420,
+        "mass on the answer": 420,
+        "mass on recent keys": 420,
+        "mass on the first key": 420,
+    }
+
+    def __init__(self, sweep: xr.Dataset, *, scheme: str | None = None) -> None:
+        super().__init__()
+        self._sweep = _whole(sweep, MASS_SWEEP)
+        self._begin_with([sweep], ["tokens"], scheme=scheme)
+
+    def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
+        focus = self._focus(values)
+        figures = {
+            name: mass_panel(self._sweep, focus, of=of)
+            for name, of in zip(self.panels, ("accuracy", *GROUPS), strict=True)
+        }
+        return Picture(figures, self._said(values))
+
+    def _said(self, values: Mapping[str, Any]) -> str:
+        scheme, length = values["scheme"], values["length"]
+        sweep, at = self._sweep, self._sweep["length"].values.tolist().index(length)
+        one, where = sweep.sel(scheme=scheme), f"{scheme} at {length:,} tokens"
+        known = f"Chance {float(sweep.attrs['chance_token']):.3g}; {self._training}."
+        tokens = one["tokens"].values[:, at]
+        if not tokens.sum():
+            return f"{where}: not measured. {known}"
+        share, low, high = (float(each[at]) for each in token_share(one))
+        said = (
+            f"{where}: {share:.4f} of answer tokens right (95 % intervals {low:.4f} to {high:.4f}; "
+            f"n = {int(tokens.sum()):,} tokens, {_runs(tokens > 0)})"
+        )
+        for group in GROUPS:
+            found = group_mass(one, group, reference_length(sweep))
+            if found is not None:
+                mean, low, high = (float(each[at]) for each in found[0])
+                name = GROUPS[group].format(recent=sweep.attrs["recent"]).lower()
+                said += f"; {name} {mean:.4f} ({low:.4f} to {high:.4f})"
+        return (
+            f"{said}. Heads chosen at {reference_length(sweep):,} tokens, "
+            f"{sweep.attrs['examples']} examples a run. {known}"
+        )
+
+
+def _whole(result: xr.Dataset, schema: Schema) -> xr.Dataset:
+    """The result, if it has all its dimensions."""
+    check_result(result, schema)
+    dims = {dim for field in schema.fields.values() for dim in field.dims}
+    dropped = sorted(dims - set(result.dims))
+    if dropped:
+        raise ValueError(
+            f"{schema.name} lacks the dimension {', '.join(dropped)}: select a list, as in "
+            f"sel({dropped[0]}=[...]), which keeps it"
+        )
+    return result
+
+
+def _check_belongs(sweep: xr.Dataset, grid: xr.Dataset) -> None:
+    """Raise ValueError unless both are of the same task, training and schemes."""
+    for name in ("task", "training_length"):
+        if str(sweep.attrs[name]) != str(grid.attrs[name]):
+            raise ValueError(
+                f"grid must have the sweep's {name}, {sweep.attrs[name]}, got {grid.attrs[name]}"
+            )
+    wanted, came = ([str(s) for s in each["scheme"].values] for each in (sweep, grid))
+    if wanted != came:
+        raise ValueError(
+            f"grid must have the sweep's schemes, {', '.join(wanted)}, got {', '.join(came)}"
+        )
+
+
+def _measured_lengths(results: Sequence[xr.Dataset], counts: Sequence[str]) -> list[int]:
+    """Lengths at which some scheme was measured, of all results."""
+    found: set[int] = set()
+    for result, name in zip(results, counts, strict=True):
+        values = result[name].fillna(0) != 0
+        here = values.any([dim for dim in values.dims if dim != "length"])
+        found |= {int(length) for length in result["length"].values[here.values]}
+    if not found:
+        raise ValueError(
+            f"{results[0].attrs['schema']} must hold at least one measured cell, got none"
+        )
+    return sorted(found)
+
+
+def _among(name: str, value: Any, wanted: Sequence[Any]) -> None:
+    """Raise ValueError unless the value is one of these."""
+    if isinstance(value, bool) or value not in wanted:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, wanted))}, got {value!r}")
+
+
+def _runs(measured: np.ndarray) -> str:
+    count = int(measured.sum())
+    return f"{count} run" if count == 1 else f"{count} runs"
+
+
+def _interval(one: xr.Dataset, name: str, form: str = ".4f") -> str:
+    value, low, high = (float(one[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    return f"{value:{form}} ({low:{form}} to {high:{form}})"

@@ -1,0 +1,499 @@
+"""The explorer of lengths as a plain object: what it draws and says is what the result holds."""
+
+import json
+
+import numpy as np
+import pytest
+import traitlets
+
+from goatviz.analysis.length import over_depths
+from goatviz.analysis.perplexity import loss_difference
+from goatviz.explore import LengthExplorer, explore_length
+from goatviz.plots.mass import group_mass, token_share
+from goatviz.results import MASS_GROUPS, MASS_SWEEP, load_shipped_result, make_result
+
+SHIPPED = {
+    "sweep": lambda: explore_length(load_shipped_result("passkey-sweep")),
+    "both": lambda: explore_length(
+        load_shipped_result("needle-sweep"), grid=load_shipped_result("needle-grid")
+    ),
+    "grid": lambda: explore_length(load_shipped_result("needle-grid")),
+    "text": lambda: explore_length(load_shipped_result("text-eltec")),
+    "mass": lambda: explore_length(mass()),
+}
+
+
+def mass(schemes=("goat", "<b>rope</b>"), missing=False):
+    rng = np.random.default_rng(0)
+    shape = (len(schemes), 2, 3)
+    data = {"tokens": np.full(shape, 8), "token": rng.random(shape)}
+    data["token_low"], data["token_high"] = data["token"] / 2, (1 + data["token"]) / 2
+    for plan in ("", "prior_"):
+        for group in MASS_GROUPS:
+            values, name = rng.random((*shape, 2, 3)), f"{plan}{group}_mass"
+            data |= {name: values, f"{name}_low": values / 2, f"{name}_high": (1 + values) / 2}
+    if missing:
+        data["tokens"][1, :, 2] = 0
+        for name, values in data.items():
+            if name != "tokens":
+                values[1, :, 2] = np.nan
+    return make_result(
+        MASS_SWEEP,
+        data,
+        coords={
+            "scheme": list(schemes),
+            "run": range(2),
+            "length": [32, 64, 128],
+            "layer": [0, 1],
+            "head": range(3),
+        },
+        attrs={
+            "task": "needle",
+            "training_length": "32",
+            "chance_token": 0.25,
+            "examples": 4,
+            "recent": 16,
+        },
+    )
+
+
+def without(result, scheme, length, count="examples"):
+    """The result, one scheme of it not measured at a length."""
+    result = result.copy(deep=True)
+    place = {"scheme": scheme, "length": length}
+    for name, values in result.data_vars.items():
+        if set(place) <= set(values.dims):
+            empty = 0 if values.dtype.kind == "i" else np.nan
+            result[name].loc[place] = empty
+    return result
+
+
+def panels(explorer, **values):
+    return explorer.picture(values).figures
+
+
+def line(figure, name):
+    (found,) = [t for t in figure.data if t.name == name and t.mode == "lines+markers"]
+    return found
+
+
+def shown(explorer, panel):
+    """The figure that the widget of a panel shows now."""
+    return json.loads(explorer._views[panel].figure)
+
+
+@pytest.fixture(scope="module")
+def made():
+    return {name: make() for name, make in SHIPPED.items()}
+
+
+@pytest.fixture(params=SHIPPED)
+def explorer(request, made):
+    """One of each kind, the same for all tests, in the state in which it began."""
+    found = made[request.param]
+    before = found.values()
+    yield found
+    found.set(**before)
+
+
+# --- any result ---
+
+
+def test_what_is_drawn_is_what_the_widgets_show(explorer):
+    for scheme in explorer.schemes[:2]:
+        for length in (explorer.lengths[0], explorer.lengths[-1]):
+            figures = panels(explorer, scheme=scheme, length=length)
+            explorer.set(scheme=scheme, length=length)
+            assert explorer._controls.error == ""
+            assert list(figures) == list(explorer.panels) == list(explorer._views)
+            for panel, figure in figures.items():
+                assert shown(explorer, panel) == json.loads(figure.to_json())
+            assert len(explorer.draw().data) == sum(len(each.data) for each in figures.values())
+            said = explorer.picture({}).summary
+            assert scheme in said and f"{length:,} tokens" in said and "rained at" in said
+
+
+def test_drawing_changes_nothing(explorer):
+    before, seen = explorer.values(), explorer._summary.value
+    explorer.draw(scheme=explorer.schemes[1], length=explorer.lengths[0], others="hidden")
+    assert explorer.values() == before and explorer._summary.value == seen
+
+
+def test_every_panel_is_one_pair_of_axes_with_titles_and_a_least_width(explorer):
+    assert isinstance(explorer, LengthExplorer)
+    for name, figure in panels(explorer).items():
+        assert explorer.panels[name] >= 340
+        axes = [axis for axis in figure.layout._props if axis.startswith(("xaxis", "yaxis"))]
+        assert sorted(axes) == ["xaxis", "yaxis"]
+        assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
+        assert len(figure.to_json()) < 100_000
+
+
+def test_others_are_shown_dimmed_or_hidden(explorer):
+    chosen, other = explorer.schemes[0], explorer.schemes[1]
+    pictures = {
+        others: panels(explorer, scheme=chosen, others=others)
+        for others in ("shown", "dimmed", "hidden")
+    }
+    for panel in [name for name in explorer.panels if name != "depth and length"]:
+        drawn = {
+            others: [t for t in figures[panel].data if t.legendgroup is not None]
+            for others, figures in pictures.items()
+        }
+        assert {t.legendgroup for t in drawn["hidden"]} == {chosen}
+        for others, faint in (("shown", None), ("dimmed", 0.4)):
+            by_scheme = {t.legendgroup: t for t in drawn[others] if t.error_y.array is not None}
+            assert by_scheme[chosen].opacity is None
+            assert by_scheme[chosen].line.width > 3
+            if other in by_scheme:  # the reference of a difference has no line of its own
+                assert by_scheme[other].opacity == faint
+
+
+def test_the_choice_is_marked_by_a_band_and_a_ring(explorer):
+    length = explorer.lengths[1]
+    figure = panels(explorer, length=length)[next(iter(explorer.panels))]
+    bands = [s for s in figure.layout.shapes if s.type == "rect"]
+    assert len(bands) == 1 and bands[0].x0 < np.log2(length) < bands[0].x1
+    (ring,) = [t for t in figure.data if t.name == "chosen"]
+    chosen = line(figure, explorer.scheme)
+    assert (ring.x[0], ring.y[0]) in set(zip(chosen.x, chosen.y, strict=True))
+    dashed = [s.x0 for s in figure.layout.shapes if s.type == "line"]
+    assert dashed == [np.log2(float(explorer._trained))]
+
+
+def test_a_click_on_a_line_chooses_scheme_and_length(explorer):
+    scheme, length = explorer.schemes[1], explorer.lengths[0]
+    name = {"<b>rope</b>": "&lt;b&gt;rope&lt;/b&gt;"}.get(scheme, scheme)
+    view = explorer._views[next(iter(explorer.panels))]
+    click = {"kind": "click", "trace": name, "x": np.log2(length) + 0.1, "y": 0.5, "index": 0}
+    view._received(view, click, [])
+    assert (explorer.scheme, explorer.length) == (scheme, length)
+    assert explorer._controls.values["scheme"] == scheme
+    # Chance belongs to no scheme: the length alone is chosen.
+    view._received(view, click | {"trace": "chance (0.1)", "x": 99.0}, [])
+    assert (explorer.scheme, explorer.length) == (scheme, explorer.lengths[-1])
+
+
+def test_controls_and_traits_are_one(explorer):
+    explorer._controls.values = {**explorer._controls.values, "length": explorer.lengths[0]}
+    assert explorer.length == explorer.lengths[0]
+    explorer.others = "hidden"
+    assert explorer._controls.values["others"] == "hidden"
+    assert set(explorer._controls.values) == set(explorer.shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("scheme", "ropes"), ("others", "gone"), ("length", 65)]
+)
+def test_what_is_no_value_is_said_where_the_reader_looks(explorer, name, value):
+    before = explorer._summary.value
+    explorer.set(**{name: value})
+    assert f"ValueError: {name} must be one of" in explorer._controls.error
+    assert explorer._summary.value == before
+    with pytest.raises(ValueError, match=f"{name} must be one of .*, got {value!r}"):
+        explorer.draw(**{name: value})
+    good = {"scheme": explorer.schemes[0], "others": "shown", "length": explorer.lengths[0]}
+    explorer.set(**{name: good[name]})
+    assert explorer._controls.error == ""
+
+
+def test_errors_of_a_click_are_said(explorer):
+    view = explorer._views[next(iter(explorer.panels))]
+    view._received(view, {"kind": "click", "trace": "goat", "x": "?", "y": 0, "index": 0}, [])
+    assert explorer._controls.error.startswith("ValueError: could not convert")
+
+
+def test_single_runs_are_shown_on_request(explorer):
+    def dots(runs):
+        return [
+            t
+            for f in panels(explorer, runs=runs).values()
+            for t in f.data
+            if t.type == "scatter" and t.mode == "markers"
+        ]
+
+    assert not [t for t in dots(False) if t.name != "chosen"]
+    several = not explorer._controls["runs"].disabled
+    assert bool([t for t in dots(True) if "each run" in t.name]) == several
+    with pytest.raises(ValueError, match="runs must be True or False, got 1"):
+        explorer.draw(runs=1)
+    with pytest.raises(traitlets.TraitError):
+        explorer.runs = "yes"
+
+
+def test_an_exported_page_moves_scheme_and_length(explorer):
+    vary = explorer._default_vary()
+    assert vary == {"scheme": explorer.schemes, "length": explorer.lengths}
+
+
+# --- answers ---
+
+
+@pytest.mark.parametrize("measure", ["strict", "token"])
+def test_accuracy_is_the_sweeps(measure):
+    explorer, sweep = SHIPPED["sweep"](), load_shipped_result("passkey-sweep")
+    figure = panels(explorer, measure=measure)["accuracy by length"]
+    for scheme in explorer.schemes:
+        one, drawn = sweep.sel(scheme=scheme), line(figure, scheme)
+        np.testing.assert_array_equal(drawn.y, one[f"mean_{measure}"])
+        np.testing.assert_array_equal(drawn.customdata[:, 1], one[f"mean_{measure}_low"])
+        np.testing.assert_array_equal(drawn.customdata[:, 2], one[f"mean_{measure}_high"])
+        unit = {"strict": "examples", "token": "tokens"}[measure]
+        np.testing.assert_array_equal(drawn.customdata[:, 3], one[unit].sum("run"))
+        assert unit in drawn.hovertemplate
+    chance = sweep.attrs[f"chance_{measure}"]
+    (mark,) = [t for t in figure.data if t.name == f"chance ({chance:.3g})"]
+    assert set(mark.y) == {chance}
+    one = sweep.sel(scheme="goat", length=256)
+    said = explorer.picture({"scheme": "goat", "length": 256, "measure": measure}).summary
+    low, high = float(one[f"mean_{measure}_low"]), float(one[f"mean_{measure}_high"])
+    assert f"goat at 256 tokens: {float(one[f'mean_{measure}']):.4f} of" in said
+    assert f"95 % interval {low:.4f} to {high:.4f}; n = {int(one[unit].sum()):,} {unit}" in said
+    assert f"Chance {chance:.3g}; trained at 64 tokens." in said
+
+
+@pytest.mark.parametrize("measure", ["strict", "token"])
+def test_maps_rows_and_columns_are_the_grids(measure):
+    explorer, grid = SHIPPED["both"](), load_shipped_result("needle-grid")
+    given = {"scheme": "rope", "length": 256, "depth": 0.3, "measure": measure}
+    figures = panels(explorer, **given)
+    cells = figures["depth and length"].data[0]
+    np.testing.assert_array_equal(cells.z, grid[measure].sel(scheme="rope"))
+    for end, at in (("_low", 2), ("_high", 3)):
+        wanted = grid[f"{measure}{end}"].sel(scheme="rope")
+        np.testing.assert_array_equal(cells.customdata[..., at], wanted)
+    for scheme in explorer.schemes:
+        drawn = line(figures["accuracy by depth"], scheme)
+        np.testing.assert_array_equal(drawn.y, grid[measure].sel(scheme=scheme, length=256))
+        drawn = line(figures["accuracy by length"], scheme)
+        np.testing.assert_array_equal(drawn.y, grid[measure].sel(scheme=scheme, depth=0.3))
+    one = grid.sel(scheme="rope", length=256, depth=0.3)
+    said = explorer.picture(given).summary
+    assert f"rope at 256 tokens, depth 30 %: {float(one[measure]):.4f} of" in said
+    assert f"{float(one[f'{measure}_low']):.4f} to {float(one[f'{measure}_high']):.4f}" in said
+
+
+def test_the_chosen_cell_is_framed_and_a_click_chooses_one():
+    explorer = SHIPPED["both"]()
+    view = explorer._views["depth and length"]
+    view._received(view, {"kind": "click", "trace": "", "x": 2, "y": 4, "index": [4, 2]}, [])
+    assert (explorer.length, explorer.depth) == (256, 0.9)
+    assert explorer._controls.values["depth"] == 0.9 and explorer._controls.error == ""
+
+    def frame():
+        (outer, _) = [t for t in panels(explorer)["depth and length"].data if t.name == "chosen"]
+        return min(outer.x), max(outer.x), min(outer.y), max(outer.y)
+
+    assert frame() == pytest.approx((1.54, 2.46, 3.54, 4.46))
+    explorer.depth = "all"
+    assert frame() == pytest.approx((1.54, 2.46, -0.46, 4.46))
+
+
+def test_a_click_in_the_profile_of_depths_chooses_scheme_and_depth():
+    explorer = SHIPPED["grid"]()
+    view = explorer._views["accuracy by depth"]
+    view._received(view, {"kind": "click", "trace": "alibi", "x": 68.7, "y": 1, "index": 3}, [])
+    assert (explorer.scheme, explorer.depth) == ("alibi", 0.7)
+
+
+def test_all_depths_of_a_grid_alone_are_pooled():
+    pooled = over_depths(load_shipped_result("needle-grid"))
+    figure = panels(SHIPPED["grid"]())["accuracy by length"]
+    np.testing.assert_array_equal(line(figure, "rope").y, pooled["strict"].sel(scheme="rope"))
+    # With a sweep, "all" is what the sweep measured: other questions, at the task's own depths.
+    figure = panels(SHIPPED["both"]())["accuracy by length"]
+    sweep = load_shipped_result("needle-sweep")
+    np.testing.assert_array_equal(line(figure, "rope").y, sweep["mean_strict"].sel(scheme="rope"))
+
+
+@pytest.mark.parametrize("depth", [0.2, True, "none"])
+def test_depths_that_are_not_there(depth):
+    with pytest.raises(ValueError, match=f"depth must be one of all, 0.1, .*, got {depth!r}"):
+        SHIPPED["grid"]().draw(depth=depth)
+    with pytest.raises(ValueError, match="measure must be one of strict, token, got 'f1'"):
+        SHIPPED["grid"]().draw(measure="f1")
+    with pytest.raises(ValueError, match="values must be among .*, got 'depth'"):
+        SHIPPED["sweep"]().draw(depth=depth)
+
+
+# --- losses ---
+
+
+def test_losses_are_the_sweeps_and_differences_are_paired():
+    explorer, sweep = SHIPPED["text"](), load_shipped_result("text-eltec")
+    figures = panels(explorer, reference="alibi", length=1024)
+    difference = loss_difference(sweep, "alibi")
+    for scheme in explorer.schemes:
+        one = sweep.sel(scheme=scheme)
+        for panel, name in (("length", "mean_loss"), ("position", "mean_position_loss")):
+            drawn = line(figures[f"loss by {panel}"], scheme)
+            np.testing.assert_array_equal(drawn.y, one[name])
+            np.testing.assert_array_equal(drawn.customdata[:, 1], one[f"{name}_low"])
+        if scheme != "alibi":
+            drawn = line(figures["loss difference"], scheme)
+            apart = difference.sel(scheme=scheme)
+            np.testing.assert_array_equal(drawn.y, apart["difference"])
+            np.testing.assert_array_equal(drawn.customdata[:, 2], apart["difference_high"])
+    assert [t.name for t in figures["loss difference"].data if t.y[0] == 0] == ["alibi (reference)"]
+    one = sweep.sel(scheme="goat", length=1024)
+    apart = float(difference["difference"].sel(scheme="goat", length=1024))
+    said = explorer.picture({"reference": "alibi", "length": 1024}).summary
+    assert f"loss {float(one['mean_loss']):.4f} (" in said
+    assert f"perplexity {float(one['perplexity']):.4f} (" in said
+    assert f"less that of alibi, paired: {apart:+.4f} (" in said
+    assert "12 pieces, 3 runs" in said
+
+
+def test_perplexities_are_the_sweeps():
+    explorer, sweep = SHIPPED["text"](), load_shipped_result("text-eltec")
+    figures = panels(explorer, measure="perplexity")
+    drawn = line(figures["loss by length"], "rope")
+    np.testing.assert_array_equal(drawn.y, sweep["perplexity"].sel(scheme="rope"))
+    np.testing.assert_array_equal(
+        drawn.customdata[:, 2], sweep["perplexity_high"].sel(scheme="rope")
+    )
+    np.testing.assert_array_equal(drawn.customdata[:, 3], sweep["mean_loss"].sel(scheme="rope"))
+    np.testing.assert_allclose(
+        line(figures["loss by position"], "rope").y,
+        np.exp(sweep["mean_position_loss"].sel(scheme="rope")),
+    )
+    assert figures["loss by length"].layout.yaxis.title.text == "perplexity [1]"
+    with pytest.raises(ValueError, match="measure must be one of loss, perplexity, got 'token'"):
+        explorer.draw(measure="token")
+    with pytest.raises(ValueError, match="reference must be one of goat, .*, got 'gpt'"):
+        explorer.draw(reference="gpt")
+
+
+def test_a_click_by_position_chooses_the_scheme_alone():
+    explorer = SHIPPED["text"]()
+    explorer.length = 512
+    view = explorer._views["loss by position"]
+    view._received(view, {"kind": "click", "trace": "alibi", "x": 4.0, "y": 2, "index": 0}, [])
+    assert (explorer.scheme, explorer.length) == ("alibi", 512)
+
+
+# --- masses ---
+
+
+def test_masses_are_those_of_the_leading_heads():
+    explorer, sweep = SHIPPED["mass"](), mass()
+    figures = panels(explorer)
+    one = sweep.sel(scheme="goat")
+    share, low, high = token_share(one)
+    drawn = line(figures["accuracy by length"], "goat")
+    np.testing.assert_array_equal(drawn.y, share)
+    np.testing.assert_array_equal(drawn.customdata[:, 1:3], np.stack([low, high], -1))
+    np.testing.assert_array_equal(drawn.customdata[:, 3], [16, 16, 16])
+    for group, panel in (("answer", "answer"), ("recent", "recent keys"), ("first", "first key")):
+        found = [
+            t
+            for t in figures[f"mass on {'' if group == 'recent' else 'the '}{panel}"].data
+            if t.legendgroup == "goat" and t.mode == "lines+markers"
+        ]
+        for drawn, prior in zip(found, (False, True), strict=True):
+            (mean, *_), _, heads = group_mass(one, group, 32, prior=prior)
+            np.testing.assert_array_equal(drawn.y, mean)
+            assert ", ".join(heads) in drawn.hovertemplate
+        mean, low, high = (each[-1] for each in group_mass(one, group, 32)[0])
+        assert f"{mean:.4f} ({low:.4f} to {high:.4f})" in explorer.picture({}).summary
+
+
+# --- one scheme, missing cells, wrong results ---
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("passkey-sweep", "goat"), ("needle-grid", "rope"), ("text-eltec", "goat")]
+)
+def test_one_scheme_alone(name, other):
+    explorer = explore_length(load_shipped_result(name).sel(scheme=[other]))
+    assert explorer.schemes == [other] and explorer._controls["others"].disabled
+    assert explorer._controls.error == ""
+    explorer.set(others="hidden", length=explorer.lengths[0])
+    assert other in explorer._summary.value
+
+
+def test_cells_that_were_not_measured():
+    sweep = without(load_shipped_result("needle-sweep"), "sinusoidal", 512)
+    grid = without(load_shipped_result("needle-grid"), "sinusoidal", 512)
+    explorer = explore_length(sweep, grid=grid, scheme="sinusoidal")
+    for depth in ("all", 0.5):
+        explorer.set(length=512, depth=depth)
+        assert explorer._controls.error == "" and "not measured" in explorer._summary.value
+        figures = panels(explorer)
+        assert np.isnan(line(figures["accuracy by length"], "sinusoidal").y[3])
+        assert np.isnan(line(figures["accuracy by depth"], "sinusoidal").y).all()
+        assert not [t for t in figures["accuracy by length"].data if t.name == "chosen"]
+        cells, grey = figures["depth and length"].data[:2]
+        np.testing.assert_array_equal(np.isnan(cells.z), ~np.isnan(np.asarray(grey.z, dtype=float)))
+        assert grey.name == "not measured" and np.isnan(cells.z[:, 3]).all()
+    said = explorer.picture({"length": 512, "scheme": "goat"}).summary
+    assert "not measured" not in said
+
+
+def test_lengths_without_a_measured_cell_cannot_be_chosen():
+    sweep = load_shipped_result("passkey-sweep")
+    for scheme in sweep["scheme"].values:
+        sweep = without(sweep, scheme, 1024)
+    assert explore_length(sweep).lengths == [64, 128, 256, 512]
+
+
+def test_a_length_that_the_grid_lacks():
+    grid = load_shipped_result("needle-grid").sel(length=[64, 128, 256])
+    explorer = explore_length(load_shipped_result("needle-sweep"), grid=grid)
+    assert explorer.lengths == [64, 128, 256, 512, 1024] and explorer.length == 1024
+    figures = panels(explorer)
+    notes = [note.text for note in figures["accuracy by depth"].layout.annotations]
+    assert "not measured by depth at this length" in notes
+    explorer.depth = 0.5
+    assert "not measured" in explorer._summary.value and explorer._controls.error == ""
+
+
+def test_losses_and_masses_that_were_not_measured():
+    sweep = without(load_shipped_result("text-eltec"), "none", 2048)
+    explorer = explore_length(sweep, scheme="none")
+    explorer.length = 2048
+    assert "none in windows of 2,048 tokens: not measured" in explorer._summary.value
+    explorer = explore_length(mass(missing=True), scheme="<b>rope</b>")
+    assert explorer._controls.error == ""
+    assert "&lt;b&gt;rope&lt;/b&gt; at 128 tokens: not measured" in explorer._summary.value
+
+
+def test_scheme_names_are_text():
+    explorer = explore_length(mass())
+    explorer.set(scheme="<b>rope</b>", others="hidden")
+    assert "<b>rope" not in explorer._summary.value
+    for panel in explorer.panels:
+        figure = shown(explorer, panel)
+        for trace in figure["data"]:
+            said = trace.get("name", "") + trace.get("hovertemplate", "")
+            assert "<b>rope" not in said
+
+
+@pytest.mark.parametrize("wrong", [None, 3, {}, np.zeros(3)])
+def test_what_is_no_result(wrong):
+    wanted = "length_sweep, needle_grid, mass_sweep, perplexity_sweep"
+    with pytest.raises(TypeError, match=f"result must be a Dataset of one of {wanted}, got"):
+        explore_length(wrong)
+
+
+def test_other_results():
+    sweep, text = load_shipped_result("needle-sweep"), load_shipped_result("text-eltec")
+    grid = load_shipped_result("needle-grid")
+    with pytest.raises(TypeError, match="got a loss_difference"):
+        explore_length(loss_difference(text, "goat", resamples=10))
+    with pytest.raises(TypeError, match="'needle_grid', got 'perplexity_sweep'"):
+        explore_length(sweep, grid=text)
+    with pytest.raises(TypeError, match="grid goes with a length_sweep only.*perplexity_sweep"):
+        explore_length(text, grid=grid)
+    with pytest.raises(ValueError, match="grid must have the sweep's task, passkey, got needle"):
+        explore_length(load_shipped_result("passkey-sweep"), grid=grid)
+    with pytest.raises(ValueError, match="grid must have the sweep's schemes, .*, got goat"):
+        explore_length(sweep, grid=grid.sel(scheme=["goat"]))
+    with pytest.raises(ValueError, match="scheme must be one of goat, .*, got 'gpt'"):
+        explore_length(sweep, scheme="gpt")
+    with pytest.raises(ValueError, match=r"lacks the dimension scheme: .* sel\(scheme=\[...\]\)"):
+        explore_length(sweep.sel(scheme="goat"))
+    empty = sweep.copy(deep=True)
+    empty["examples"] *= 0
+    with pytest.raises(ValueError, match="length_sweep must hold at least one measured cell"):
+        explore_length(empty)
