@@ -19,8 +19,8 @@ from torch import Tensor
 from goatviz.adapters.capture import CapturedCall, problem_of
 from goatviz.results import PLAN_ROW, make_result
 from goatviz.transport.fused import dense_window
-from goatviz.transport.rows import solve_rows
-from goatviz.transport.solvers import CrossCheck, SolverReport, cross_check, doubly_stochastic
+from goatviz.transport.rows import TransportPlan, solve_rows
+from goatviz.transport.solvers import SolverReport, Verdict, cross_check, doubly_stochastic
 
 #: Rules by which the weights of several keys become one cell.
 POOLS = ("max", "mean")
@@ -289,7 +289,7 @@ class PlanLevels:
             with np.errstate(invalid="ignore", divide="ignore"):
                 data[name] = np.add.reduceat(used, edges[:-1]) / seen
         data |= {"key_stop": edges[1:], "allowed": seen > 0}
-        report = _best_report(cross_check(plan)) if check else None
+        report = _report(plan) if check else None
         others = {}
         if report is not None and report.weights is not None:
             others["solver"] = report.weights[0]
@@ -515,8 +515,12 @@ def _whole_bins(edges: np.ndarray, most: int) -> Iterator[tuple[slice, slice]]:
         column = stop
 
 
-def _best_report(check: CrossCheck) -> SolverReport:
-    """The report that the whole check's verdict rests on."""
+def _report(plan: TransportPlan) -> SolverReport:
+    """POT's answer to the problem itself; where POT fails, the report the whole check rests on."""
+    first = cross_check(plan, solver="semi_relaxed")["semi_relaxed"]
+    if first.verdict is not Verdict.SOLVER_FAILED:
+        return first
+    check = cross_check(plan)
     return next(report for report in check if report.verdict is check.verdict)
 
 

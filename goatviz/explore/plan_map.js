@@ -443,9 +443,28 @@ function render({ model, el }) {
 
   // What it asks ---------------------------------------------------------------------------
 
-  const ask = () => {
+  const room = () => {
     const { width, height } = box();
     const ratio = Math.min(window.devicePixelRatio || 1, 2);
+    return { rows: Math.round(height * ratio), columns: Math.round(width * ratio) };
+  };
+
+  const fine = () => {
+    // Whether the view is of the whole plan, in as many cells as the page has room for.
+    const view = model.get("view");
+    const whole = [0, 1].every(
+      (side) => (side ? view.keys : view.queries)?.[1] === count()[side] && (side ? view.keys : view.queries)[0] === 0,
+    );
+    const { rows, columns } = room();
+    return (
+      whole &&
+      view.id === -model.get("plan") &&
+      view.rows >= Math.min(rows, count()[0]) &&
+      view.columns >= Math.min(columns, count()[1])
+    );
+  };
+
+  const ask = () => {
     const [queries, keys] = [state.queries, state.keys].map(([low, high]) => [
       Math.floor(low + 1e-9),
       Math.ceil(high - 1e-9),
@@ -457,8 +476,7 @@ function render({ model, el }) {
       id: state.asked,
       queries,
       keys,
-      rows: Math.round(height * ratio),
-      columns: Math.round(width * ratio),
+      ...room(),
     });
   };
 
@@ -646,7 +664,7 @@ function render({ model, el }) {
     state.keys = [0, count()[1]];
     state.cursor = null;
     state.exact = null;
-    ask();
+    if (!fine()) ask();
   };
   const received = (message) => {
     if (message.kind === "viewed") questions.answered();

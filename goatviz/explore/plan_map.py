@@ -72,6 +72,7 @@ class PlanMap(anywidget.AnyWidget):
     _css = Path(__file__).with_name("plan_map.css")
 
     _task: Task | None = None
+    _room = (FIRST_VIEW, FIRST_VIEW)
 
     title = traitlets.Unicode().tag(sync=True)
     summary = traitlets.Unicode().tag(sync=True)
@@ -134,7 +135,8 @@ class PlanMap(anywidget.AnyWidget):
             self.title = self.title if title is None else title
             self.has_tokens = query_tokens is not None or key_tokens is not None
             self.plan += 1
-        self._view(0, (0, size[0]), (0, size[1]), FIRST_VIEW, FIRST_VIEW)
+            # With all of this in one message, if it is quick; as large as the page asked for last.
+            self._view(-self.plan, (0, size[0]), (0, size[1]), *self._room)
 
     @property
     def levels(self) -> PlanLevels:
@@ -265,6 +267,7 @@ class PlanMap(anywidget.AnyWidget):
             return
         try:
             if kind == "view":
+                self._room = (message["rows"], message["columns"])
                 self._view(
                     int(message["id"]),
                     tuple(message["queries"]),

@@ -6,9 +6,7 @@ Everything is drawn from a "plan_row" result.
 from __future__ import annotations
 
 import numpy as np
-import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from goatviz.plots import style
 from goatviz.plots.figure import Figure
@@ -39,44 +37,64 @@ def draw_row(row: xr.Dataset) -> Figure:
         If `row` is no plan row.
     """
     check_result(row, PLAN_ROW)
-    figure = Figure(
-        make_subplots(
-            rows=2,
-            cols=1,
-            shared_xaxes=True,
-            vertical_spacing=0.1,
-            subplot_titles=("Mass", "What makes it"),
-        )
-    )
     start, stop = row["key"].values, row["key_stop"].values
     middle = (start + stop - 1) / 2
     names = _names(row)
-    for panel, name, values, look, unit in _curves(row):
-        figure.add_trace(
-            go.Scatter(
-                x=middle,
-                y=values,
-                name=name,
-                text=names,
-                hovertemplate=f"%{{text}}<br>%{{y:.4g}}{unit}<extra>{name}</extra>",
-                connectgaps=False,
-                **look,
-            ),
-            row=panel,
-            col=1,
-        )
-    figure.update_layout(
-        template=style.TEMPLATE,
-        title=row_title(row),
-        height=560,
-        margin={"t": 110, "b": 120},
-        legend={"orientation": "h", "y": -0.2},
-    )
-    figure.update_yaxes(title_text="probability", rangemode="tozero", row=1, col=1)
-    figure.update_yaxes(title_text="nats", row=2, col=1)
-    figure.update_xaxes(title_text="key [token]", row=2, col=1)
-    figure.update_xaxes(**key_ticks(row))
-    return figure
+    traces = [
+        {
+            "type": "scatter",
+            "x": middle,
+            "y": values,
+            "name": name,
+            "text": names,
+            "hovertemplate": f"%{{text}}<br>%{{y:.4g}}{unit}<extra>{name}</extra>",
+            "connectgaps": False,
+            "xaxis": "x" if panel == 1 else "x2",
+            "yaxis": "y" if panel == 1 else "y2",
+            **look,
+        }
+        for panel, name, values, look, unit in _curves(row)
+    ]
+    # One dict in place of make_subplots and updates: a slider redraws this, and those take longer
+    # than all that is computed.
+    ticks = key_ticks(row)
+    upper, lower = [0.55, 1.0], [0.0, 0.45]
+    layout = {
+        "template": style.TEMPLATE,
+        "title": row_title(row),
+        "height": 600,
+        "margin": {"t": 110, "b": 120},
+        "legend": {
+            "orientation": "h",
+            "y": -0.17,
+            "entrywidth": 0.5,
+            "entrywidthmode": "fraction",
+        },
+        "xaxis": {"anchor": "y", "matches": "x2", "showticklabels": False, **ticks},
+        "yaxis": {
+            "anchor": "x",
+            "domain": upper,
+            "title": {"text": "probability"},
+            "rangemode": "tozero",
+        },
+        "xaxis2": {"anchor": "y2", "title": {"text": "key [token]"}, **ticks},
+        "yaxis2": {"anchor": "x2", "domain": lower, "title": {"text": "nats"}},
+        "annotations": [
+            {
+                "text": text,
+                "x": 0.5,
+                "y": domain[1],
+                "xref": "paper",
+                "yref": "paper",
+                "xanchor": "center",
+                "yanchor": "bottom",
+                "showarrow": False,
+                "font": {"size": 14},
+            }
+            for text, domain in (("Mass", upper), ("What makes it", lower))
+        ],
+    }
+    return Figure({"data": traces, "layout": layout})
 
 
 def _names(row: xr.Dataset) -> np.ndarray:

@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -112,13 +113,13 @@ class OfflineContext:
         assert self.console_errors == [], "a page reported errors"
 
 
-@pytest.fixture
-def offline_context(tmp_path: Path) -> Iterator[OfflineContext]:
-    """A fresh browser with an empty profile; see `OfflineContext`."""
+@contextmanager
+def offline_browser(profile: Path) -> Iterator[OfflineContext]:
+    """A browser that cannot leave this machine, with an empty profile in that folder."""
     executable = find_browser()
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            tmp_path / "browser-profile",
+            profile,
             executable_path=executable,
             headless=True,
             args=list(FLAGS),
@@ -129,6 +130,13 @@ def offline_context(tmp_path: Path) -> Iterator[OfflineContext]:
             yield OfflineContext(context)
         finally:
             context.close()
+
+
+@pytest.fixture
+def offline_context(tmp_path: Path) -> Iterator[OfflineContext]:
+    """A fresh browser with an empty profile; see `OfflineContext`."""
+    with offline_browser(tmp_path / "browser-profile") as context:
+        yield context
 
 
 @pytest.fixture
@@ -228,7 +236,13 @@ def free_port() -> int:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A JupyterLab of this test process, with settings and notebooks of its own."""
     find_browser()
-    home = tmp_path_factory.mktemp("lab")
+    with jupyterlab(tmp_path_factory.mktemp("lab")) as started:
+        yield started
+
+
+@contextmanager
+def jupyterlab(home: Path) -> Iterator[Lab]:
+    """A JupyterLab that keeps everything it writes in that folder."""
     folders = {
         "JUPYTER_CONFIG_DIR": home / "config",
         "JUPYTER_DATA_DIR": home / "data",

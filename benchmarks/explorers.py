@@ -1,0 +1,273 @@
+"""From a key press to the picture: explorers in JupyterLab, in a real browser.
+
+Run with ``python benchmarks/explorers.py`` (needs a Chromium). Milliseconds are medians over key
+presses, measured in the page until the last panel is painted; bytes are what the kernel sends for
+one update. Beside them a plain plotly FigureWidget with a heatmap of the same size, and the size of
+the pages that BertViz and CircuitsVis make of the same weights, where they are installed
+(``pip install --no-deps bertviz circuitsvis``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+import warnings
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from _browser import CLOCK, median, press, presses, session
+
+SETUP = """
+import json, time
+import numpy as np, psutil, torch
+import plotly.graph_objects as go, ipywidgets
+from ipykernel.comm.comm import BaseComm
+from goatviz import explore_plan, explore_prior, load_pretrained
+model = load_pretrained("passkey-goat")
+sent = [0]
+inner = BaseComm.publish_msg
+def counted(self, msg_type, data=None, metadata=None, buffers=None, **keys):
+    sent[0] += len(json.dumps(data, default=str)) + sum(len(memoryview(b)) for b in buffers or ())
+    return inner(self, msg_type, data=data, metadata=metadata, buffers=buffers, **keys)
+BaseComm.publish_msg = counted
+def ids(n):
+    return torch.randint(97, 123, (1, n), generator=torch.Generator().manual_seed(0))
+"""
+PLAIN = """
+weights = [np.asarray(torch.rand({n}, {n}, generator=torch.Generator().manual_seed(h)).tril())
+           for h in range(2)]
+widget = go.FigureWidget(go.Heatmap(z=weights[0]))
+slider = ipywidgets.IntSlider(min=0, max=1)
+slider.observe(lambda change: setattr(widget.data[0], 'z', weights[change['new']]), 'value')
+display(slider, widget)
+ended = time.time()
+"""
+MIB = 2**20
+
+
+class Bench:
+    """One notebook, run cell by cell, and what is measured in it."""
+
+    def __init__(self, lab: Any, page: Any, count: int) -> None:
+        self.lab, self.page, self.count = lab, page, count
+        self.lines: list[str] = []
+        self.missed: list[str] = []
+
+    def open(self, *cells: str) -> float:
+        """Run cells in a fresh notebook; milliseconds from their end to the first picture."""
+        name = self.lab.write("bench.ipynb", SETUP, *cells)
+        first = """() => {
+            window.goatvizFirst = null;
+            new MutationObserver(() => {
+                const there = document.querySelector(
+                    '[data-drawn], [data-painted], .js-plotly-plot .main-svg');
+                if (there && window.goatvizFirst === null)
+                    setTimeout(() => { window.goatvizFirst ??= Date.now(); }, 0);
+            }).observe(document, { subtree: true, childList: true, attributes: true });
+        }"""
+        self.page.add_init_script(f"({first})()")
+        self.lab.run(self.page, name, timeout_ms=600_000)
+        self.page.wait_for_function("() => window.goatvizFirst !== null")
+        shown = self.page.evaluate("() => window.goatvizFirst")
+        self.page.wait_for_timeout(2500)
+        self.page.evaluate(CLOCK)
+        return max(0.0, shown - 1000 * self.ask("ended"))
+
+    def ask(self, expression: str) -> Any:
+        return self.lab.ask(self.page, expression)
+
+    def focus(self, role: str, name: str) -> None:
+        self.page.get_by_role(role, name=name).first.focus()
+
+    def measure(
+        self, label: str, keys: tuple[str, ...], target: float | None = None, count: int = 0
+    ) -> float:
+        """Press keys in turn; print the median beside what was sent, and keep what missed."""
+        count = count or self.count
+        before = self.ask("sent[0]")
+        taken = presses(self.page, keys, count)
+        share = (self.ask("sent[0]") - before) / (count + 1)
+        self.say(label, median(taken), share, target, max(taken))
+        if share > 1e6:
+            self.missed.append(f"{label}: below 1 MB an update ({share / 1e6:.2f} MB)")
+        return median(taken)
+
+    def say(
+        self,
+        label: str,
+        value: float,
+        share: float | None = None,
+        target: float | None = None,
+        most: float | None = None,
+    ) -> None:
+        sent = f"{share / 1e3:>10,.0f}" if share is not None else f"{'-':>10}"
+        worst = f"{most:>10,.0f}" if most is not None else f"{'-':>10}"
+        wanted = f"{target:>8,.0f}" if target is not None else f"{'-':>8}"
+        print(f"{label:<58} {value:>10,.0f} {worst} {sent} {wanted}", flush=True)
+        if target is not None and value > target:
+            self.missed.append(f"{label}: {value:,.0f} ms, target {target:,.0f}")
+
+    def heap(self) -> tuple[float, float]:
+        """MiB of the page's JavaScript after a collection, and of the kernel's resident memory."""
+        cdp = self.page.context.new_cdp_session(self.page)
+        cdp.send("HeapProfiler.collectGarbage")
+        used = cdp.send("Runtime.getHeapUsage")["usedSize"] / MIB
+        cdp.detach()
+        code = "(__import__('gc').collect(), psutil.Process().memory_info().rss)[1]"
+        return used, self.ask(code) / MIB
+
+
+def bench_maps(bench: Bench, sizes: list[int]) -> None:
+    for size in sizes:
+        target = 100 if size <= 1024 else 200
+        first = bench.open(
+            f"explorer = explore_plan(model, ids({size}))\ndisplay(explorer)\nended = time.time()"
+        )
+        bench.say(f"plan {size}: cell's end to first picture", first, None, 3000)
+        bench.focus("combobox", "Head")
+        bench.measure(f"plan {size}: another head, map and row", ("ArrowDown", "ArrowUp"), target)
+        bench.focus("spinbutton", "Query")
+        bench.measure(f"plan {size}: another query, row", ("ArrowDown", "ArrowUp"), target)
+        bench.page.locator(".goatviz-map-canvas").focus()
+        bench.measure(f"plan {size}: zoom in and out", ("+", "-"), target)
+
+
+def bench_plain(bench: Bench, sizes: list[int]) -> None:
+    for size in sizes:
+        first = bench.open(PLAIN.format(n=size))
+        bench.say(f"plain FigureWidget {size}: cell's end to first picture", first)
+        bench.page.evaluate(
+            "() => window.goatvizClock.watch(document.querySelector('.js-plotly-plot'))"
+        )
+        bench.page.locator(".noUi-handle").first.focus()
+        count = bench.count if size <= 512 else min(bench.count, 4)
+        before = bench.ask("sent[0]")
+        taken = presses(bench.page, ("ArrowRight", "ArrowLeft"), count)
+        share = (bench.ask("sent[0]") - before) / (count + 1)
+        bench.say(
+            f"plain FigureWidget {size}: another heatmap", median(taken), share, most=max(taken)
+        )
+
+
+def bench_prior(bench: Bench, lengths: list[int]) -> None:
+    for length in lengths:
+        first = bench.open(
+            f"explorer = explore_prior(model, length={length})\n"
+            "display(explorer)\nended = time.time()"
+        )
+        bench.say(f"prior {length}: cell's end to first picture", first, None, 3000)
+        bench.focus("slider", "Relative scale")
+        bench.measure(f"prior {length}: a slider, all panels", ("ArrowRight", "ArrowLeft"), 200)
+
+
+def bench_long(bench: Bench, length: int, steps: int) -> None:
+    code = (
+        'model = load_pretrained("copy-mixture-4-goat")\n'
+        f"explorer = explore_plan(model, torch.randint(32, (1, {length})))\n"
+        "display(explorer)\nended = time.time()"
+    )
+    first = bench.open(code)
+    bench.say(f"plan {length}: cell's end to first picture", first, None, 3000)
+    bench.page.wait_for_function(
+        "() => document.querySelector('.goatviz-map-work').dataset.busy === 'no'",
+        timeout=120_000,
+    )
+    bench.page.locator(".goatviz-map-canvas").focus()
+    before = bench.ask("sent[0]")
+    taken = [press(bench.page, "+") for _ in range(steps)]
+    share = (bench.ask("sent[0]") - before) / steps
+    bench.say(f"plan {length}: zoom in, {steps} steps", median(taken), share, most=max(taken))
+    shift = "Shift+ArrowLeft"
+    taken = [press(bench.page, shift) for _ in range(steps)]
+    bench.say(f"plan {length}: pan by keys, queries known", median(taken), most=max(taken))
+
+
+def bench_memory(bench: Bench, updates: int) -> None:
+    bench.open("explorer = explore_plan(model, ids(1024))\ndisplay(explorer)\nended = time.time()")
+    bench.focus("combobox", "Head")
+    presses(bench.page, ("ArrowDown", "ArrowUp"), 5, quiet_ms=50)
+    page_before, kernel_before = bench.heap()
+    presses(bench.page, ("ArrowDown", "ArrowUp"), updates, quiet_ms=20)
+    page_after, kernel_after = bench.heap()
+    for name, growth in (
+        ("page", page_after - page_before),
+        ("kernel", kernel_after - kernel_before),
+    ):
+        print(f"memory of the {name} after {updates} updates: {growth:+.1f} MiB")
+        if growth > 10:
+            bench.missed.append(f"memory of the {name} grows by {growth:.1f} MiB, target 10")
+
+
+def peers(length: int, heads: int) -> None:
+    """The pages that other viewers make of one layer's weights, beside ours."""
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from goatviz import explore_plan, load_pretrained
+
+    weights = torch.rand(1, heads, length, length).tril()
+    weights = weights / weights.sum(-1, keepdim=True)
+    tokens = [f"t{number}" for number in range(length)]
+    print(f"\npages of {heads} heads at {length} tokens, MB without plotly.js:")
+    if importlib.util.find_spec("bertviz"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from bertviz import head_view
+
+            shown = head_view((weights,), tokens, html_action="return")
+        print(f"  BertViz head_view      {len(shown.data) / 1e6:8.1f}")
+    else:
+        print("  BertViz                not installed")
+    if importlib.util.find_spec("circuitsvis"):
+        from circuitsvis.attention import attention_heads
+
+        shown = str(attention_heads(attention=np.asarray(weights[0]), tokens=tokens))
+        print(f"  CircuitsVis            {len(shown) / 1e6:8.1f}")
+    else:
+        print("  CircuitsVis            not installed")
+    model = load_pretrained("passkey-goat")
+    ids = torch.randint(97, 123, (1, length))
+    explorer = explore_plan(model, ids, tokens=tokens)
+    with TemporaryDirectory() as folder:
+        from plotly.offline import get_plotlyjs
+
+        own = [name for name, _ in explorer.controls["head"].options]
+        path = explorer.save_html(Path(folder) / "plan.html", vary={"head": own})
+        size = path.stat().st_size - len(get_plotlyjs())
+    print(f"  goatviz save_html      {size / 1e6:8.1f}  ({len(own)} heads, maps and rows)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 1024, 2048])
+    parser.add_argument("--plain-sizes", type=int, nargs="*", default=[128, 256, 1024])
+    parser.add_argument("--prior-lengths", type=int, nargs="*", default=[1024, 16_384])
+    parser.add_argument("--long", type=int, default=131_072)
+    parser.add_argument("--presses", type=int, default=30)
+    parser.add_argument("--updates", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--peer-length", type=int, default=256)
+    given = parser.parse_args()
+    print(
+        f"Explorers in JupyterLab; {platform.machine()}, {psutil.cpu_count()} cores, torch "
+        f"{torch.__version__}; medians over {given.presses} key presses"
+    )
+    print(f"{'case':<58} {'median ms':>10} {'worst ms':>10} {'kB sent':>10} {'target':>8}")
+    with session() as (lab, page):
+        bench = Bench(lab, page, given.presses)
+        bench_maps(bench, given.sizes)
+        bench_prior(bench, given.prior_lengths)
+        bench_plain(bench, given.plain_sizes)
+        bench_long(bench, given.long, given.steps)
+        bench_memory(bench, given.updates)
+    peers(given.peer_length, 4)
+    print("\ntargets:")
+    for line in bench.missed or ["all met"]:
+        print(f"  {'MISSED ' if bench.missed else ''}{line}")
+
+
+if __name__ == "__main__":
+    main()
