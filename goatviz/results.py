@@ -85,6 +85,41 @@ PRIOR_PROFILE = Schema(
     optional=frozenset({"explained_variance"}),
 )
 
+PRIOR_MIX = Schema(
+    "prior_mix",
+    {
+        "key_stop": Field(("key",), "tokens", "end of the key bin (exclusive)"),
+        "sink": Field(("key",), "nats", "sink u(j), scaled"),
+        "sink_low": Field(("key",), "nats", "smallest u(j) in the bin"),
+        "sink_high": Field(("key",), "nats", "largest u(j) in the bin"),
+        "learned_sink": Field(("key",), "nats", "sink u(j), as learned"),
+        "lag_stop": Field(("lag",), "tokens", "end of the lag bin (exclusive)"),
+        "kernel": Field(("lag",), "nats", "kernel, scaled, recency included"),
+        "kernel_low": Field(("lag",), "nats", "smallest kernel in the bin"),
+        "kernel_high": Field(("lag",), "nats", "largest kernel in the bin"),
+        "learned_kernel": Field(("lag",), "nats", "kernel, as learned"),
+        "frequency": Field(("rank",), "radian/token", "frequency"),
+        "amplitude": Field(("rank",), "nats", "amplitude, scaled"),
+        "learned_amplitude": Field(("rank",), "nats", "amplitude, as learned"),
+        "bin_stop": Field(("key_bin",), "tokens", "end of the key bin (exclusive)"),
+        "probability": Field(("query", "key_bin"), "probability", "prior mass in the bin"),
+        "allowed": Field(
+            ("query", "key_bin"), "1", "whether the bin holds a key the query may see"
+        ),
+        "margin": Field(("query",), "nats", "lead of the top key over the runner-up"),
+        "learned_margin": Field(("query",), "nats", "lead of the top key, as learned"),
+        "margin_key": Field(("query",), "tokens", "the top key"),
+        "top_mass": Field(("query",), "probability", "prior mass on the top key"),
+        "prior_entropy": Field(("query",), "nats", "entropy of the prior"),
+        "seen": Field(("query",), "count", "keys the query may see"),
+        "last_stop": Field(("last_key",), "tokens", "end of the key bin (exclusive)"),
+        "last": Field(("last_key",), "probability", "last query's prior mass, mean over the bin"),
+        "last_low": Field(("last_key",), "probability", "least mass that content can leave"),
+        "last_high": Field(("last_key",), "probability", "largest mass that content can give"),
+        "learned_last": Field(("last_key",), "probability", "last query's prior mass, as learned"),
+    },
+)
+
 PLAN_SLICE = Schema(
     "plan_slice",
     {
@@ -119,8 +154,10 @@ PLAN_ROW = Schema(
         "log_prior": Field(("key",), "nats", "log-prior, mean over the bin"),
         "allowed": Field(("key",), "1", "whether the bin holds a key the query may see"),
         "key_token": Field(("key",), "1", "key token"),
+        "solver": Field(("key",), "probability", "mass in the bin by POT's own solution"),
+        "balanced": Field(("key",), "probability", "mass in the bin, doubly stochastic plan"),
     },
-    optional=frozenset({"key_token"}),
+    optional=frozenset({"key_token", "solver", "balanced"}),
 )
 
 _CURVE = (*_HEAD, "threshold")
@@ -303,6 +340,7 @@ SCHEMAS = {
     schema.name: schema
     for schema in (
         PRIOR_PROFILE,
+        PRIOR_MIX,
         PLAN_SLICE,
         PLAN_ROW,
         SINK_PROFILE,

@@ -210,12 +210,12 @@ def prior_profile(
         )
     rows, row_note = _rows(queries, length, resolution)
     edges, inner = _matrix_edges(keys, length, resolution)
-    key_edges = _curve_edges(0, length, points)
+    key_edges = curve_edges(0, length, points)
     any_two_sided = any(not sources[index].causal for index in chosen)
-    lag_edges = _curve_edges(0, length, points)
+    lag_edges = curve_edges(0, length, points)
     if any_two_sided:
         lag_edges = np.unique(np.concatenate([1 - lag_edges, lag_edges]))
-    ranks = max((_spectrum(sources[i].prior)[0].shape[0] for i in chosen), default=0)
+    ranks = max((prior_spectrum(sources[i].prior)[0].shape[0] for i in chosen), default=0)
 
     shape = (len(chosen), len(head_ids))
     data: dict[str, Any] = {
@@ -263,7 +263,7 @@ def prior_profile(
         with torch.no_grad():
             layer = _curves(prior, found.causal, length, key_edges, lag_edges)
             layer |= _matrices(prior, found.causal, length, rows, edges, inner, take)
-            frequency, amplitude, phase = _spectrum(prior)
+            frequency, amplitude, phase = prior_spectrum(prior)
         for name, values in layer.items():
             picked = values if name in _MATRIX_FIELDS else values[take]
             data[name][at, put] = picked
@@ -336,12 +336,16 @@ def _curves(
         "recency_slope": recency[:, -first_lag]
         - (recency[:, -first_lag + 1] if lags > -first_lag + 1 else recency[:, -first_lag])
     }
-    out["sink"], out["sink_low"], out["sink_high"] = _pool(sink, key_edges)
+    out["sink"], out["sink_low"], out["sink_high"] = pool_curve(sink, key_edges)
     pads = ((0, 0), (missing, 0))
     for name, values in (
-        *zip(("kernel", "kernel_low", "kernel_high"), _pool(kernel, own - first_lag), strict=True),
-        ("relative", _pool(relative, own - first_lag)[0]),
-        ("recency", _pool(recency, own - first_lag)[0]),
+        *zip(
+            ("kernel", "kernel_low", "kernel_high"),
+            pool_curve(kernel, own - first_lag),
+            strict=True,
+        ),
+        ("relative", pool_curve(relative, own - first_lag)[0]),
+        ("recency", pool_curve(recency, own - first_lag)[0]),
     ):
         out[name] = np.pad(values, pads, constant_values=np.nan)
     return out
@@ -366,7 +370,7 @@ def _over_lags(part: Prior, first: int, length: int) -> np.ndarray:
     return torch.cat(blocks, dim=-1).numpy()
 
 
-def _pool(values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pool_curve(values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, least and largest in the bins between `edges`, along the last axis."""
     starts = edges[:-1].astype(np.intp)
     width = np.diff(edges)
@@ -465,7 +469,7 @@ def _window(prior: Prior, rows: Tensor, keys: Tensor) -> Tensor:
     return factors.query @ factors.key.mT + factors.key_bias.unsqueeze(1)
 
 
-def _spectrum(prior: Prior) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def prior_spectrum(prior: Prior) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Frequencies (R,), amplitudes and phases (heads, R) of all spectral parts."""
     frequencies, cosines, sines = [], [], []
     for part in prior.components().values():
@@ -509,7 +513,8 @@ def _matrix_edges(keys: slice | None, length: int, resolution: int) -> tuple[np.
     return edges, slice(before, before + stop - start)
 
 
-def _curve_edges(start: int, length: int, points: int) -> np.ndarray:
+def curve_edges(start: int, length: int, points: int) -> np.ndarray:
+    """Edges of a curve's bins: the first quarter of `points` exact, then bins of equal width."""
     if length <= points:
         return np.arange(start, start + length + 1)
     exact = points // 4

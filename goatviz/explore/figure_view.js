@@ -119,6 +119,11 @@ function render({ model, el }) {
     attributes: true,
     attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"],
   });
+  // A theme's colours may arrive after its name: when the ink has changed, whatever changed it.
+  const inked = (event) => {
+    if (event.target === root && event.propertyName === "color") redraw();
+  };
+  root.addEventListener("transitionend", inked);
   const preference = window.matchMedia("(prefers-color-scheme: dark)");
   preference.addEventListener("change", redraw);
   model.on("change:figure", redraw);

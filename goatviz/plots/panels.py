@@ -138,6 +138,10 @@ class _Cell:
                 moved["coloraxis"] = self._coloraxis(trace["coloraxis"])
             elif trace.get("type") == "heatmap" and trace.get("showscale", True):
                 moved["colorbar"] = self._colourbar(trace.get("colorbar", {}))
+            marker = trace.get("marker", {})
+            if marker.get("showscale"):
+                bar = self._colourbar(marker.get("colorbar", {}))
+                moved["marker"] = {**marker, "colorbar": bar}
             if trace.get("showlegend", True):
                 moved["legend"] = legend
             data.append(moved)

@@ -1,0 +1,406 @@
+"""A learned prior, component by component: switches and scales, and what they make of its plan.
+
+Numbers come from `goatviz.analysis.prior_mix`, pictures from `goatviz.plots.prior_panels`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import traitlets
+import xarray as xr
+from torch import nn
+
+from goatviz.analysis.prior import PriorSource, prior_sources, prior_spectrum
+from goatviz.analysis.prior_mix import PriorMixer, component_names, grid_message, part_of
+from goatviz.explore.base import Explorer, Picture, Task, ranged
+from goatviz.explore.controls import Control
+from goatviz.explore.selection import Selection
+from goatviz.plots.figure import Figure
+from goatviz.plots.prior_panels import PRIOR_PANELS, draw_prior_panel, mix_summary
+from goatviz.priors.base import Prior
+from goatviz.training.checkpoint import Checkpoint
+
+#: The longest text, in tokens.
+MAX_LENGTH = 1_000_000
+#: Between which the scales, the content range and the temperature move.
+SCALES = (0.0, 3.0)
+CONTENT_RANGES = (0.0, 20.0)
+TEMPERATURES = (0.01, 100.0)
+#: Texts longer than this are computed beside the kernel's own work.
+LONG = 32_768
+#: Numbers of evaluated curves that are kept (32 MB).
+_KEPT = 1 << 22
+#: States of an exported page by itself.
+_STATES = 32
+
+_COMPONENTS = ("sink", "relative", "recency")
+_MEANING = {
+    "sink": "u(j), what a key has whatever the query",
+    "relative": "the kernel of the lag without recency",
+    "recency": "the slope that favours near keys",
+}
+#: What each panel depends on besides layer, head and length: a move draws no other again.
+_SCALES_OF = {
+    "sink": ("sink",),
+    "kernel": ("relative", "recency"),
+    "spectrum": ("relative",),
+    "plan": _COMPONENTS,
+}
+
+
+def explore_prior(
+    source: Prior | nn.Module | Checkpoint,
+    *,
+    length: int | None = None,
+    causal: bool | None = None,
+    selection: Selection | None = None,
+) -> PriorExplorer:
+    r"""Explore a learned prior in JupyterLab: switch and scale its components, at any length.
+
+    .. math:: K_{ij} = a\,u(j) + b\,\kappa(i - j) - c\,m\,(i - j), \qquad
+              \pi_{ij} = e^{K_{ij}} / \sum_{j'} e^{K_{ij'}}
+
+    Parameters
+    ----------
+    source : Prior, nn.Module or Checkpoint
+        A prior; a model with goatviz `Attention` or goat-attention's modules inside; a loaded
+        checkpoint. Its parameters are read when a layer, head or length is first shown.
+    length : int, optional
+        Tokens to begin with, 1 to 1,000,000; default the training length, or 128.
+    causal : bool, optional
+        Overrides what the layers say; needed where the module does not know (default: causal).
+    selection : Selection, optional
+        Shared with other explorers.
+
+    Returns
+    -------
+    PriorExplorer
+        A widget; `draw(...)` makes the same pictures without a kernel.
+
+    Raises
+    ------
+    TypeError
+        If `source` has no explicit prior, or is a finished profile.
+    ValueError
+        For a prior on a grid or a length out of range.
+
+    Notes
+    -----
+    The temperature is that of the content: in softmax(s / tau + K) it divides the scores s and
+    not the log-prior, so a prior alone does not know it. What it says together with a content
+    range w is how far *any* content can move the plan: log-odds by at most w / tau. To temper the
+    prior itself, pi^(1/T), set all scales to 1/T.
+
+    Examples
+    --------
+    >>> from goatviz import load_pretrained
+    >>> explorer = explore_prior(load_pretrained("copy-mixture-1-goat"))
+    >>> explorer.set(head=1, sink=False)
+    >>> explorer.values()["sink"], list(explorer.panels)
+    (False, ['sink', 'kernel', 'plan', 'last query', 'margin', 'spectrum'])
+    >>> explorer.draw(sink_scale=2.0).layout.title.text
+    'Learned prior'
+    """
+    return PriorExplorer(source, length=length, causal=causal, selection=selection)
+
+
+class PriorExplorer(Explorer):
+    """Layer, head, length, components and content of a learned prior; see `explore_prior`.
+
+    Attributes
+    ----------
+    layer, head : int
+        Which; heads are parameter sets (key-value heads under grouped queries).
+    length : int
+        Tokens, 1 to 1,000,000.
+    sink, relative, recency : bool
+        Whether the component counts; only those that some layer has can be switched.
+    sink_scale, relative_scale, recency_scale : float
+        Its factor in the log-prior, 0 to 3; 1 as learned.
+    content_range : float
+        w, the largest less the smallest content score of a query, 0 to 20.
+    temperature : float
+        tau of the content, 0.01 to 100: any content moves log-odds by at most w / tau. It leaves
+        the prior alone.
+    """
+
+    layer = traitlets.Int(0)
+    head = traitlets.Int(0)
+    length = traitlets.Int(128)
+    sink = traitlets.Bool(True)
+    relative = traitlets.Bool(True)
+    recency = traitlets.Bool(True)
+    sink_scale = traitlets.Float(1.0)
+    relative_scale = traitlets.Float(1.0)
+    recency_scale = traitlets.Float(1.0)
+    content_range = traitlets.Float(1.0)
+    temperature = traitlets.Float(1.0)
+
+    def __init__(
+        self,
+        source: Prior | nn.Module | Checkpoint,
+        *,
+        length: int | None = None,
+        causal: bool | None = None,
+        selection: Selection | None = None,
+    ) -> None:
+        if isinstance(source, xr.Dataset):
+            raise TypeError(
+                "source must be a Prior, a model or a checkpoint: a finished result cannot be "
+                "recombined, draw it with goatviz.plot_prior"
+            )
+        source = source.model if isinstance(source, Checkpoint) else source
+        if length is not None:
+            _check_length(length)
+        sources = prior_sources(source, causal=causal, length=length)
+        for each in sources:
+            if each.prior.axes:
+                raise ValueError(grid_message(each))
+        if length is None:
+            known = next((s.training_length for s in sources if s.training_length), 128)
+            length = min(known, MAX_LENGTH)
+        super().__init__(length=int(length))
+        self._source, self._causal = source, causal
+        self._heads = [s.prior.num_heads for s in sources]
+        self._parts = [component_names(s.prior) for s in sources]
+        self._names = tuple(n for n in _COMPONENTS if any(n in parts for parts in self._parts))
+        self._mixers: OrderedDict[tuple[int, int, int], PriorMixer] = OrderedDict()
+        self._drawn: dict[str, tuple[tuple, Figure]] = {}
+        self._lock = threading.Lock()
+        self.shown = (
+            "layer",
+            "head",
+            "length",
+            *self._names,
+            *(f"{name}_scale" for name in self._names),
+            "content_range",
+            "temperature",
+        )
+        there = {
+            "sink": "sink" in self._names,
+            "kernel": bool({"relative", "recency"} & set(self._names)),
+            "spectrum": any(len(prior_spectrum(s.prior)[0]) for s in sources),
+        }
+        self.panels = {name: 340 for name in PRIOR_PANELS if there.get(name, True)}
+        self._set_up(self._all_controls(sources), label="Learned prior", selection=selection)
+        self._controls.on_press("reset", self.reset)
+        self._fit()
+
+    @traitlets.validate(*_COMPONENTS, *(f"{name}_scale" for name in _COMPONENTS))
+    def _is_there(self, proposal: Any) -> Any:
+        name = proposal["trait"].name
+        if name.removesuffix("_scale") not in getattr(self, "_names", _COMPONENTS):
+            raise traitlets.TraitError(f"{name} cannot be set: this prior has no such component")
+        return proposal["value"]
+
+    def reset(self) -> None:
+        """Every component on and as learned, and the content at temperature 1."""
+        self.set(
+            **dict.fromkeys(self._names, True),
+            **{f"{name}_scale": 1.0 for name in self._names},
+            temperature=1.0,
+        )
+
+    def result(self, **values: Any) -> xr.Dataset:
+        """The numbers behind the picture, for these values and else the widget's own.
+
+        Returns
+        -------
+        xarray.Dataset
+            Schema "prior_mix" (`goatviz.results.PRIOR_MIX`).
+
+        Raises
+        ------
+        ValueError
+            If there is no such value.
+        """
+        unknown = [name for name in values if name not in self.shown]
+        if unknown:
+            raise ValueError(f"values must be among {', '.join(self.shown)}, got {unknown[0]!r}")
+        merged = {**self.values(), **values}
+        self._check(merged)
+        return self._mix(merged, Task())
+
+    # --- controls ---
+
+    def _all_controls(self, sources: list[PriorSource]) -> list[Control]:
+        grouped = "a set of parameters: a key-value head under grouped queries"
+        controls = [
+            Control(
+                "layer", "Layer", options=[(n, f"{n} ({s.name})") for n, s in enumerate(sources)]
+            ),
+            Control("head", "Head", options=self._head_options(0), hint=grouped),
+            Control(
+                "length",
+                "Length",
+                "number",
+                low=1,
+                high=MAX_LENGTH,
+                whole=True,
+                hint=f"tokens, 1 to {MAX_LENGTH:,}",
+            ),
+        ]
+        for name in self._names:
+            controls += [
+                Control(name, name.capitalize(), "toggle", hint=_MEANING[name]),
+                Control(
+                    f"{name}_scale",
+                    f"{name.capitalize()} ×",
+                    "slider",
+                    low=SCALES[0],
+                    high=SCALES[1],
+                    step=0.05,
+                    hint=f"factor of the {name} in the log-prior, 1 as learned",
+                ),
+            ]
+        return [
+            *controls,
+            Control(
+                "content_range",
+                "Content range w",
+                "slider",
+                low=CONTENT_RANGES[0],
+                high=CONTENT_RANGES[1],
+                step=0.1,
+                hint="largest less smallest content score of a query; any such content moves "
+                "log-odds by at most w / temperature",
+            ),
+            Control(
+                "temperature",
+                "Content temperature τ",
+                "slider",
+                low=TEMPERATURES[0],
+                high=TEMPERATURES[1],
+                step=0.05,
+                log=True,
+                hint="divides content scores in softmax(s/τ + K) and leaves the prior alone; to "
+                "temper the prior itself, scale all its components",
+            ),
+            Control("reset", "Reset to learned", "button"),
+        ]
+
+    def _head_options(self, layer: int) -> list[tuple[int, str]]:
+        return [(head, str(head)) for head in range(self._heads[layer])]
+
+    def _trait_changed(self, change: dict[str, Any]) -> None:
+        if change["name"] == "layer" and 0 <= change["new"] < len(self._heads):
+            with self._together():
+                self._fit()
+        super()._trait_changed(change)
+
+    def _fit(self) -> None:
+        """Offer the heads that this layer has, and rest the switches of what it lacks."""
+        self._controls.change("head", options=self._head_options(self.layer))
+        if self.head >= self._heads[self.layer]:
+            self.head = self._heads[self.layer] - 1
+        for name in self._names:
+            lacking = name not in self._parts[self.layer]
+            self._controls.change(name, disabled=lacking)
+            self._controls.change(f"{name}_scale", disabled=lacking)
+
+    # --- pictures ---
+
+    def _check(self, values: Mapping[str, Any]) -> None:
+        ranged("layer", values["layer"], len(self._heads))
+        ranged("head", values["head"], self._heads[values["layer"]])
+        _check_length(values["length"])
+        for name in self._names:
+            if not isinstance(values[name], bool):
+                raise ValueError(f"{name} must be True or False, got {values[name]!r}")
+            _between(f"{name}_scale", values[f"{name}_scale"], *SCALES)
+        _between("content_range", values["content_range"], *CONTENT_RANGES)
+        _between("temperature", values["temperature"], *TEMPERATURES)
+
+    def _is_long(self, values: Mapping[str, Any]) -> bool:
+        return values["length"] > LONG
+
+    def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
+        mix = self._mix(values, task)
+        where = (values["layer"], values["head"], values["length"])
+        scales = {name: mix.attrs.get(f"{name}_scale") for name in _COMPONENTS}
+        figures = {}
+        for name in self.panels:
+            of = _SCALES_OF.get(name, _COMPONENTS)
+            depends = (*where, *(scales[each] for each in of))
+            if name not in _SCALES_OF:
+                depends += (mix.attrs["reach"],)
+            with self._lock:
+                known, figure = self._drawn.get(name, (None, None))
+            if known != depends:
+                figure = draw_prior_panel(mix, name)
+                with self._lock:
+                    self._drawn[name] = depends, figure
+            figures[name] = figure
+        views = {name: f"{name} {values['length']}" for name in self.panels}
+        return Picture(figures, mix_summary(mix), views)
+
+    def _mix(self, values: Mapping[str, Any], task: Task) -> xr.Dataset:
+        key = (values["layer"], values["head"], values["length"])
+        with self._lock:
+            mixer = self._mixers.get(key)
+        begin = 0.0
+        if mixer is None:
+            begin = 0.4
+            mixer = self._mixer(*key, part_of(task, 0.0, begin))
+            with self._lock:
+                self._mixers[key] = mixer
+                while len(self._mixers) > 1 and self._held() > _KEPT:
+                    self._mixers.popitem(last=False)
+        scales = {name: values[name] * values[f"{name}_scale"] for name in self._names}
+        return mixer.mix(
+            **scales,
+            content_range=values["content_range"],
+            temperature=values["temperature"],
+            task=part_of(task, begin, 1.0),
+        )
+
+    def _held(self) -> int:
+        return sum(mixer.size for mixer in self._mixers.values())
+
+    def _mixer(self, layer: int, head: int, length: int, task: Any) -> PriorMixer:
+        # Modules that normalise by the current length have another prior at each.
+        source = prior_sources(self._source, causal=self._causal, length=length)[layer]
+        return PriorMixer(source, head=head, length=length, layer=layer, task=task)
+
+    # --- without a kernel, and the end ---
+
+    def _default_vary(self) -> dict[str, list[Any]]:
+        """Heads, the sink's switch and a few scales, as many as a page holds."""
+        heads = list(range(self._heads[self.layer]))
+        vary: dict[str, list[Any]] = {}
+        parts = [name for name in self._names if name in self._parts[self.layer]]
+        wanted = {
+            **({"sink": [True, False]} if "sink" in parts else {}),
+            **{
+                f"{name}_scale": [0.0, 1.0, 2.0]
+                for name in ("relative", "recency")
+                if name in parts
+            },
+        }
+        for name, options in itertools.chain([("head", heads)], wanted.items()):
+            if len(options) * math.prod(map(len, vary.values())) <= _STATES:
+                vary[name] = options
+        return vary
+
+    def _forget(self) -> None:
+        self._mixers.clear()
+        self._drawn.clear()
+        self._source = None
+
+
+def _check_length(length: Any) -> None:
+    if isinstance(length, bool) or not isinstance(length, int):
+        raise ValueError(f"length must be an integer, got {length!r}")
+    if not 1 <= length <= MAX_LENGTH:
+        raise ValueError(f"length must be 1 to {MAX_LENGTH:,} tokens, got {length:,}")
+
+
+def _between(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f"{name} must be in {low:g} .. {high:g}, got {value!r}")
