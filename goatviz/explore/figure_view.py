@@ -66,7 +66,7 @@ class FigureView(anywidget.AnyWidget):
     library = traitlets.Instance(PlotlyLibrary).tag(sync=True, **widget_serialization)
 
     def __init__(self, figure: go.Figure | None = None, *, label: str = "") -> None:
-        super().__init__(library=plotly_library(), layout={"width": "100%"})
+        super().__init__(library=plotly_library(), label=label, layout={"width": "100%"})
         self._on_click: list[Callable[[dict[str, Any]], None]] = []
         self.on_msg(self._received)
         if figure is not None:

@@ -13,7 +13,7 @@ from goatviz.plots.figure import Figure
 from goatviz.results import PLAN_ROW, check_result
 
 #: Keys that still have room for their text.
-MAX_TOKENS = 48
+MAX_TOKENS = 32
 
 
 def draw_row(row: xr.Dataset) -> Figure:
@@ -28,8 +28,8 @@ def draw_row(row: xr.Dataset) -> Figure:
     -------
     Figure
         Traces "plan", "prior", where the row has them "POT" (its own solution) and "doubly
-        stochastic", then "content score / temperature", "log-prior" and the level
-        "-potential / temperature" that their sum has where the plan would be 1.
+        stochastic", then "score / τ", "log-prior" and the level
+        "−potential / τ" that their sum has where the plan would be 1.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def _curves(row: xr.Dataset) -> list[tuple[int, str, np.ndarray, dict[str, objec
         *found,
         (
             2,
-            "content score / temperature",
+            "score / τ",
             row["scores"].values / temperature,
             line(2, "solid"),
             " nats",
@@ -144,7 +144,7 @@ def _curves(row: xr.Dataset) -> list[tuple[int, str, np.ndarray, dict[str, objec
         (2, "log-prior", row["log_prior"].values, line(3, "dash"), " nats"),
         (
             2,
-            "−potential / temperature",
+            "−potential / τ",
             level,
             {"mode": "lines", "line": {"color": style.INK, "dash": "dot", "width": 1.5}},
             " nats",

@@ -77,7 +77,7 @@ def test_draw_needs_no_kernel_and_changes_nothing(explorer):
     figure = explorer.draw(layer=1, head=1, query=30, temperature=0.5)
     assert (explorer.layer, explorer.head, explorer.query, explorer.temperature) == before
     explorer.layer, explorer.head, explorer.query, explorer.temperature = 1, 1, 30, 0.5
-    for name in ("plan", "prior", "content score / temperature", "log-prior"):
+    for name in ("plan", "prior", "score / τ", "log-prior"):
         np.testing.assert_array_equal(curve(figure, name), values(shown(explorer), name))
     assert figure.layout.title.text == shown(explorer).layout.title.text
 
@@ -85,7 +85,7 @@ def test_draw_needs_no_kernel_and_changes_nothing(explorer):
 def test_temperature_moves_a_row_from_its_largest_score_to_its_prior(explorer):
     explorer.query = 40
     cold = explorer.draw(temperature=0.001)
-    scores = curve(cold, "content score / temperature")
+    scores = curve(cold, "score / τ")
     # Equal tokens have equal scores: the prior parts them.
     best = np.isclose(scores, np.nanmax(scores))
     assert curve(cold, "plan")[best].sum() > 0.99 and best.sum() < 8
@@ -119,8 +119,8 @@ def test_errors_are_seen_and_go_away(explorer):
 
 
 def test_tokens_are_text_wherever_they_are_shown():
-    tokens = ["<img src=x onerror=alert(1)>"] + ["x"] * (LENGTH - 1)
-    explorer = explore_plan(small_model(), ids(), tokens=tokens)
+    tokens = ["<img src=x onerror=alert(1)>"] + ["x"] * 19
+    explorer = explore_plan(small_model(), ids(20), tokens=tokens)
     explorer.query = 3
     assert "<img" not in explorer._summary.value
     ticks = list(shown(explorer).layout.xaxis2.ticktext)

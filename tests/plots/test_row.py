@@ -63,9 +63,9 @@ def test_the_picture_has_curves_with_units_and_tokens():
     assert [trace.name for trace in figure.data] == [
         "plan",
         "prior",
-        "content score / temperature",
+        "score / τ",
         "log-prior",
-        "−potential / temperature",
+        "−potential / τ",
     ]
     np.testing.assert_array_equal(figure.data[0].y, row["weights"])
     np.testing.assert_array_equal(figure.data[2].y, row["scores"])
