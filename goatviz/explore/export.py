@@ -13,16 +13,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from goatviz.explore.controls import Control
 from goatviz.files import whole_file
 from goatviz.plots import style
-
-if TYPE_CHECKING:
-    from goatviz.explore.base import Explorer
 
 #: The most that a page may hold beside plotly.js.
 LIMIT_BYTES = 6_000_000
@@ -31,7 +29,33 @@ _LEAST_SHARED = 48
 _HERE = Path(__file__).parent
 
 
-def write_page(explorer: Explorer, path: Path, vary: Mapping[str, Sequence[Any]]) -> Path:
+class Drawn(Protocol):
+    """What `Explorer.picture` gives."""
+
+    figures: Mapping[str, go.Figure]
+    summary: str
+    views: Mapping[str, str]
+
+
+class Exported(Protocol):
+    """What is asked of an explorer."""
+
+    panels: Mapping[str, int]
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def controls(self) -> Mapping[str, Control]: ...
+
+    def picture(self, values: Mapping[str, Any]) -> Drawn: ...
+
+    def page_extras(self, values: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]: ...
+
+    def report_progress(self, doing: str, share: float) -> None: ...
+
+
+def write_page(explorer: Exported, path: Path, vary: Mapping[str, Sequence[Any]]) -> Path:
     """Compute every state and write the page, whole or not at all; see `Explorer.save_html`."""
     if path.suffix != ".html":
         raise ValueError(f"path must end in .html, got {path.name}")
@@ -43,7 +67,7 @@ def write_page(explorer: Explorer, path: Path, vary: Mapping[str, Sequence[Any]]
     return path
 
 
-def page(explorer: Explorer, vary: Mapping[str, Sequence[Any]]) -> str:
+def page(explorer: Exported, vary: Mapping[str, Sequence[Any]]) -> str:
     """The page's text.
 
     Raises
@@ -117,7 +141,7 @@ def _as_expression(name: str, file: str) -> str:
     return f"const {name} = (() => {{\n{source.replace('export function', 'function')}\n}})();\n"
 
 
-def _state(explorer: Explorer, values: Mapping[str, Any], shared: _Shared) -> dict[str, Any]:
+def _state(explorer: Exported, values: Mapping[str, Any], shared: _Shared) -> dict[str, Any]:
     picture = explorer.picture(values)
     return {
         "figures": {

@@ -51,8 +51,8 @@ class Model {
       if (!resolved.has(value.$)) resolved.set(value.$, resolve(content.shared[value.$]));
       return resolved.get(value.$);
     }
-    if (typeof value.base64 === "string") {
-      const bytes = Uint8Array.from(atob(value.base64), (letter) => letter.charCodeAt(0));
+    if (value.base64 !== undefined) {
+      const bytes = Uint8Array.from(atob(resolve(value.base64)), (letter) => letter.charCodeAt(0));
       return new DataView(bytes.buffer);
     }
     const found = {};

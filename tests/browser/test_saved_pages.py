@@ -1,0 +1,155 @@
+"""Explorers saved as pages: offline, their controls still work and say what the kernel said."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from plotly.offline import get_plotlyjs
+
+from goatviz import (
+    explore_length,
+    explore_plan,
+    explore_prior,
+    explore_sinks,
+    load_pretrained,
+    load_shipped_result,
+)
+
+pytestmark = pytest.mark.browser
+
+SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+HOSTILE = ["<img src=x onerror=alert(1)>", "</script>", "%{y}", "&lt;b&gt;", "🙂", "the", "the"]
+
+
+def ids(length=48):
+    return torch.randint(32, (1, length), generator=torch.Generator().manual_seed(0))
+
+
+def plan():
+    tokens = [*HOSTILE, *[f"t{n}" for n in range(48 - len(HOSTILE))]]
+    return explore_plan(load_pretrained("copy-mixture-4-goat"), ids(), tokens=tokens)
+
+
+def lengths():
+    return explore_length(
+        load_shipped_result("needle-sweep"), grid=load_shipped_result("needle-grid")
+    )
+
+
+EXPLORERS = {
+    "plan": plan,
+    "prior": lambda: explore_prior(load_pretrained("copy-mixture-4-goat")),
+    "sinks": lambda: explore_sinks(load_pretrained("copy-mixture-4-goat"), ids()),
+    "length": lengths,
+    "losses": lambda: explore_length(load_shipped_result("dna-sweep")),
+}
+#: The values of every trace of every figure, NaN as text.
+SHOWN = """() => [...document.querySelectorAll('.goatviz-figure')].map(root => {
+    const graph = root.querySelector('.js-plotly-plot');
+    return graph._fullData.map(trace => [...(trace.z ?? trace.y ?? [])].flatMap(
+        row => row !== null && row.length !== undefined && typeof row !== 'string'
+            ? [...row] : [row]).map(String));
+})"""
+DRAWN = """() => [...document.querySelectorAll('.goatviz-figure')].every(
+    root => Number(root.dataset.drawn ?? 0) > 0)"""
+
+
+def numbers(values):
+    bad = ("null", "undefined", "NaN")
+    return np.array([np.nan if v in bad else float(v) for v in values], dtype=float)
+
+
+def compare(page, explorer, values):
+    """The page's figures are the kernel's for these values."""
+    figures = explorer.picture(values).figures
+    shown = page.evaluate(SHOWN)
+    assert len(shown) == len(figures)
+    for traces, (panel, figure) in zip(shown, figures.items(), strict=True):
+        assert len(traces) == len(figure.data), panel
+        for found, trace in zip(traces, figure.data, strict=True):
+            wanted = trace.z if trace.type == "heatmap" else trace.y
+            wanted = np.asarray([] if wanted is None else wanted, dtype=float).ravel()
+            np.testing.assert_allclose(
+                numbers(found), wanted, rtol=1e-6, err_msg=f"{panel}: {trace.name}"
+            )
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_a_saved_page_answers(tmp_path, offline_context, offline_page, name):
+    explorer = EXPLORERS[name]()
+    vary = explorer._default_vary()
+    path = explorer.save_html(tmp_path / "page.html")
+    assert path.stat().st_size - len(get_plotlyjs()) < 6_000_000
+    page, dialogs = offline_page, []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    page.goto(path.as_uri())
+    page.wait_for_function(DRAWN)
+    start = {
+        option: getattr(explorer, option)
+        if getattr(explorer, option) in list(choices)
+        else next(iter(choices))
+        for option, choices in vary.items()
+    }
+    compare(page, explorer, start)
+    moved = dict(start)
+    for option, choices in vary.items():
+        choices = list(choices)
+        control = explorer.controls[option]
+        target = choices[(choices.index(start[option]) + 1) % len(choices)]
+        element = page.locator(f"[name='{option}']")
+        if control.kind == "select":
+            element.select_option(index=choices.index(target))
+        elif control.kind == "toggle":
+            if target != start[option]:
+                element.click()
+        elif len(choices) > 1:
+            element.focus()
+            for _ in range(len(choices)):
+                page.keyboard.press("ArrowLeft")
+            for _ in range(choices.index(target)):
+                page.keyboard.press("ArrowRight")
+        moved[option] = target
+    wanted = explorer.picture(moved).summary
+    page.wait_for_function(
+        "wanted => document.getElementById('summary').textContent === wanted", arg=wanted
+    )
+    page.wait_for_timeout(600)
+    compare(page, explorer, moved)
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_timeout(500)
+        page.screenshot(path=SCREENSHOTS / f"page-{name}-{scheme}.png", full_page=True)
+    assert dialogs == [] and page.locator("main img").count() == 0
+    offline_context.assert_quiet()
+
+
+def test_the_map_of_a_saved_page_is_the_plan(tmp_path, offline_context, offline_page):
+    explorer = plan()
+    path = explorer.save_html(tmp_path / "page.html", vary={"head": [0, 1]})
+    offline_page.goto(path.as_uri())
+    offline_page.wait_for_function(DRAWN)
+    for head in (1, 0):
+        offline_page.locator("[name='head']").select_option(index=head)
+        offline_page.wait_for_function(
+            "head => document.querySelector('.goatviz-map-rule').textContent.includes(head)",
+            arg=f"head {head}",
+        )
+        canvas = offline_page.locator(".goatviz-map-canvas")
+        canvas.focus()
+        offline_page.keyboard.press("Home")
+        weights = explorer._levels(0, head).view((0, 48), (0, 48)).weights
+        for _ in range(9):
+            offline_page.keyboard.press("ArrowDown")
+        for _ in range(4):
+            offline_page.keyboard.press("ArrowRight")
+        said = offline_page.locator(".goatviz-map-status").inner_text()
+        # Without a kernel a cell is known to its colour's 254 steps.
+        value = float(said.rsplit("about ", 1)[1])
+        step = np.nanmax(weights) / 254
+        query, key = (
+            int(part.split()[0]) for part in said.replace("key ", "query ").split("query ")[1:3]
+        )
+        assert abs(value - weights[query, key]) <= step
+    offline_context.assert_quiet()
