@@ -156,8 +156,9 @@ PLAN_ROW = Schema(
         "key_token": Field(("key",), "1", "key token"),
         "solver": Field(("key",), "probability", "mass in the bin by POT's own solution"),
         "balanced": Field(("key",), "probability", "mass in the bin, doubly stochastic plan"),
+        "mean": Field(("key",), "probability", "mass in the bin, mean of several queries"),
     },
-    optional=frozenset({"key_token", "solver", "balanced"}),
+    optional=frozenset({"key_token", "solver", "balanced", "mean"}),
 )
 
 _CURVE = (*_HEAD, "threshold")

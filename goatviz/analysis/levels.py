@@ -228,6 +228,8 @@ class PlanLevels:
         tokens: Sequence[str] | None = None,
         check: bool = False,
         balanced: bool = False,
+        mean_of: tuple[int, int] | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> xr.Dataset:
         r"""One query's plan, argmin_p -<p, s_i> + tau KL(p || pi_i), and what it is made of.
 
@@ -246,6 +248,10 @@ class PlanLevels:
             Solve the same row through POT, and keep its verdict and its plan.
         balanced : bool
             Also the doubly stochastic plan's row, as in `balanced_weights`.
+        mean_of : tuple of int, optional
+            Also the mean plan of a half-open range of queries, at the model's own temperature.
+        progress : callable, optional
+            As in `view`, for that mean.
 
         Returns
         -------
@@ -295,6 +301,10 @@ class PlanLevels:
             others["solver"] = report.weights[0]
         if balanced:
             others["balanced"] = self.balanced_weights(float(temperature))[query]
+        if mean_of is not None:
+            first, last = _cut(mean_of, self.queries, "mean_of")
+            data["mean"] = self._mean(torch.arange(first, last), edges, progress)
+            mean_of = (first, last)
         for name, values in others.items():
             summed = np.add.reduceat(np.asarray(values), edges[:-1])
             data[name] = np.where(seen > 0, summed, np.nan)
@@ -316,6 +326,8 @@ class PlanLevels:
                 "margin": float(plan.margin[0]),
                 "largest_weight": float(plan.weights[0, best]),
                 "largest_key": best,
+                "mean_start": -1 if mean_of is None else mean_of[0],
+                "mean_stop": -1 if mean_of is None else mean_of[1],
                 "verdict": "not checked" if report is None else report.verdict.value,
                 "solver": "" if report is None else report.solver.replace("_", " "),
                 "solver_difference": np.nan if report is None else report.largest_difference,
@@ -411,6 +423,28 @@ class PlanLevels:
         if pool == "max":
             cells = np.exp(cells - self._normalisers[rows].unsqueeze(-1).numpy())
         return cells.astype(np.float32)
+
+    def _mean(
+        self, rows: Tensor, edges: np.ndarray, progress: Callable[[float], None] | None
+    ) -> np.ndarray:
+        """Mass that these queries send to each bin of keys, averaged over them."""
+        unknown = self._normalisers[rows].isnan()
+        work = _Work(progress)
+        work.total = (len(rows) + int(unknown.sum())) * self.keys
+        if bool(unknown.any()):
+            total = torch.full((len(rows),), -torch.inf, dtype=torch.float64)
+            self._sum(rows, unknown, [slice(0, self.keys)], total, work)
+            self._keep(rows, unknown, total)
+        mass = np.zeros(len(edges) - 1)
+        for columns, keys in _whole_bins(edges, max(1, _BLOCK // len(rows))):
+            work.add(len(rows) * (keys.stop - keys.start))
+            used = self._may_see(rows, keys)
+            if len(used):
+                logits, _ = self._logits(rows[used], keys)
+                weights = (logits - self._normalisers[rows[used]].unsqueeze(-1)).exp().sum(0)
+                starts = (edges[columns] - keys.start).astype(np.intp)
+                mass[columns] = np.add.reduceat(weights.numpy(), starts)
+        return mass / len(rows)
 
     def _sum(
         self, rows: Tensor, chosen: Tensor, windows: list[slice], total: Tensor, work: _Work

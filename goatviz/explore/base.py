@@ -26,7 +26,6 @@ from goatviz.explore.task import Task, run_beside, running_loop
 from goatviz.plots.figure import Figure
 from goatviz.plots.panels import side_by_side
 
-
 #: The least width of a map beside the panels.
 LEAST_PX = 380
 
@@ -306,9 +305,10 @@ class Explorer(ipywidgets.VBox):
             together exceed 6 MB (the message says how many there are).
         """
         chosen = dict(self._default_vary() if vary is None else vary)
+        movable = [name for name in self.shown if name in self.controls]
         for name, options in chosen.items():
-            if name not in self.shown:
-                raise ValueError(f"vary must name {', '.join(self.shown)}, got {name!r}")
+            if name not in movable:
+                raise ValueError(f"vary must name {', '.join(movable)}, got {name!r}")
             if not len(options):
                 raise ValueError(f"vary[{name!r}] must hold at least one value, got none")
         return write_page(self, Path(path), chosen)

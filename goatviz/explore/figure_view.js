@@ -56,6 +56,12 @@ function render({ model, el }) {
   let again = false;
   let width = 0;
 
+  // As high as its figure from the start, so that nothing below it jumps when it is drawn.
+  const reserve = () => {
+    const height = JSON.parse(model.get("figure")).layout?.height;
+    if (height) place.style.minHeight = `${height}px`;
+  };
+
   const label = () => root.setAttribute("aria-label", model.get("label"));
 
   const draw = async () => {
@@ -129,6 +135,7 @@ function render({ model, el }) {
   model.on("change:figure", redraw);
   model.on("change:label", label);
   label();
+  reserve();
 
   const library = async () => {
     try {

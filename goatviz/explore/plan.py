@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import traitlets
 import xarray as xr
@@ -15,7 +16,7 @@ from goatviz.analysis.inputs import forward_calls
 from goatviz.analysis.levels import MAX_BALANCED, PlanLevels
 from goatviz.explore.base import Explorer, Picture, ranged
 from goatviz.explore.controls import Control
-from goatviz.explore.plan_map import PlanMap
+from goatviz.explore.plan_map import INLINE_PAIRS, PlanMap
 from goatviz.explore.selection import Selection
 from goatviz.explore.task import Task
 from goatviz.plots.row import draw_row, row_summary
@@ -106,6 +107,8 @@ class PlanExplorer(Explorer):
         tau of the row, 0.01 (the largest score) to 100 (the prior); the map stays at the model's.
     balanced : bool
         Whether the doubly stochastic plan's row stands beside it (up to 512 tokens).
+    queries : tuple of int
+        Half-open range of queries brushed in the map, whose mean plan stands beside it; or ().
     map : PlanMap
         The plan of this layer and head.
     """
@@ -116,8 +119,9 @@ class PlanExplorer(Explorer):
     key = traitlets.Int(0)
     temperature = traitlets.Float(1.0)
     balanced = traitlets.Bool(False)
+    queries = traitlets.Tuple(())
 
-    shown = ("layer", "head", "query", "temperature", "balanced")
+    shown = ("layer", "head", "query", "temperature", "balanced", "queries")
     panels = {"row": 380}
 
     def __init__(
@@ -169,6 +173,7 @@ class PlanExplorer(Explorer):
         self._set_up(controls, label="Plan and prior", selection=selection, above=[self.map])
         self._controls.on_press("reset", lambda: self.set(temperature=1.0))
         self.map.observe(self._chosen, "selection")
+        self.map.observe(self._brushed, "brush")
         self.observe(self._mark, ["query", "key"])
 
     # --- what is shown ---
@@ -181,16 +186,27 @@ class PlanExplorer(Explorer):
         call = self._record.of(values["layer"])[-1]
         ranged("head", values["head"], call.shape[1])
         ranged("query", values["query"], call.shape[2])
+        if (
+            values["queries"]
+            and not 0 <= values["queries"][0] < values["queries"][-1] <= call.shape[2]
+        ):
+            raise ValueError(
+                f"queries must be a non-empty range within 0 .. {call.shape[2]}, or (), "
+                f"got {values['queries']!r}"
+            )
 
     def _is_long(self, values: Mapping[str, Any]) -> bool:
-        return values["balanced"]
+        if values["balanced"]:
+            return True
+        keys = self._levels(values["layer"], values["head"]).keys
+        return bool(values["queries"]) and keys * np.ptp(values["queries"]) > INLINE_PAIRS
 
     def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
-        row = self._row(values)
+        row = self._row(values, task)
         figure = draw_row(row)
         return Picture({"row": figure}, self._sentence(row), {"row": f"{row.sizes['key']}"})
 
-    def _row(self, values: Mapping[str, Any]) -> xr.Dataset:
+    def _row(self, values: Mapping[str, Any], task: Task) -> xr.Dataset:
         levels = self._levels(values["layer"], values["head"])
         return levels.row(
             values["query"],
@@ -199,6 +215,8 @@ class PlanExplorer(Explorer):
             tokens=self._map_tokens(levels)["key_tokens"],
             check=levels.keys <= MAX_CHECKED_KEYS,
             balanced=values["balanced"],
+            mean_of=values["queries"] or None,
+            progress=task,
         )
 
     def _sentence(self, row: xr.Dataset) -> str:
@@ -245,6 +263,9 @@ class PlanExplorer(Explorer):
             query, key = change["new"]
             self.key = key
             self.query = query
+
+    def _brushed(self, change: dict[str, Any]) -> None:
+        self.queries = tuple(change["new"])
 
     def _mark(self, change: dict[str, Any]) -> None:
         """Show in the map what was chosen elsewhere."""

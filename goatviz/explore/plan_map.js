@@ -153,6 +153,7 @@ function render({ model, el }) {
     exact: null, // what the kernel last said of a pair
     drag: null,
     brushing: null,
+    anchor: null, // where a brush by keys began
     frame: 0,
     asked: 0,
   };
@@ -525,6 +526,12 @@ function render({ model, el }) {
     if (queries[0] !== state.queries[0] || keys[0] !== state.keys[0]) moveTo(queries, keys);
   };
 
+  const setBrush = (one, other) => {
+    model.set("brush", [Math.min(one, other), Math.max(one, other) + 1]);
+    model.save_changes();
+    redraw();
+  };
+
   const select = () => {
     model.set("selection", [...state.cursor]);
     model.save_changes();
@@ -557,8 +564,20 @@ function render({ model, el }) {
       zoom(2, ...(state.cursor ?? []));
     } else if (event.key === "Home" || event.key === "0") {
       whole();
+    } else if (event.key === "b") {
+      // The first press says where the brush begins, the second where it ends.
+      if (state.anchor === null) {
+        state.anchor = cursor[0];
+        setBrush(cursor[0], cursor[0]);
+      } else {
+        setBrush(state.anchor, cursor[0]);
+        state.anchor = null;
+      }
     } else if (event.key === "Escape") {
       stop();
+      state.anchor = null;
+      model.set("brush", []);
+      model.save_changes();
     } else if (event.key === "Enter" || event.key === " ") {
       if (!state.cursor) pointAt(...cursor);
       select();
@@ -678,7 +697,7 @@ function render({ model, el }) {
     canvas.setAttribute(
       "aria-label",
       `${model.get("title")}. Arrow keys move the cursor, shift and arrow keys the window, plus and ` +
-        "minus zoom, Home shows the whole plan, Enter selects.",
+        "minus zoom, Home shows the whole plan, Enter selects, b begins and ends a brush of queries, Escape clears it.",
     );
     say();
   };

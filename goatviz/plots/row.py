@@ -27,8 +27,8 @@ def draw_row(row: xr.Dataset) -> Figure:
     Returns
     -------
     Figure
-        Traces "plan", "prior", where the row has them "POT" (its own solution) and "doubly
-        stochastic", then "score / τ", "log-prior" and the level
+        Traces "plan", "prior", where the row has them "POT" (its own solution), "doubly
+        stochastic" and the mean of several queries, then "score / τ", "log-prior" and the level
         "−potential / τ" that their sum has where the plan would be 1.
 
     Raises
@@ -130,6 +130,9 @@ def _curves(row: xr.Dataset) -> list[tuple[int, str, np.ndarray, dict[str, objec
         found.append((1, "POT", row["solver"].values, rings, ""))
     if "balanced" in row.variables:
         found.append((1, "doubly stochastic", row["balanced"].values, line(5, "dot"), ""))
+    if "mean" in row.variables:
+        name = f"queries {row.attrs['mean_start']:,}–{row.attrs['mean_stop'] - 1:,}, mean"
+        found.append((1, name, row["mean"].values, line(4, "longdash"), ""))
     temperature = row.attrs["temperature"]
     level = np.where(row["allowed"].values, -row.attrs["potential"] / temperature, np.nan)
     return [

@@ -138,6 +138,18 @@ def test_a_click_selects_and_a_drag_along_the_axis_brushes(lab, opened):
     assert lab.ask(page, "widget.brush") == [10, 20]
 
 
+def test_keys_brush_too(lab, opened):
+    page = opened(64)
+    page.locator(".goatviz-map-canvas").focus()
+    for key in ["ArrowDown"] * 12 + ["b"] + ["ArrowUp"] * 4 + ["b"]:
+        page.keyboard.press(key)
+    page.wait_for_timeout(300)
+    assert lab.ask(page, "widget.brush") == [8, 13]
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(300)
+    assert lab.ask(page, "widget.brush") == []
+
+
 def test_errors_of_the_kernel_are_seen_in_the_page(lab, opened):
     page = opened(64)
     lab.ask(page, "setattr(widget, '_levels', None)")
@@ -206,7 +218,11 @@ def test_codes_stand_for_weights(functions):
     log = "{kind: 'log', low: 1e-4, high: 1}"
     found = functions(f"[1, 128, 255].map(c => map.decode(c, {log}))")
     assert found == pytest.approx([1e-4, 1e-2, 1])
-    assert functions("[0, 0.25, 0.00001234].map(value => map.number(value))") == ["0", "0.250", "1.23e-5"]
+    assert functions("[0, 0.25, 0.00001234].map(value => map.number(value))") == [
+        "0",
+        "0.250",
+        "1.23e-5",
+    ]
 
 
 def test_the_newest_question_wins(functions):

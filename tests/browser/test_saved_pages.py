@@ -137,6 +137,11 @@ def test_the_map_of_a_saved_page_is_the_plan(tmp_path, offline_context, offline_
             arg=f"head {head}",
         )
         canvas = offline_page.locator(".goatviz-map-canvas")
+        red, green, blue = canvas.evaluate(
+            """canvas => [...canvas.getContext('2d').getImageData(
+                92 + 0.5 * (canvas.clientWidth - 104) / 48, 12, 1, 1).data]"""
+        )[:3]
+        assert red > 200 and green > 200 and blue < 100  # the first query's whole mass: yellow
         canvas.focus()
         offline_page.keyboard.press("Home")
         weights = explorer._levels(0, head).view((0, 48), (0, 48)).weights

@@ -177,6 +177,19 @@ def test_bad_input():
         explore_plan(empty)
 
 
+def test_brushed_queries_show_their_mean(explorer):
+    plan = captured(small_model(), ids()).plan(layer=0, head=0)
+    explorer.map.brush = [10, 20]
+    assert explorer.queries == (10, 20)
+    found = values(shown(explorer), "queries 10–19, mean")
+    wanted = plan.weights[10:20].double().mean(0)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    explorer.map.brush = []
+    assert "mean" not in str([trace.name for trace in shown(explorer).data])
+    with pytest.raises(ValueError, match="queries must be a non-empty range within 0 .. 48"):
+        explorer.draw(queries=(30, 90))
+
+
 def test_two_explorers_share_one_selection():
     selection = Selection()
     record = captured(small_model(), ids())
