@@ -41,6 +41,7 @@ _HOMES = {
     "explore_length": "goatviz.explore",
     "explore_plan": "goatviz.explore",
     "explore_prior": "goatviz.explore",
+    "explore_sinks": "goatviz.explore",
     "goat_prior": "goatviz.models",
     "implied_prior": "goatviz.analysis",
     "incoming_mass": "goatviz.transport",

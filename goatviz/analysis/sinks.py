@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,6 +132,53 @@ def sink_profile(
     >>> profile["sink_rate"].sel(threshold=0.3).values.shape
     (1, 2)
     """
+    steps = sink_profile_steps(
+        source,
+        inputs,
+        threshold=threshold,
+        min_observers=min_observers,
+        recent=recent,
+        layers=layers,
+        tokenizer=tokenizer,
+        tokens=tokens,
+        maps=maps,
+        norms=norms,
+        resamples=resamples,
+        seed=seed,
+    )
+    profile = _finished(steps)
+    if too_short := shortness(profile):
+        warnings.warn(too_short, stacklevel=2)
+    return profile
+
+
+def sink_profile_steps(
+    source: nn.Module | Checkpoint | Record,
+    inputs: Any = None,
+    *,
+    threshold: float = 0.3,
+    min_observers: int = 16,
+    recent: int = 128,
+    layers: Sequence[int | str] | int | None = None,
+    tokenizer: Any = None,
+    tokens: Sequence[str] | None = None,
+    maps: bool | int = False,
+    norms: bool = False,
+    resamples: int = 400,
+    seed: int = 0,
+) -> Generator[float, None, xr.Dataset]:
+    """`sink_profile` in steps of one forward pass: yields the share that is done, in [0, 1].
+
+    The first step checks what was given and runs nothing; the profile is what the generator
+    returns. Parameters and errors are those of `sink_profile`; short inputs give no warning.
+
+    Examples
+    --------
+    >>> from goatviz import load_pretrained
+    >>> inputs = [torch.zeros(1, 64, dtype=torch.long)] * 2
+    >>> list(sink_profile_steps(load_pretrained("copy-mixture-1-goat"), inputs))
+    [0.0, 0.5, 1.0]
+    """
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must be in [0, 1), got {threshold!r}")
     for name, value in (
@@ -152,6 +199,7 @@ def sink_profile(
             raise TypeError("layers must not be given with a Record: capture them alone")
         if norms:
             raise ValueError("norms needs the model and inputs: a record holds no hidden states")
+        yield 0.0
         _gather_record(gathered, source)
         names = source.layers
         name = "record"
@@ -165,16 +213,13 @@ def sink_profile(
             )
         name = type(source).__name__ if name == "model" else name
         names = tuple(find_attention(source))
-        for arguments in forward_calls(inputs, tokenizer):
+        calls = list(forward_calls(inputs, tokenizer))
+        yield 0.0
+        for number, arguments in enumerate(calls, start=1):
             _gather_model(gathered, source, arguments, layers, recent, norms)
+            yield number / len(calls)
         if tokens is None and tokenizer is not None and gathered.single_ids is not None:
             tokens = _texts(tokenizer, gathered.single_ids)
-    if gathered.shortest < SHORTEST:
-        warnings.warn(
-            f"the shortest input has {gathered.shortest} tokens: below {SHORTEST} a uniform head "
-            "has a false sink at the first key (importance 0.34 at 8 tokens)",
-            stacklevel=2,
-        )
     return _profile(
         gathered,
         names,
@@ -185,6 +230,26 @@ def sink_profile(
         resamples=resamples,
         seed=seed,
     )
+
+
+def shortness(profile: xr.Dataset) -> str:
+    """What is to be said of inputs too short to tell a sink from chance; "" where none is."""
+    length = profile.attrs["length_min"]
+    if length >= SHORTEST:
+        return ""
+    return (
+        f"the shortest input has {length} tokens: below {SHORTEST} a uniform head "
+        "has a false sink at the first key (importance 0.34 at 8 tokens)"
+    )
+
+
+def _finished(steps: Generator[float, None, xr.Dataset]) -> xr.Dataset:
+    """What a generator returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def sink_table(profile: xr.Dataset) -> xr.Dataset:

@@ -8,6 +8,7 @@ from goatviz.explore.plan import PlanExplorer, explore_plan
 from goatviz.explore.plan_map import PlanMap
 from goatviz.explore.prior import PriorExplorer, explore_prior
 from goatviz.explore.selection import Selection
+from goatviz.explore.sinks import SinkExplorer, explore_sinks
 
 __all__ = [
     "LengthExplorer",
@@ -15,7 +16,9 @@ __all__ = [
     "PlanMap",
     "PriorExplorer",
     "Selection",
+    "SinkExplorer",
     "explore_length",
     "explore_plan",
     "explore_prior",
+    "explore_sinks",
 ]

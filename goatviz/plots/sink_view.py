@@ -71,9 +71,8 @@ def with_all_dimensions(profile: xr.Dataset) -> xr.Dataset:
 def choices_of(view: View) -> tuple[list[Choice], list[str]]:
     """The heads to choose from, and what the caption says of those left out."""
     profile = view.profile
-    layers, heads = profile["layer"].values, profile["head"].values
-    present = profile["present"].values.astype(bool)
-    counts = present.sum(axis=1)
+    layers = profile["layer"].values
+    counts = view.present.sum(axis=1)
     first = len(layers) - 1
     while first > 0 and counts[first - 1 :].sum() <= MAX_CHOICES:
         first -= 1
@@ -94,16 +93,17 @@ def choices_of(view: View) -> tuple[list[Choice], list[str]]:
                 f"menu: {what} {listed(layers[shown])} of {listed(layers)} "
                 "(choose another with layer=)"
             )
-    choices = [
-        Choice(
-            f"layer {layers[layer]}, head {heads[head]}",
-            str(profile["layer_name"].values[layer]),
-            layer,
-            (head,),
-        )
-        for layer, head in kept
-    ]
-    return choices, lines
+    return [choice_of(profile, layer, head) for layer, head in kept], lines
+
+
+def choice_of(profile: xr.Dataset, layer: int, head: int) -> Choice:
+    """One head, by its indices in the profile."""
+    return Choice(
+        f"layer {profile['layer'].values[layer]}, head {profile['head'].values[head]}",
+        str(profile["layer_name"].values[layer]),
+        layer,
+        (head,),
+    )
 
 
 def listed(values: np.ndarray) -> str:
@@ -116,6 +116,13 @@ def listed(values: np.ndarray) -> str:
 def first_importance(view: View) -> np.ndarray:
     """Importance of the first key, mean over the inputs, shape (layers, heads)."""
     return mean_of_finite(view.profile["first_importance"].values)
+
+
+def key_importance(view: View, key: int) -> np.ndarray:
+    """Importance of a key, mean over the inputs, shape (layers, heads)."""
+    if key == view.profile.attrs["first_key"]:
+        return first_importance(view)
+    return view.profile["importance"].sel(key=key).values
 
 
 # --- pooling for display ---
@@ -286,6 +293,57 @@ def first_key_text(view: View) -> str:
     """What the key is called whose importance makes a sink."""
     first = view.profile.attrs["first_key"]
     return "first key" if first == 0 else f"key {first}"
+
+
+def key_text(view: View, key: int) -> str:
+    """`first key`, `key 17`."""
+    return "first key" if key == view.profile.attrs["first_key"] == 0 else f"key {key:,}"
+
+
+def head_text(choice: Choice) -> str:
+    """`layer 2, head 3 (blocks.2.attention)`."""
+    return f"{choice.label} ({choice.name})"
+
+
+def overview_lines(view: View, key: int) -> list[str]:
+    """How many heads are above the threshold, and how often the first key is a sink."""
+    values = key_importance(view, key)[view.present]
+    above = np.count_nonzero(np.nan_to_num(values.astype(np.float32)) > view.threshold)
+    heads = "1 head" if len(values) == 1 else f"{len(values):,} heads"
+    return [f"{above:,} of {heads} above ε = {view.threshold:g}", rate_text(view)]
+
+
+def sink_sentence(view: View, choice: Choice, key: int) -> str:
+    """A view in words: the rate, one head's sink and margin, and what the threshold says of it."""
+    profile = view.profile
+    layer, head = choice.layer, choice.heads[0]
+    first = profile["first_importance"].values[:, layer, head]
+    first = first[~np.isnan(first)]
+    rate = rate_text(view)
+    said = [f"{rate[0].upper()}{rate[1:]}."]
+    name = f"{choice.label[0].upper()}{choice.label[1:]} ({choice.name})"
+    if len(first):
+        mean = first_importance(view)[layer, head]
+        side = "above" if mean > view.threshold else "not above"
+        count = int(np.count_nonzero(first > view.threshold))
+        said.append(
+            f"{name}: importance of the {first_key_text(view)} {mean:.4g}, {side} "
+            f"ε = {view.threshold:g}; a sink in {count:,} of {inputs_text(len(first))}."
+        )
+    else:
+        said.append(f"{name}: its {first_key_text(view)} has no importance in any input.")
+    if margin := margin_text(profile, choice):
+        said.append(f"{margin[0].upper()}{margin[1:]}.")
+    if key != profile.attrs["first_key"]:
+        data = profile.isel(layer=layer, head=head).sel(key=key)
+        value, low, high = (float(data[f"importance{end}"]) for end in ("", "_low", "_high"))
+        if np.isnan(value):
+            said.append(f"Key {key:,}: no importance, too few queries see it.")
+        else:
+            interval = f" [{low:.4g}, {high:.4g}]" if np.isfinite([low, high]).all() else ""
+            said.append(f"Key {key:,}: importance {value:.4g}{interval}.")
+    said += [f"Note: {note}." for note in profile.attrs["notes"].split(" | ") if note.strip()]
+    return " ".join(said)
 
 
 def margin_text(profile: xr.Dataset, choice: Choice) -> str:

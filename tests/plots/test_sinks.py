@@ -1,5 +1,6 @@
 """What the figures of attention sinks show is what the profile holds."""
 
+import json
 import subprocess
 import sys
 
@@ -7,8 +8,9 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from goatviz.plots import SINK_KINDS, Figure, draw_sinks, style
+from goatviz.plots import SINK_KINDS, Figure, draw_sinks, sink_panels, sink_view, style
 from goatviz.plots.menus import MAX_CHOICES
+from goatviz.plots.sink_view import View, choice_of
 from goatviz.results import SINK_PROFILE, make_result, save_result
 
 LIMIT_BYTES = 2_000_000
@@ -696,3 +698,162 @@ def test_the_ground_is_the_page(profile):
         figure = draw_sinks(profile, kind=kind)
         assert figure.layout.template.layout.paper_bgcolor == "rgba(0,0,0,0)"
         assert figure.layout.template == style.TEMPLATE
+
+
+# --- panels of an explorer ---
+
+PLACES = [(0, 0), (1, 2), (2, 3)]
+
+
+def view_of(profile, threshold=0.3):
+    return View(sink_view.with_all_dimensions(profile), threshold, None)
+
+
+def panels(view, layer=0, head=0, key=0):
+    chosen = choice_of(view.profile, layer, head)
+    return {
+        "overview": sink_panels.overview_panel(view, chosen, key),
+        "rate": sink_panels.rate_panel(view, chosen),
+        "importance": sink_panels.importance_panel(view, chosen, key),
+        "signal": sink_panels.signal_panel(view, chosen),
+    }
+
+
+def test_every_panel_keeps_the_contract_and_has_one_pair_of_axes():
+    for options in (
+        {},
+        {"inputs": 1},
+        {"layers": 40, "heads": 40, "keys": 3000, "maps": 0},
+        {"layers": 1, "heads": 1, "absent": ()},
+        {"column": True, "prior": "none", "causal": False},
+        {"keys": 10, "tokens": HOSTILE},
+        {"keys": 1, "inputs": 1},
+    ):
+        for figure in panels(view_of(sink_result(**options))).values():
+            check_contract(figure)
+            axes = [name for name in figure.layout._props if name[1:].startswith("axis")]
+            assert sorted(axes) == ["xaxis", "yaxis"]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.57])
+def test_the_overview_marks_the_heads_above_the_threshold(profile, threshold):
+    figure = panels(view_of(profile, threshold), 2, 1)["overview"]
+    cells = named(figure.data, "importance")
+    wanted = profile["first_importance"].mean("input").values
+    np.testing.assert_allclose(cells.z, wanted.astype(np.float32), rtol=1e-6)
+    above = np.argwhere(np.nan_to_num(cells.z) > threshold)
+    frames = named(figure.data, f"importance above ε = {threshold:g}")
+    middles = {
+        (round(float(np.mean(y))), round(float(np.mean(x))))
+        for x, y in zip(
+            np.reshape(frames.x, (-1, 6))[:, :4], np.reshape(frames.y, (-1, 6))[:, :4], strict=True
+        )
+    }
+    assert middles == {tuple(pair) for pair in above.tolist()}
+    subtitle = figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert subtitle.startswith(f"{len(above)} of 11 heads above ε = {threshold:g} sink rate ")
+    low, high = (float(profile[f"model_sink_rate_{e}"].sel(threshold=threshold, method="nearest"))
+                 for e in ("low", "high"))  # fmt: skip
+    assert f"[{100 * low:.1f}, {100 * high:.1f}]" in subtitle
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_chosen_head_is_framed(profile, place):
+    figure = panels(view_of(profile), *place)["overview"]
+    dark, light = (trace for trace in figure.data if trace.name == "chosen head")
+    for frame in (dark, light):
+        assert (round(np.nanmean(frame.y[:4])), round(np.nanmean(frame.x[:4]))) == place
+        # A click goes to the cell below.
+        assert frame.hoverinfo == "skip"
+
+
+def test_another_key_is_compared_by_its_importance(profile):
+    figure = panels(view_of(profile), key=7)["overview"]
+    cells = named(figure.data, "importance")
+    wanted = profile["importance"].sel(key=7).values.astype(np.float32)
+    np.testing.assert_array_equal(cells.z, wanted)
+    assert figure.layout.title.text == "Importance of key 7"
+    first = panels(view_of(profile), key=0)["overview"]
+    assert first.layout.title.text == "Importance of the first key"
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_rate_panel_is_the_rate_of_the_model_and_of_the_head(profile, place):
+    figure = panels(view_of(profile, 0.42), *place)["rate"]
+    whole = draw_sinks(profile, kind="rate", threshold=0.42)
+    for name in ("model", "95 % interval", "a sink at any key"):
+        assert named(figure.data, name) == named(whole.data, name)
+    head = named(figure.data, "layer {}, head {}".format(*place))
+    wanted = profile["sink_rate"].values[place].astype(np.float32)
+    np.testing.assert_array_equal(head.y, wanted)
+    assert list(named(figure.data, "ε = 0.42").x) == [0.42, 0.42]
+
+
+@pytest.mark.parametrize("keys", [30, 700])
+@pytest.mark.parametrize("place", PLACES)
+def test_importance_and_signal_are_those_of_the_figures(keys, place):
+    result = sink_result(keys=keys, maps=0)
+    layer, head = place
+    part = result.isel(layer=layer, head=head)
+    drawn = panels(view_of(result), layer, head, key=5)
+    for kind, panel in (("profile", drawn["importance"]), ("signal", drawn["signal"])):
+        for trace in draw_sinks(part, kind=kind).data:
+            if trace.name and not trace.name.startswith("threshold"):
+                shown = named(panel.data, trace.name)
+                # A menu of one entry says that its traces are visible.
+                pair = [Figure(each.update(visible=True)).to_json() for each in (shown, trace)]
+                assert json.loads(pair[0]) == json.loads(pair[1])
+    mark = named(drawn["importance"].data, "key 5")
+    assert mark.y[0] == pytest.approx(float(part["importance"].sel(key=5)))
+    assert mark.x[0] == (6 if keys == 700 else 5)
+
+
+def test_a_head_without_countable_queries_says_so(profile):
+    empty = profile.copy(deep=True)
+    empty["signal_count"][:] = 0
+    figure = panels(view_of(empty))["signal"]
+    assert "no query sees two keys" in figure.layout.title.subtitle.text and not figure.data
+
+
+def test_names_are_text():
+    result = sink_result(1, 2, absent=())
+    result["layer_name"] = ("layer", ["<img src=x onerror=alert(1)>"])
+    for name in ("importance", "signal"):
+        text = panels(view_of(result))[name].layout.title.subtitle.text
+        assert "&lt;img" in text and "<img" not in text
+
+
+def test_the_sentence_says_rate_head_margin_and_key(profile):
+    view = view_of(profile, 0.3)
+    at = profile.sel(threshold=0.3)
+    for layer, head in PLACES:
+        said = sink_view.sink_sentence(view, choice_of(view.profile, layer, head), 5)
+        rate, low, high = (100 * float(at[f"model_sink_rate{e}"]) for e in ("", "_low", "_high"))
+        assert f"Sink rate {rate:.1f} % [{low:.1f}, {high:.1f}] at ε = 0.3" in said
+        first = profile["first_importance"].values[:, layer, head]
+        side = "above" if first.mean() > 0.3 else "not above"
+        assert f"importance of the first key {first.mean():.4g}, {side} ε = 0.3" in said
+        assert f"a sink in {np.count_nonzero(first > 0.3)} of 5 inputs" in said
+        assert (
+            f"Margin δ = {float(profile['margin'][layer, head]):.3g} nats protects about " in said
+        )
+        key = profile["importance"].sel(layer=layer, head=head, key=5)
+        assert f"Key 5: importance {float(key):.4g} [" in said
+    none = view_of(sink_result(prior="none", inputs=1, notes="an extra column takes mass"))
+    said = sink_view.sink_sentence(none, choice_of(none.profile, 0, 0), 0)
+    assert "Margin" not in said and "Key" not in said and "of 1 input." in said
+    assert said.endswith("Note: an extra column takes mass.")
+
+
+def test_unknown_importances_are_no_sinks(profile):
+    unknown = profile.copy(deep=True)
+    unknown["first_importance"][:, 1, 1] = np.nan
+    unknown["importance"][1, 1, 29] = np.nan
+    view = view_of(unknown)
+    drawn = panels(view, 1, 1, key=29)
+    assert [t for t in drawn["overview"].data if t.name == "no value"]
+    said = sink_view.sink_sentence(view, choice_of(view.profile, 1, 1), 29)
+    assert "its first key has no importance in any input" in said
+    assert "Key 29: no importance" in said
+    assert not [t for t in drawn["importance"].data if t.name == "key 29"]
+    assert all(isinstance(t, go.Scatter) for t in drawn["rate"].data)

@@ -1,0 +1,555 @@
+"""A model's attention sinks at a glance, and from there one head: its keys, its signal, its plan.
+
+The numbers are those of `sink_profile`, computed once; moving a control draws them again.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Generator, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+import traitlets
+import xarray as xr
+from torch import Tensor, nn
+
+from goatviz.adapters.capture import CapturedCall, Record, capture
+from goatviz.analysis.inputs import forward_calls
+from goatviz.analysis.levels import PlanLevels
+from goatviz.analysis.sinks import shortness, sink_profile_steps
+from goatviz.explore.base import Explorer, Picture
+from goatviz.explore.controls import Control
+from goatviz.explore.plan_map import PlanMap
+from goatviz.explore.selection import Selection
+from goatviz.explore.steps import Steps
+from goatviz.explore.task import Task, running_loop
+from goatviz.plots import sink_marks, sink_panels, sink_view
+from goatviz.plots.sink_view import View
+from goatviz.results import SINK_PROFILE, check_result
+from goatviz.training.checkpoint import Checkpoint
+
+#: Of the threshold's slider; its curve has the same steps.
+STEP, HIGHEST = 0.01, 0.99
+#: States and bytes of an exported page, as far as nobody says which values it holds.
+_MOST_STATES, _MOST_BYTES = 64, 4_000_000
+#: Of `sink_profile`, as far as they change what is shown here.
+_OPTIONS = ("layers", "min_observers", "recent", "resamples", "seed")
+
+
+def explore_sinks(
+    source: nn.Module | Checkpoint | Record | xr.Dataset,
+    inputs: Any = None,
+    *,
+    threshold: float | None = None,
+    tokenizer: Any = None,
+    tokens: Sequence[str] | None = None,
+    selection: Selection | None = None,
+    **profile: Any,
+) -> SinkExplorer:
+    """Explore in JupyterLab where a model's attention sinks are, and what makes them.
+
+    All heads at a glance; a click on one shows the importance of its keys, its sink mass against
+    the content range, and its plan of the first input. The widget is there at once and the
+    forward passes follow, one by one, while the kernel stays free; they can be stopped.
+
+    Parameters
+    ----------
+    source : nn.Module, Checkpoint, Record or xarray.Dataset
+        A model that `goatviz.capture` can watch, with `inputs`; a record of its forward passes;
+        or a finished `sink_profile`. Plans are shown of a model, and of a record captured with
+        keep="projections".
+    inputs : Tensor, mapping, str, or sequence of them, optional
+        As in `goatviz.sink_profile`; with a model only.
+    threshold : float, optional
+        epsilon to start with, in [0, 1); default 0.3, or a finished profile's own.
+    tokenizer, tokens
+        As in `goatviz.sink_profile`; tokens also stand along the plan, where they fit.
+    selection : Selection, optional
+        Shared with other explorers: layer, head and key.
+    **profile
+        Passed to `goatviz.sink_profile`: layers, min_observers, recent, resamples, seed.
+
+    Returns
+    -------
+    SinkExplorer
+        A widget; `draw(...)` makes the same pictures without a kernel.
+
+    Raises
+    ------
+    TypeError
+        If the model cannot be captured, inputs are missing or of another kind, or something is
+        given that the source has settled already.
+    ValueError
+        If an argument is out of range, or a record or a profile is empty.
+
+    Examples
+    --------
+    >>> from goatviz import load_pretrained
+    >>> ids = torch.randint(32, (4, 64), generator=torch.Generator().manual_seed(0))
+    >>> explorer = explore_sinks(load_pretrained("copy-mixture-1-goat"), ids)
+    >>> explorer.set(head=1, threshold=0.5)
+    >>> explorer.picture({}).summary.split(" (")[0]
+    'Sink rate 50.0 % [50.0, 50.0] at ε = 0.5'
+    """
+    return SinkExplorer(
+        source,
+        inputs,
+        threshold=threshold,
+        tokenizer=tokenizer,
+        tokens=tokens,
+        selection=selection,
+        **profile,
+    )
+
+
+class SinkExplorer(Explorer):
+    """Threshold, layer, head and key of a sink profile; see `explore_sinks`.
+
+    Attributes
+    ----------
+    threshold : float
+        epsilon: a first key whose importance exceeds it, strictly, is a sink. A click into the
+        sink rate's panel chooses it.
+    layer, head : int
+        What is looked at closely; a click into the overview chooses both.
+    key : int
+        Whose importance the overview shows, by default the first; a click into the importances
+        or into the plan chooses it.
+    map : PlanMap or None
+        The plan of this head for the first input, if queries and keys are known.
+    """
+
+    threshold = traitlets.Float(0.3)
+    layer = traitlets.Int(0)
+    head = traitlets.Int(0)
+    key = traitlets.Int(0)
+
+    shown = ("threshold", "layer", "head", "key")
+    panels = {"heads": 340, "sink rate": 340, "importance": 340, "signal": 340}
+
+    def __init__(
+        self,
+        source: nn.Module | Checkpoint | Record | xr.Dataset,
+        inputs: Any = None,
+        *,
+        threshold: float | None = None,
+        tokenizer: Any = None,
+        tokens: Sequence[str] | None = None,
+        selection: Selection | None = None,
+        **profile: Any,
+    ) -> None:
+        super().__init__()
+        unknown = [name for name in profile if name not in _OPTIONS]
+        if unknown:
+            raise TypeError(f"profile takes {', '.join(_OPTIONS)}, got {', '.join(unknown)}")
+        if isinstance(threshold, bool) or not isinstance(threshold, Real | None):
+            raise TypeError(f"threshold must be a number, got {type(threshold).__name__}")
+        self._calls: dict[int, CapturedCall] = {}
+        self._profile: xr.Dataset | None = None
+        self._tokens = tokens
+        # That of the cells: what a page asks for may come by another thread's.
+        self._loop = running_loop()
+        given = {"inputs": inputs, "tokenizer": tokenizer, "tokens": tokens}
+        given = [name for name, value in given.items() if value is not None] + list(profile)
+        if isinstance(source, xr.Dataset):
+            if given:
+                raise TypeError(
+                    f"{', '.join(given)} cannot be changed in a finished profile; pass the model"
+                )
+            names = self._adopt_profile(source)
+        else:
+            names = self._adopt_model(source, inputs, tokenizer, threshold, profile)
+        if threshold is not None:
+            self.threshold = float(threshold)
+        self.layer = next(iter(self._heads))
+        self.head = self._heads[self.layer][0]
+        if selection is not None:
+            self.selection = selection
+            self._adopt_selection()
+            self.head = self._nearest_head()
+        self._check(self.values())
+        controls = [
+            Control(
+                "threshold",
+                "Threshold ε",
+                "slider",
+                low=0.0,
+                high=HIGHEST,
+                step=STEP,
+                hint="a first key whose importance exceeds it is a sink",
+            ),
+            Control("layer", "Layer", options=[(n, f"{n} ({name})") for n, name in names.items()]),
+            Control("head", "Head", options=self._head_options()),
+            Control(
+                "key",
+                "Key",
+                "number",
+                low=self._key_range()[0],
+                high=self._key_range()[1],
+                whole=True,
+                hint="whose importance the heads are compared by; 0 is the first",
+            ),
+        ]
+        self.map: PlanMap | None = None
+        self._mapped: tuple[int, int] | None = None
+        if self._calls:
+            levels = self._levels(self.layer, self.head)
+            self.map = PlanMap(levels, **self._map_options(levels))
+            self._mapped = (self.layer, self.head)
+        self._set_up(
+            controls,
+            label="Attention sinks",
+            selection=selection,
+            above=[] if self.map is None else [self.map],
+        )
+        self._views["heads"].on_click(self._head_clicked)
+        self._views["importance"].on_click(self._key_clicked)
+        self._views["sink rate"].on_click(self._threshold_clicked)
+        if self.map is not None:
+            self.map.observe(self._pair_chosen, "selection")
+            # The plan of a head stands beside the overview that it is chosen in.
+            pictures = self.children[1]
+            plan, heads, *others = pictures.children
+            plan.layout = {"flex": "1 1 340px", "min_width": "min(340px, 100%)"}
+            pictures.children = [heads, plan, *others]
+
+    # --- sources ---
+
+    def _adopt_profile(self, profile: xr.Dataset) -> dict[int, str]:
+        """Take a finished profile; returns the layers' names."""
+        check_result(profile, SINK_PROFILE)
+        self.threshold = float(profile.attrs["threshold"])
+        self._profile, self._whole = profile, sink_view.with_all_dimensions(profile)
+        self._steps: Steps[xr.Dataset] | None = None
+        layers, heads = (self._whole[name].values for name in ("layer", "head"))
+        present = self._whole["present"].values.astype(bool)
+        self._heads = {
+            int(layer): tuple(heads[own].tolist())
+            for layer, own in zip(layers, present, strict=True)
+            if own.any()
+        }
+        if not self._heads:
+            raise ValueError("profile holds no head that is present")
+        keys = self._whole["key"].values
+        first = profile.attrs["first_key"]
+        self.key = int(first if first in keys else keys[0])
+        names = self._whole["layer_name"].values
+        return {
+            int(n): str(name) for n, name in zip(layers, names, strict=True) if n in self._heads
+        }
+
+    def _adopt_model(
+        self,
+        source: nn.Module | Checkpoint | Record,
+        inputs: Any,
+        tokenizer: Any,
+        threshold: float | None,
+        options: Mapping[str, Any],
+    ) -> dict[int, str]:
+        """Look at the first input, and have the profile made later; returns the layers' names."""
+        options = {**options, "tokenizer": tokenizer, "tokens": self._tokens}
+        if threshold is not None:
+            options["threshold"] = threshold
+        steps = sink_profile_steps(source, inputs, **options)
+        # Checks what was given, so that errors are raised here and not shown in the widget.
+        next(steps)
+        if isinstance(source, Record):
+            record = source
+        else:
+            model = source.model if isinstance(source, Checkpoint) else source
+            first = _first_sequence(next(iter(forward_calls(inputs, tokenizer))))
+            record = _projections(model, first, options.get("layers"))
+            if self._tokens is None:
+                self._tokens = _texts(tokenizer, first)
+            steps = _while_unchanged(model, steps)
+        if not record.calls:
+            raise ValueError(
+                "record is empty: no attention call was seen. Run the model inside the with block"
+            )
+        self._steps = Steps(steps)
+        layers = sorted({call.layer for call in record.calls})
+        calls = {layer: record.of(layer)[0] for layer in layers}
+        self._heads = {layer: tuple(range(call.shape[1])) for layer, call in calls.items()}
+        if all(call.call is not None for call in calls.values()):
+            self._calls = calls
+        self._first_keys = max(call.shape[3] for call in calls.values())
+        return {layer: record.layers[layer] for layer in layers}
+
+    def profile(self) -> xr.Dataset:
+        """The numbers that are shown, as from `sink_profile`; what is left of them is computed."""
+        if self._profile is None:
+            profile = self._steps.finish()
+            self._whole = sink_view.with_all_dimensions(profile)
+            self._profile = profile
+        return self._profile
+
+    def _key_range(self) -> tuple[int, int]:
+        """The first key and the last, as far as they are known."""
+        if self._profile is None:
+            return 0, self._first_keys - 1
+        first, last = self._whole["key"].values[[0, -1]].tolist()
+        return first, last
+
+    # --- what is shown ---
+
+    def _check(self, values: Mapping[str, Any]) -> None:
+        if not 0 <= values["threshold"] < 1:
+            raise ValueError(f"threshold must be in [0, 1), got {values['threshold']!r}")
+        for name, value, known in (
+            ("layer", values["layer"], tuple(self._heads)),
+            ("head", values["head"], self._heads.get(values["layer"], ())),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"{name} must be one of {sink_view.listed(np.array(known))}, got {value!r}"
+                )
+        key = values["key"]
+        if self._profile is None:
+            if key < 0:
+                raise ValueError(f"key must be at least 0, got {key!r}")
+        elif key not in self._whole["key"].values:
+            first, last = self._key_range()
+            raise ValueError(f"key must be in {first} .. {last}, got {key!r}")
+
+    def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
+        self.profile()
+        # Only now it is known which keys there are.
+        self._check(values)
+        profile, key = self._whole, values["key"]
+        view = View(profile, float(values["threshold"]), None)
+        layer = profile["layer"].values.tolist().index(values["layer"])
+        head = profile["head"].values.tolist().index(values["head"])
+        chosen = sink_view.choice_of(profile, layer, head)
+        figures = {
+            "heads": sink_panels.overview_panel(view, chosen, key),
+            "sink rate": sink_panels.rate_panel(view, chosen),
+            "importance": sink_panels.importance_panel(view, chosen, key),
+            "signal": sink_panels.signal_panel(view, chosen),
+        }
+        said = sink_view.sink_sentence(view, chosen, key)
+        if short := shortness(profile):
+            said += f" Note: {short}."
+        if not self._calls:
+            said += (
+                " No plan is shown: its queries and keys are not here; explore the model with its "
+                'inputs, or a record captured with keep="projections".'
+            )
+        return Picture(figures, said)
+
+    def _request(self) -> None:
+        self._follow_with_map()
+        if self._profile is not None or self._loop is None:
+            super()._request()
+            return
+        # The picture follows when the profile is there, with the values of then.
+        try:
+            self._check(self.values())
+        except ValueError as error:
+            self._say_error(error)
+        if not self._steps.running:
+            self._report(self._steps.share)
+            self._steps.start(self._loop, self._report, self._end)
+
+    def _report(self, share: float) -> None:
+        self.report_progress("Profiling", share)
+
+    def _show(self, picture: Picture) -> None:
+        # Before the profile, the longest input was not known.
+        self._controls.change("key", high=self._key_range()[1])
+        super()._show(picture)
+
+    def _end(self, error: Exception | None) -> None:
+        """The profile is there, or never will be."""
+        self._controls.progress = -1.0
+        if error is not None:
+            self._say_error(error)
+            return
+        self.profile()
+        self._request()
+
+    def cancel(self) -> None:
+        """Stop what is being computed; moving a control goes on with it."""
+        super().cancel()
+        if self._steps is not None and self._steps.running:
+            self._steps.stop()
+            self._controls.progress = -1.0
+            said = f"Stopped at {100 * self._steps.share:.0f} %: moving a control goes on."
+            self._summary.value = (
+                f'<div aria-live="polite" class="goatviz-summary">{html.escape(said)}</div>'
+            )
+
+    def _trait_changed(self, change: dict[str, Any]) -> None:
+        if change["name"] == "layer" and change["new"] in self._heads:
+            self._controls.change("head", options=self._head_options())
+            # Another layer may have other heads; as a change of its own it would be an error.
+            self._quiet += 1
+            try:
+                self.head = self._nearest_head()
+            finally:
+                self._quiet -= 1
+        super()._trait_changed(change)
+
+    def _nearest_head(self) -> int:
+        """The chosen head, or the one of this layer that is nearest to it."""
+        return min(self._heads[self.layer], key=lambda head: abs(head - self.head))
+
+    def _head_options(self) -> list[tuple[int, str]]:
+        return [(head, str(head)) for head in self._heads.get(self.layer, ())]
+
+    def _accepts(self, name: str, value: int) -> bool:
+        # The head follows to the nearest that this layer has.
+        return value in self._heads if name == "layer" else super()._accepts(name, value)
+
+    # --- clicks ---
+
+    def _head_clicked(self, message: Mapping[str, Any]) -> None:
+        """A click into the overview: its cells stand at the places of layers and heads."""
+        if self._profile is None:
+            return
+        y, x = (
+            dict(zip(sink_view.places(ids).tolist(), ids.tolist(), strict=True))
+            for ids in (self._whole["layer"].values, self._whole["head"].values)
+        )
+        layer, head = y.get(_place(message.get("y"))), x.get(_place(message.get("x")))
+        if head in self._heads.get(layer, ()):
+            self.set(layer=layer, head=head)
+
+    def _key_clicked(self, message: Mapping[str, Any]) -> None:
+        """A click into the importances; a logarithmic axis begins at 1."""
+        at = _place(message.get("x"))
+        if self._profile is None or at is None:
+            return
+        view = View(self._whole, self.threshold, None)
+        key = at - int(sink_marks.key_places(view, np.zeros(1, np.int64))[0])
+        if self._accepts("key", key):
+            self.key = key
+
+    def _threshold_clicked(self, message: Mapping[str, Any]) -> None:
+        """A click into the sink rate, at one of the slider's steps."""
+        at = message.get("x")
+        if isinstance(at, int | float) and 0 <= at <= 1:
+            self.threshold = min(round(round(at / STEP) * STEP, 2), HIGHEST)
+
+    def _pair_chosen(self, change: dict[str, Any]) -> None:
+        """A pair chosen in the map: others may know its query, all know its key."""
+        if change["new"]:
+            query, key = change["new"]
+            self.selection.query = query
+            if self._accepts("key", key):
+                self.key = key
+
+    # --- the map ---
+
+    def _levels(self, layer: int, head: int) -> PlanLevels:
+        return PlanLevels(self._calls[layer], head=head)
+
+    def _map_options(self, levels: PlanLevels) -> dict[str, Any]:
+        fits = self._tokens is not None and len(self._tokens) == levels.queries == levels.keys
+        tokens = [str(token) for token in self._tokens] if fits else None
+        return {
+            "title": f"Plan of layer {levels.call.layer}, head {levels.head}, first input",
+            "query_tokens": tokens,
+            "key_tokens": tokens,
+        }
+
+    def _follow_with_map(self) -> None:
+        """Show the plan of the chosen head, if there is such a head."""
+        at = (self.layer, self.head)
+        if self.map is None or self._mapped == at or self.head not in self._heads.get(at[0], ()):
+            return
+        self._mapped = at
+        levels = self._levels(*at)
+        self.map.show_plan(levels, **self._map_options(levels))
+
+    # --- without a kernel, and the end ---
+
+    def page_extras(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """The plan of the chosen head, for an exported page."""
+        if self.map is None:
+            return {}
+        merged = {**self.values(), **values}
+        levels = self._levels(merged["layer"], merged["head"])
+        return {"map": self.map.state_of(levels, title=self._map_options(levels)["title"])}
+
+    def _default_vary(self) -> dict[str, list[Any]]:
+        """All heads if they fit, else those of this layer; a combination must be a head."""
+        layers = list(self._heads)
+        common = self._heads[layers[0]]
+        figures = self.picture({}).figures
+        # What does not depend on the head is written once.
+        size = sum(len(figures[name].to_json(validate=False)) for name in ("importance", "signal"))
+        size += 0 if self.map is None else len(self.map.pixels) * 4 // 3
+        most = max(1, min(_MOST_STATES, _MOST_BYTES // size))
+        same = all(own == common for own in self._heads.values())
+        if same and len(layers) * len(common) <= most:
+            return {"layer": layers, "head": list(common)}
+        heads = list(self._heads[self.layer])
+        first = max(0, min(heads.index(self.head), len(heads) - most))
+        return {"head": heads[first : first + most]}
+
+    def _forget(self) -> None:
+        self._calls.clear()
+        self._profile = self._whole = self._steps = self.map = None
+
+
+def _place(value: Any) -> int | None:
+    """A place along an axis, as a page tells it."""
+    return round(value) if isinstance(value, int | float) and np.isfinite(value) else None
+
+
+def _first_sequence(call: Tensor | Mapping[str, Any]) -> Tensor | dict[str, Any]:
+    """The first sequence of a batch, as a batch of one."""
+    if isinstance(call, Tensor):
+        return call[:1]
+    tensors = [value for value in call.values() if isinstance(value, Tensor) and value.ndim]
+    named = [call[name] for name in ("input_ids", "ids") if isinstance(call.get(name), Tensor)]
+    batch = len((named or tensors or [()])[0])
+    return {
+        name: value[:1]
+        if isinstance(value, Tensor) and value.ndim and len(value) == batch
+        else value
+        for name, value in call.items()
+    }
+
+
+def _projections(model: nn.Module, call: Tensor | Mapping[str, Any], layers: Any) -> Record:
+    with capture(model, layers=layers, statistics=(), keep="projections") as record:
+        with torch.no_grad():
+            model(call) if isinstance(call, Tensor) else model(**call)
+    return record
+
+
+def _texts(tokenizer: Any, call: Tensor | Mapping[str, Any]) -> list[str] | None:
+    """The tokens of the first input, if the tokenizer can name them."""
+    ids = call if isinstance(call, Tensor) else call.get("input_ids")
+    if not hasattr(tokenizer, "convert_ids_to_tokens") or ids is None or ids.is_floating_point():
+        return None
+    return [str(token) for token in tokenizer.convert_ids_to_tokens(ids[0].tolist())]
+
+
+def _while_unchanged(
+    model: nn.Module, steps: Generator[float, None, xr.Dataset]
+) -> Generator[float, None, xr.Dataset]:
+    """The same steps; other cells run between them, and must not make it another model."""
+    before = _state(model)
+    while True:
+        if _state(model) != before:
+            raise RuntimeError(
+                "the model was changed while it was being profiled: explore_sinks(...) again"
+            )
+        try:
+            share = next(steps)
+        except StopIteration as end:
+            return end.value
+        yield share
+
+
+def _state(model: nn.Module) -> tuple[Any, ...]:
+    """What tells two states of a model apart at no cost: identities and versions of its weights."""
+    return (
+        model.training,
+        *((id(p), 0 if p.is_inference() else p._version) for p in model.parameters()),
+    )

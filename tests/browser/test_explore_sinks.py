@@ -1,0 +1,165 @@
+"""explore_sinks in JupyterLab: keys and mouse choose, and the page shows the kernel's numbers."""
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+SETUP = """
+import json
+import threading
+import numpy as np
+import torch
+from goatviz import explore_sinks
+from goatviz.models import CausalLM, ModelConfig
+torch.manual_seed(0)
+model = CausalLM(ModelConfig(vocab_size=32, training_length=32, embed_dim=64, num_layers=3,
+                             num_heads=4, positions="none")).eval()
+inputs = [torch.randint(32, (1, 40 + 8 * n)) for n in range({count})]
+in_main = set()
+model.register_forward_pre_hook(
+    lambda *_: in_main.add(threading.current_thread() is threading.main_thread()))
+explorer = explore_sinks(model, inputs)
+
+
+def trace(panel, name):
+    # NaN as null; plotly's own JSON would pack arrays.
+    (found,) = [t for t in explorer.picture({{}}).figures[panel].data if t.name == name]
+    lists = {{axis: np.asarray(found[axis]).tolist() for axis in "xyz" if axis in found}}
+    return json.loads(json.dumps(lists).replace("NaN", "null"))
+"""
+TRACE = """([panel, name]) => {
+    const graph = document.querySelector(
+        `.goatviz-figure[aria-label="Attention sinks: ${panel}"] .js-plotly-plot`);
+    const trace = graph && graph._fullData.find(each => each.name === name);
+    if (!trace) return null;
+    const number = value => (Number.isNaN(value) ? null : value);
+    const row = values => [...values].map(number);
+    return {
+        x: trace.x && row(trace.x),
+        y: trace.y && row(trace.y),
+        z: trace.z && [...trace.z].map(row),
+    };
+}"""
+#: Where on the screen a cell of the overview lies.
+PLACE = """([layer, head]) => {
+    const graph = document.querySelector(
+        '.goatviz-figure[aria-label="Attention sinks: heads"] .js-plotly-plot');
+    graph.scrollIntoView({ block: "center" });
+    const { xaxis, yaxis } = graph._fullLayout;
+    const box = graph.getBoundingClientRect();
+    return [box.left + xaxis._offset + xaxis.d2p(head), box.top + yaxis._offset + yaxis.d2p(layer)];
+}"""
+
+
+@pytest.fixture
+def opened(lab, offline_context, offline_page, tmp_path):
+    """A notebook with the explorer, run; returns how to make it."""
+
+    def make(count=4):
+        name = lab.write(f"{tmp_path.name}.ipynb", SETUP.format(count=count), "explorer")
+        lab.run(offline_page, name)
+        offline_page.locator(".goatviz-map-canvas").wait_for()
+        return offline_page
+
+    yield make
+    offline_context.assert_quiet()
+
+
+@pytest.fixture
+def page(opened):
+    page = opened()
+    said(page, "Layer 0, head 0 ")
+    page.wait_for_function(f"place => ({TRACE})(place) !== null", arg=["signal", "queries"])
+    return page
+
+
+def said(page, text):
+    """Wait until the summary says so."""
+    page.wait_for_function(
+        "text => document.querySelector('.goatviz-summary')?.textContent.includes(text)", arg=text
+    )
+
+
+def agree(lab, page, panel, name):
+    """The page's trace is the kernel's."""
+    wanted = lab.ask(page, f"trace({panel!r}, {name!r})")
+    page.wait_for_function(f"place => ({TRACE})(place) !== null", arg=[panel, name])
+    page.wait_for_timeout(300)
+    found = page.evaluate(TRACE, [panel, name])
+    for axis, values in wanted.items():
+        assert found[axis] == values, (panel, name, axis)
+
+
+def test_the_page_shows_the_kernels_numbers(lab, page):
+    agree(lab, page, "heads", "importance")
+    agree(lab, page, "sink rate", "model")
+    agree(lab, page, "sink rate", "95 % interval")
+    agree(lab, page, "importance", "importance")
+    agree(lab, page, "signal", "queries")
+    assert lab.ask(page, "explorer._controls.error") == ""
+
+
+def test_the_keyboard_moves_threshold_layer_and_head(lab, page):
+    slider = page.locator("input[type=range][name=threshold]")
+    slider.focus()
+    for _ in range(25):
+        page.keyboard.press("ArrowLeft")
+    said(page, "at ε = 0.05 ")
+    assert lab.ask(page, "explorer.threshold") == 0.05
+    page.wait_for_function(
+        f"() => ({TRACE})(['heads', 'importance above ε = 0.05']) !== null"
+        f" && ({TRACE})(['sink rate', 'ε = 0.05']) !== null"
+    )
+    above = page.evaluate(TRACE, ["heads", "importance above ε = 0.05"])
+    cells = page.evaluate(TRACE, ["heads", "importance"])
+    count = sum(value > 0.05 for row in cells["z"] for value in row)
+    # Each frame is five points and a gap.
+    assert count > 0 and len(above["x"]) == 6 * count
+    for name, key, text in (("layer", "ArrowDown", "Layer 1, head 0 "), ("head", "End", "head 3 ")):
+        page.locator(f"select[name={name}]").focus()
+        page.keyboard.press(key)
+        said(page, text)
+    assert lab.ask(page, "[explorer.layer, explorer.head]") == [1, 3]
+    agree(lab, page, "sink rate", "layer 1, head 3")
+
+
+def test_a_click_on_a_cell_shows_that_heads_keys_and_plan(lab, page):
+    for layer, head in ((2, 1), (0, 3)):
+        x, y = page.evaluate(PLACE, [layer, head])
+        page.mouse.move(x, y)
+        page.mouse.click(x, y)
+        said(page, f"Layer {layer}, head {head} ")
+        page.wait_for_function(
+            "text => document.querySelector('.goatviz-map-rule').textContent.includes(text)",
+            arg=f"Plan of layer {layer}, head {head}, first input",
+        )
+        assert page.locator("select[name=layer]").input_value() == str(layer)
+        agree(lab, page, "sink rate", f"layer {layer}, head {head}")
+        agree(lab, page, "importance", "importance")
+
+
+def test_profiling_can_be_stopped_and_goes_on(lab, opened):
+    page = opened(600)
+    cancel = page.get_by_role("button", name="Cancel")
+    cancel.click()
+    said(page, "Stopped at ")
+    assert lab.ask(page, "[explorer._steps.running, explorer._steps.done]") == [False, False]
+    # The plan of any head can be looked at all the same, and the work goes on in the cells' thread.
+    before = lab.ask(page, "explorer._steps.share")
+    page.locator("select[name=layer]").select_option(index=1)
+    page.wait_for_function(
+        "() => document.querySelector('.goatviz-map-rule').textContent.includes('layer 1, head 0')"
+    )
+    page.wait_for_function(
+        "before => document.querySelector('progress').value > before + 0.005", arg=before
+    )
+    assert lab.ask(page, "[explorer._steps.running, sorted(in_main)]") == [True, [True]]
+    lab.ask(page, "explorer.cancel()")
+
+
+def test_errors_are_seen_in_the_page(lab, page):
+    lab.ask(page, "setattr(explorer, 'head', 9)")
+    page.wait_for_function(
+        "() => document.querySelector('.goatviz-controls-error').textContent"
+        ".includes('head must be one of 0 to 3, got 9')"
+    )
