@@ -1,0 +1,122 @@
+"""A notebook with an explorer as an app: Voila serves it, and its slider moves the figure."""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from goatviz.explore import explore_plan
+from goatviz.training import load_pretrained
+
+pytestmark = pytest.mark.browser
+
+CODE = """
+import torch
+from goatviz import explore_plan, load_pretrained
+ids = torch.randint(32, (1, 48), generator=torch.Generator().manual_seed(0))
+explore_plan(load_pretrained("copy-mixture-1-goat"), ids)
+"""
+#: Voila's own style sheets of icons; the page is whole without them.
+ICONS = {
+    f"https://cdn.jsdelivr.net/npm/@fortawesome/fontawesome-free@%5E5/css/{name}.min.css"
+    for name in ("all", "v4-shims")
+}
+DRAWN = """() => [...document.querySelectorAll('.goatviz-figure .js-plotly-plot')].map(graph =>
+    (graph._fullData ?? []).map(trace =>
+        [...trace.y].map(value => Number.isNaN(value) ? null : value)))"""
+
+
+@pytest.fixture
+def served(tmp_path, offline_rules):
+    """The address at which Voila serves the notebook."""
+    cell = nbformat.v4.new_code_cell(CODE)
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(notebook, tmp_path / "app.ipynb")
+    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    folders = {name: str(tmp_path / name.lower()) for name in names}
+    port = offline_rules.free_port()
+    url = f"http://{offline_rules.LOOPBACK}:{port}/"
+    log = (tmp_path / "log").open("wb")
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "voila",
+            str(tmp_path / "app.ipynb"),
+            "--no-browser",
+            f"--port={port}",
+            f"--Voila.ip={offline_rules.LOOPBACK}",
+        ],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=os.environ | folders,
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        for _ in range(600):
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            try:
+                # A page would start a kernel; a file of Voila's own does not.
+                opener.open(f"{url}voila/static/voila.js", timeout=2).read(1)
+                break
+            except OSError:
+                time.sleep(0.1)
+        else:
+            pytest.fail(f"Voila did not start: {(tmp_path / 'log').read_text()}")
+        yield url
+    finally:
+        server.terminate()
+        try:
+            server.wait(15)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        log.close()
+
+
+def expected(**values):
+    """Numbers of every line, and the sentence, as this process draws them."""
+    ids = torch.randint(32, (1, 48), generator=torch.Generator().manual_seed(0))
+    explorer = explore_plan(load_pretrained("copy-mixture-1-goat"), ids)
+    picture = explorer.picture(values)
+    lines = [
+        [
+            [None if value != value else float(value) for value in np.ravel(trace.y)]
+            for trace in figure.data
+        ]
+        for figure in picture.figures.values()
+    ]
+    return lines, picture.summary
+
+
+def agree(page, lines, summary):
+    page.wait_for_function(
+        "words => document.querySelector('.goatviz-summary')?.textContent === words", arg=summary
+    )
+    for _ in range(200):
+        if page.evaluate(DRAWN) == lines:
+            break
+        page.wait_for_timeout(50)
+    assert page.evaluate(DRAWN) == lines
+
+
+def test_a_slider_moves_the_figure_in_voila(served, offline_context, offline_page):
+    page = offline_page
+    page.goto(served)
+    page.locator(".goatviz-figure .js-plotly-plot .main-svg").first.wait_for()
+    agree(page, *expected())
+    slider = page.locator(".goatviz-controls input[type=range]")
+    slider.focus()
+    for _ in range(6):
+        page.keyboard.press("ArrowLeft")
+    place = float(slider.input_value())
+    agree(page, *expected(temperature=float(f"{10**place:.12g}")))
+    assert place == pytest.approx(-0.3)
+    assert set(offline_context.outside_requests) <= ICONS
