@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
+from goatviz.explore.scripts import widget_file
+
 KINDS = ("select", "slider", "number", "toggle", "button")
-_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class ControlPanel(anywidget.AnyWidget):
         What is being done, and what went wrong.
     """
 
-    _esm = _HERE / "controls.js"
-    _css = _HERE / "controls.css"
+    _esm = widget_file("controls.js")
+    _css = widget_file("controls.css")
 
     controls = traitlets.List().tag(sync=True)
     values = traitlets.Dict().tag(sync=True)

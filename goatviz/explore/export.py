@@ -19,6 +19,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from goatviz.explore.controls import Control
+from goatviz.explore.scripts import widget_file
 from goatviz.files import whole_file
 from goatviz.plots import style
 
@@ -26,7 +27,6 @@ from goatviz.plots import style
 LIMIT_BYTES = 6_000_000
 #: Texts shorter than this are written where they stand.
 _LEAST_SHARED = 48
-_HERE = Path(__file__).parent
 
 
 class Drawn(Protocol):
@@ -118,11 +118,10 @@ def page(explorer: Exported, vary: Mapping[str, Sequence[Any]]) -> str:
         )
     filled = {
         "title": html.escape(explorer.label),
-        "css": "".join((_HERE / f"{name}.css").read_text("utf-8") for name in _PARTS.values()),
+        "css": "".join(widget_file(f"{name}.css") for name in _PARTS.values()),
         "plotly": get_plotlyjs(),
         "data": data,
-        "script": "".join(_as_expression(n, f) for n, f in _PARTS.items())
-        + (_HERE / "page.js").read_text("utf-8"),
+        "script": "".join(_as_expression(n, f) for n, f in _PARTS.items()) + widget_file("page.js"),
     }
     text = _PAGE
     for name, value in filled.items():
@@ -136,7 +135,7 @@ _PARTS = {"controls": "controls", "figureView": "figure_view", "planMap": "plan_
 
 def _as_expression(name: str, file: str) -> str:
     """An ES module of this package as a constant of the page's one script."""
-    source = (_HERE / f"{file}.js").read_text("utf-8")
+    source = widget_file(f"{file}.js")
     source = source.replace("export default { render };", "return { render };")
     return f"const {name} = (() => {{\n{source.replace('export function', 'function')}\n}})();\n"
 

@@ -8,7 +8,6 @@ JSON, in which plotly packs arrays; what is drawn last is what a saved notebook 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -17,7 +16,7 @@ import traitlets
 from ipywidgets import widget_serialization
 from plotly.offline import get_plotlyjs
 
-_HERE = Path(__file__).parent
+from goatviz.explore.scripts import widget_file
 
 
 class PlotlyLibrary(anywidget.AnyWidget):
@@ -57,8 +56,8 @@ class FigureView(anywidget.AnyWidget):
         What is drawn: as long as this stays, so does what a reader zoomed to.
     """
 
-    _esm = _HERE / "figure_view.js"
-    _css = _HERE / "figure_view.css"
+    _esm = widget_file("figure_view.js")
+    _css = widget_file("figure_view.css")
 
     figure = traitlets.Unicode('{"data": [], "layout": {}}').tag(sync=True)
     label = traitlets.Unicode().tag(sync=True)

@@ -7,7 +7,6 @@ for a pair at a time. What is drawn, and how the window moves, lives in plan_map
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -15,6 +14,7 @@ import numpy as np
 import traitlets
 
 from goatviz.analysis.levels import POOLS, PlanLevels, PlanView
+from goatviz.explore.scripts import widget_file
 from goatviz.explore.task import Task, run_beside, running_loop
 from goatviz.plots.style import colour_table
 
@@ -68,8 +68,8 @@ class PlanMap(anywidget.AnyWidget):
         If tokens do not fit the plan, or there is no such scale or rule.
     """
 
-    _esm = Path(__file__).with_name("plan_map.js")
-    _css = Path(__file__).with_name("plan_map.css")
+    _esm = widget_file("plan_map.js")
+    _css = widget_file("plan_map.css")
 
     _task: Task | None = None
     _room = (FIRST_VIEW, FIRST_VIEW)
