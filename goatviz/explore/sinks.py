@@ -213,7 +213,7 @@ class SinkExplorer(Explorer):
             # The plan of a head stands beside the overview that it is chosen in.
             pictures = self.children[1]
             plan, heads, *others = pictures.children
-            plan.layout = {"flex": "1 1 340px", "min_width": "min(340px, 100%)"}
+            plan.layout.flex, plan.layout.min_width = heads.layout.flex, heads.layout.min_width
             pictures.children = [heads, plan, *others]
 
     # --- sources ---

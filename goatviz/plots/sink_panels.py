@@ -38,13 +38,10 @@ def overview_panel(view: View, chosen: Choice, key: int) -> Figure:
         Whose importance; the first key's is the one that makes sinks.
     """
     values = sink_view.key_importance(view, key)
-    figure = Figure()
     cells = sink_marks.head_cells(view, values, name="importance", what="importance")
     cells.update(showscale=True, colorbar=sink_marks.weight_bar(view.threshold))
-    figure.add_trace(cells)
     empty = sink_marks.empty_cells(view, values)
-    figure.add_traces([trace for trace, _ in empty])
-    figure.add_trace(sink_marks.above_cells(view, values))
+    traces = [cells, *(trace for trace, _ in empty), sink_marks.above_cells(view, values)]
     y, x = sink_marks.head_places(view)
     here = np.zeros(view.present.shape, dtype=bool)
     here[chosen.layer, chosen.heads[0]] = True
@@ -52,53 +49,47 @@ def overview_panel(view: View, chosen: Choice, key: int) -> Figure:
     for color, width in (("#000000", 5), ("#ffffff", 2.5)):
         frame = marks.frames(x, y, here, name="chosen head", color=color)
         frame.update(line_width=width, showlegend=False)
-        figure.add_trace(frame)
-    figure.add_traces([marks.legend_square(trace.name, color) for trace, color in empty])
+        traces.append(frame)
+    traces += [marks.legend_square(trace.name, color) for trace, color in empty]
     along, upward = sink_marks.head_axes(view)
-    figure.update_xaxes(**along)
-    figure.update_yaxes(**upward)
     text = sink_view.key_text(view, key)
     title = f"Importance of {'the ' if text.startswith('first') else ''}{text}"
     height = max(HEIGHT, min(ROW * len(y), TALLEST) + 200)
-    return _finish(figure, title, sink_view.overview_lines(view, key), height=height)
+    return _panel(traces, along, upward, title, sink_view.overview_lines(view, key), height=height)
 
 
 def rate_panel(view: View, chosen: Choice) -> Figure:
     """The model's sink rate over the threshold, and the chosen head's."""
     profile = view.profile
-    figure = Figure()
-    figure.add_traces(sink_marks.rate_curves(view))
-    figure.add_trace(
-        marks.curve(
-            profile["threshold"].values.astype(np.float64),
-            profile["sink_rate"].values[chosen.layer, chosen.heads[0]],
-            name=chosen.label,
-            color=_HEAD,
-            hover=f"{chosen.label}<br>ε = %{{x:.3g}}<br>a sink in %{{y:.4g}} of the inputs",
-        )
+    head = marks.curve(
+        profile["threshold"].values.astype(np.float64),
+        profile["sink_rate"].values[chosen.layer, chosen.heads[0]],
+        name=chosen.label,
+        color=_HEAD,
+        hover=f"{chosen.label}<br>ε = %{{x:.3g}}<br>a sink in %{{y:.4g}} of the inputs",
     )
     ends = np.array([0.0, 1.0])
     line = sink_marks.threshold_line(view, np.full(2, view.threshold), ends)
-    figure.add_trace(line.update(name=f"ε = {view.threshold:g}"))
-    figure.update_xaxes(title_text="threshold ε [probability]", range=[0, 1])
-    figure.update_yaxes(title_text="sink rate [share]", range=[0, 1.02])
+    line.name = f"ε = {view.threshold:g}"
+    traces = [*sink_marks.rate_curves(view), head, line]
+    along = {"title_text": "threshold ε [probability]", "range": [0, 1]}
+    upward = {"title_text": "sink rate [share]", "range": [0, 1.02]}
     lines = [sink_view.rate_text(view)]
-    return _finish(figure, "Sink rate over the threshold", lines)
+    return _panel(traces, along, upward, "Sink rate over the threshold", lines)
 
 
 def importance_panel(view: View, chosen: Choice, key: int) -> Figure:
     """Importance of every key in the chosen head, and what uniform attention would give it."""
     keys = view.profile["key"].values
     edges = sink_view.log_bins(keys, sink_marks.MAX_POINTS)
-    figure = Figure()
-    figure.add_trace(sink_marks.uniform_curve(view, edges))
     line = sink_marks.threshold_along_keys(view)
-    figure.add_trace(line.update(name=f"ε = {view.threshold:g}"))
-    figure.add_traces(sink_marks.importance_curves(view, chosen, edges))
+    line.name = f"ε = {view.threshold:g}"
+    curves = sink_marks.importance_curves(view, chosen, edges)
+    traces = [sink_marks.uniform_curve(view, edges), line, *curves]
     (at,) = np.flatnonzero(keys == key)
     value = view.profile["importance"].values[chosen.layer, chosen.heads[0], at]
     if np.isfinite(value):
-        figure.add_trace(
+        traces.append(
             go.Scatter(
                 x=sink_marks.key_places(view, keys[[at]]),
                 y=[value],
@@ -112,12 +103,12 @@ def importance_panel(view: View, chosen: Choice, key: int) -> Figure:
         )
     lowest = sink_marks.lowest_importance(view, chosen, edges)
     along, upward, room = sink_marks.importance_axes(view, lowest)
-    figure.update_xaxes(**along)
-    figure.update_yaxes(**upward)
     lines = [sink_view.head_text(chosen)]
     if len(edges) - 1 < len(keys):
         lines.append(f"{len(keys):,} keys in {len(edges) - 1} bins: the largest of each")
-    return _finish(figure, "Importance of every key", lines, height=HEIGHT + room, room=room)
+    return _panel(
+        traces, along, upward, "Importance of every key", lines, height=HEIGHT + room, room=room
+    )
 
 
 def signal_panel(view: View, chosen: Choice) -> Figure:
@@ -125,32 +116,42 @@ def signal_panel(view: View, chosen: Choice) -> Figure:
     counts = sink_view.signal_of(view.profile, chosen).count
     most = float(counts.max(initial=0.0))
     lines = [sink_view.head_text(chosen)]
-    figure = Figure()
+    traces: list[go.Trace] = []
     if most > 0:
-        figure.add_trace(marks.count_bar(most, title="queries", thickness=12))
-        figure.add_traces(sink_marks.signal_traces(view, chosen, most))
+        bar = marks.count_bar(most, title="queries", thickness=12)
+        traces = [bar, *sink_marks.signal_traces(view, chosen, most)]
         lines.append(sink_view.margin_text(view.profile, chosen))
     else:
         lines.append("no query sees two keys, the first among them")
     along, upward = sink_marks.SIGNAL_AXES
-    figure.update_xaxes(**along)
-    figure.update_yaxes(**upward)
-    return _finish(figure, "Signal against sink", lines)
+    return _panel(traces, along, upward, "Signal against sink", lines)
 
 
-def _finish(
-    figure: Figure, title: str, lines: Sequence[str], *, height: int = HEIGHT, room: int = 0
+def _panel(
+    traces: Sequence[go.Trace],
+    along: dict[str, object],
+    upward: dict[str, object],
+    title: str,
+    lines: Sequence[str],
+    *,
+    height: int = HEIGHT,
+    room: int = 0,
 ) -> Figure:
-    """Lay the panel out by pixels: title and subtitle, plot, axis with `room`, legend."""
+    """Lay the panel out by pixels: title and subtitle, plot, axis with `room`, legend.
+
+    A figure is made at once: every later change would cost milliseconds, and a slider waits.
+    """
     wrapped = [part for line in lines if line for part in textwrap.wrap(line, LINE)]
     entries = {
-        t.name for t in figure.data if isinstance(t, go.Scatter) and t.showlegend is not False
+        trace.name
+        for trace in traces
+        if isinstance(trace, go.Scatter) and trace.showlegend is not False
     }
     # Two entries in a row have room in the narrowest panel.
     top, axis, legend = 48 + 15 * len(wrapped), 56 + room, 19 * -(-len(entries) // 2)
-    figure.update_layout(
-        template=style.TEMPLATE,
-        title={
+    layout = {
+        "template": style.TEMPLATE,
+        "title": {
             "text": title,
             "subtitle": {"text": "<br>".join(style.escape(part) for part in wrapped)},
             "yref": "container",
@@ -158,10 +159,12 @@ def _finish(
             "yanchor": "top",
             "pad": {"t": 14},
         },
-        height=height,
-        margin={"t": top, "l": 56, "r": 20, "b": axis + legend},
-        showlegend=True,
-        legend={
+        "xaxis": along,
+        "yaxis": upward,
+        "height": height,
+        "margin": {"t": top, "l": 56, "r": 20, "b": axis + legend},
+        "showlegend": True,
+        "legend": {
             "orientation": "h",
             "x": 0.0,
             "y": 0.0,
@@ -170,5 +173,5 @@ def _finish(
             "itemsizing": "constant",
             "font": {"size": 11},
         },
-    )
-    return figure
+    }
+    return Figure(go.Figure(data=list(traces), layout=layout))
