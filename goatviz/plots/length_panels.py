@@ -73,9 +73,9 @@ def accuracy_panel(result: xr.Dataset, focus: Focus, *, measure: str = "strict")
     check_result(result, NEEDLE_GRID if schema == NEEDLE_GRID.name else LENGTH_SWEEP)
     where = ""
     if schema == NEEDLE_GRID.name:
-        where = ", all depths"
+        where = "all depths; "
         if "depth" in result.coords:
-            where = f", depth {100 * float(result['depth']):g} %"
+            where = f"depth {100 * float(result['depth']):g} %; "
     figure = Figure(accuracy_lines(result, measure, focus))
     figure.add_trace(
         chance_line(float(result.attrs[f"chance_{measure}"]), *binary_ends(result["length"].values))
@@ -83,7 +83,7 @@ def accuracy_panel(result: xr.Dataset, focus: Focus, *, measure: str = "strict")
     as_panel(
         figure,
         "Accuracy by length",
-        f"{MEASURES[measure]}{where}; {scale_of(result)}; 95 % (Wilson)",
+        f"{where}{scale_of(result)} examples; 95 % (Wilson)",
     )
     _by_length(figure, result, focus)
     figure.update_yaxes(title_text=f"share of {MEASURES[measure]}", range=[-0.04, 1.06])
@@ -157,7 +157,7 @@ def map_panel(
     as_panel(
         figure,
         f"Depth and length: {style.escape(focus.scheme)}",
-        f"{MEASURES[measure]}; {scale_of(one)}; click a cell to choose it",
+        f"{MEASURES[measure]}; {scale_of(one)} examples; click to choose",
     )
     figure.update_layout(
         margin={"b": 76},
@@ -235,7 +235,7 @@ def depth_panel(
     as_panel(
         figure,
         f"Accuracy by depth at {focus.length:,} tokens",
-        f"{MEASURES[measure]}; {scale_of(at_length)}; 95 % (Wilson)",
+        f"{scale_of(at_length)} examples; 95 % (Wilson)",
     )
     figure.update_xaxes(title_text="depth [%]", tickvals=depths, range=ends)
     figure.update_yaxes(title_text=f"share of {MEASURES[measure]}", range=[-0.04, 1.06])
