@@ -46,12 +46,12 @@ def driver() -> ModuleType:
 
 @contextmanager
 def session() -> Iterator[tuple[Any, Any]]:
-    """A JupyterLab and a page in a browser that cannot leave this machine."""
+    """A JupyterLab, and the context of a browser that cannot leave this machine."""
     kit = driver()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         with kit.jupyterlab(home / "lab") as lab, kit.offline_browser(home / "profile") as browser:
-            yield lab, browser.context.pages[0]
+            yield lab, browser.context
 
 
 def press(page: Any, key: str, *, quiet_ms: int = 400, most_ms: int = 60_000) -> float:

@@ -45,30 +45,33 @@ slider.observe(lambda change: setattr(widget.data[0], 'z', weights[change['new']
 display(slider, widget)
 ended = time.time()
 """
+#: When something is painted for the first time, in the page's wall clock.
+FIRST = """
+window.goatvizFirst = null;
+new MutationObserver(() => {
+    if (window.goatvizFirst === null && document.querySelector(
+            '[data-drawn], [data-painted], .js-plotly-plot .main-svg'))
+        setTimeout(() => { window.goatvizFirst ??= Date.now(); }, 0);
+}).observe(document, { subtree: true, childList: true, attributes: true });
+"""
 MIB = 2**20
 
 
 class Bench:
     """One notebook, run cell by cell, and what is measured in it."""
 
-    def __init__(self, lab: Any, page: Any, count: int) -> None:
-        self.lab, self.page, self.count = lab, page, count
-        self.lines: list[str] = []
+    def __init__(self, lab: Any, context: Any, count: int) -> None:
+        self.lab, self.context, self.count = lab, context, count
+        self.page: Any = None
         self.missed: list[str] = []
+        context.add_init_script(FIRST)
 
     def open(self, *cells: str) -> float:
         """Run cells in a fresh notebook; milliseconds from their end to the first picture."""
-        name = self.lab.write("bench.ipynb", SETUP, *cells)
-        first = """() => {
-            window.goatvizFirst = null;
-            new MutationObserver(() => {
-                const there = document.querySelector(
-                    '[data-drawn], [data-painted], .js-plotly-plot .main-svg');
-                if (there && window.goatvizFirst === null)
-                    setTimeout(() => { window.goatvizFirst ??= Date.now(); }, 0);
-            }).observe(document, { subtree: true, childList: true, attributes: true });
-        }"""
-        self.page.add_init_script(f"({first})()")
+        if self.page is not None:
+            self.page.close()
+        self.page = self.context.new_page()
+        name = self.lab.write(f"{len(list(self.lab.root.iterdir()))}.ipynb", SETUP, *cells)
         self.lab.run(self.page, name, timeout_ms=600_000)
         self.page.wait_for_function("() => window.goatvizFirst !== null")
         shown = self.page.evaluate("() => window.goatvizFirst")
@@ -159,7 +162,7 @@ def bench_prior(bench: Bench, lengths: list[int]) -> None:
             "display(explorer)\nended = time.time()"
         )
         bench.say(f"prior {length}: cell's end to first picture", first, None, 3000)
-        bench.focus("slider", "Relative scale")
+        bench.focus("slider", "Relative ×")
         bench.measure(f"prior {length}: a slider, all panels", ("ArrowRight", "ArrowLeft"), 200)
 
 
@@ -256,8 +259,8 @@ def main() -> None:
         f"{torch.__version__}; medians over {given.presses} key presses"
     )
     print(f"{'case':<58} {'median ms':>10} {'worst ms':>10} {'kB sent':>10} {'target':>8}")
-    with session() as (lab, page):
-        bench = Bench(lab, page, given.presses)
+    with session() as (lab, context):
+        bench = Bench(lab, context, given.presses)
         bench_maps(bench, given.sizes)
         bench_prior(bench, given.prior_lengths)
         bench_plain(bench, given.plain_sizes)

@@ -3,7 +3,12 @@
 // stays, as alive as any plotly figure.
 
 const LIBRARY = Symbol.for("goatviz.plotly");
-const CONFIG = { showSendToCloud: false, displaylogo: false, responsive: false };
+const CONFIG = {
+  showSendToCloud: false,
+  displaylogo: false,
+  responsive: false,
+  modeBarButtonsToRemove: ["select2d", "lasso2d"],
+};
 
 export function asModule(source) {
   // plotly.js is written for CommonJS or a global; as an ES module it needs the first to be there.
@@ -101,7 +106,8 @@ function render({ model, el }) {
   };
 
   const redraw = () => {
-    if (!frame && !closed) frame = requestAnimationFrame(draw);
+    // After what has changed together, and without waiting for a frame: drawing takes longer.
+    if (!frame && !closed) frame = setTimeout(draw, 0);
   };
 
   const clicked = (event) => {
@@ -153,7 +159,7 @@ function render({ model, el }) {
 
   return () => {
     closed = true;
-    if (frame) cancelAnimationFrame(frame);
+    clearTimeout(frame);
     resized.disconnect();
     theme.disconnect();
     preference.removeEventListener("change", redraw);

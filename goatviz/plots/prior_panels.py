@@ -6,6 +6,7 @@ Everything is drawn from a "prior_mix" result.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -98,7 +99,7 @@ def _draw_plan(mix: xr.Dataset) -> Figure:
     start, stop = mix["key_bin"].values, mix["bin_stop"].values
     width = int((stop - start).max())
     middle = (start + stop - 1) / 2
-    queries, allowed = mix["query"].values, mix["allowed"].values
+    queries = mix["query"].values
     cell = "key %{x}" if width == 1 else f"{width:,} keys around %{{x:,.0f}}"
     every = len(queries) == mix.attrs["length"]
     return _figure(
@@ -111,16 +112,6 @@ def _draw_plan(mix: xr.Dataset) -> Figure:
                 mix["probability"].values,
                 hover=f"query %{{y:,}}, {cell}<br>π = {{value}}",
                 name="plan",
-            ),
-            go.Heatmap(
-                x=marks.compact(middle),
-                y=marks.compact(queries),
-                z=np.where(allowed, np.float32(np.nan), np.float32(1)),
-                colorscale=[[0, style.MASKED], [1, style.MASKED]],
-                showscale=False,
-                hovertemplate="query %{y}, key %{x}<br>not allowed<extra></extra>",
-                hoverongaps=False,
-                name="not allowed",
             ),
         ],
         x={
@@ -137,6 +128,8 @@ def _draw_plan(mix: xr.Dataset) -> Figure:
             "tickformat": _ticks(mix),
         },
         legend=0,
+        # Cells without a value are those that the query may not see.
+        plot_bgcolor=style.MASKED,
     )
 
 
@@ -393,7 +386,7 @@ def _figure(
     x: dict,
     y: dict,
     legend: int = 1,
-    **layout: list[dict],
+    **layout: Any,
 ) -> Figure:
     layout |= {
         "template": style.TEMPLATE,

@@ -1,6 +1,7 @@
 """The picture of a row shows its masses, and says when keys were pooled."""
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import torch
 
@@ -60,6 +61,7 @@ def test_potential_and_entropy_are_those_of_the_row():
 def test_the_picture_has_curves_with_units_and_tokens():
     row = levels().row(20, tokens=["<b>" if i == 4 else f"w{i}" for i in range(30)])
     figure = draw_row(row)
+    go.Figure(figure.to_dict())  # plotly knows every property
     assert [trace.name for trace in figure.data] == [
         "plan",
         "prior",
@@ -88,7 +90,7 @@ def test_what_others_find_is_drawn_beside_the_plan():
     # Causal and doubly stochastic: only the identity is both.
     np.testing.assert_allclose(row["balanced"][:21], np.arange(21) == 20, atol=1e-9)
     names = [trace.name for trace in draw_row(row).data]
-    assert names[2:4] == ["POT", "doubly stochastic"] and len(names) == 7
+    assert names[:4] == ["POT", "plan", "prior", "doubly stochastic"] and len(names) == 7
     assert "POT (semi relaxed): agrees, largest difference" in row_summary(row)
 
 
