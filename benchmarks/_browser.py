@@ -20,17 +20,24 @@ _PLACE = Path(__file__).parents[1] / "tests" / "browser" / "conftest.py"
 
 #: Key presses and paints in milliseconds: our widgets count theirs, plotly has an event.
 CLOCK = """() => {
-    const clock = { pressed: null, painted: null };
+    const clock = { pressed: null, painted: null, map: null };
     window.goatvizClock = clock;
     document.addEventListener('keydown', () => {
         clock.pressed = performance.now();
-        clock.painted = null;
+        clock.painted = clock.map = null;
     }, true);
-    const paint = () => setTimeout(() => { clock.painted = performance.now(); }, 0);
+    const paint = records => setTimeout(() => {
+        clock.painted = performance.now();
+        if (records && records.some(record => record.attributeName === 'data-painted'))
+            clock.map = clock.painted;
+    }, 0);
+    // No map still waits for cells that it has asked for.
+    clock.rests = () => [...document.querySelectorAll('.goatviz-map')].every(
+        map => Number(map.dataset.painted) < 0 || map.dataset.painted === map.dataset.asked);
     new MutationObserver(paint).observe(document.body, {
         subtree: true, attributes: true, attributeFilter: ['data-drawn', 'data-painted'],
     });
-    clock.watch = graph => graph.on('plotly_afterplot', paint);
+    clock.watch = graph => graph.on('plotly_afterplot', () => paint());
 }"""
 
 
@@ -54,17 +61,23 @@ def session() -> Iterator[tuple[Any, Any]]:
             yield lab, browser.context
 
 
-def press(page: Any, key: str, *, quiet_ms: int = 400, most_ms: int = 60_000) -> float:
-    """Milliseconds from this key press to the last paint that it caused."""
+def press(
+    page: Any, key: str, *, quiet_ms: int = 400, most_ms: int = 60_000, of: str = "painted"
+) -> float:
+    """Milliseconds from this key press to the last paint that it caused.
+
+    With `of="map"`, to the last one of a map.
+    """
     page.keyboard.press(key)
     page.wait_for_function(
         f"""() => {{
             const clock = window.goatvizClock;
-            return clock.painted !== null && performance.now() - clock.painted > {quiet_ms};
+            return clock.painted !== null && clock.rests()
+                && performance.now() - clock.painted > {quiet_ms};
         }}""",
         timeout=most_ms,
     )
-    return page.evaluate("() => window.goatvizClock.painted - window.goatvizClock.pressed")
+    return page.evaluate(f"() => window.goatvizClock.{of} - window.goatvizClock.pressed")
 
 
 def presses(page: Any, keys: tuple[str, ...], count: int, **options: Any) -> list[float]:

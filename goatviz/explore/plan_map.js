@@ -471,6 +471,7 @@ function render({ model, el }) {
       Math.ceil(high - 1e-9),
     ]);
     state.asked += 1;
+    root.dataset.asked = String(state.asked);
     // A view that takes long gives way to what is wanted now.
     if (!questions.idle) stop();
     questions.ask({
