@@ -12,6 +12,11 @@ RUNS = {
         ["--lengths", "64", "--single-head-lengths", "--repeats", "1", "--heads", "2"],
         ("one SDPA forward", "cheap set, GOAT prior", "block-wise dense, full", "targets:", "MiB"),
     ),
+    "explorers": (
+        ["--sizes", "40", "--plain-sizes", "--prior-lengths", "--long", "300"]
+        + ["--presses", "1", "--updates", "2", "--steps", "1", "--peer-length", "16"],
+        ("another head, its map", "zoom in, 1 steps", "memory of the page", "goatviz save_html"),
+    ),
     "imports": (["--repeats", "1"], ("above bare", "target: import goatviz", ": none")),
     "plots": (
         ["--lengths", "50", "--large-lengths", "--repeats", "1"],
@@ -40,7 +45,10 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.browser) if n == "explorers" else n for n in RUNS],
+)
 def test_a_benchmark_runs_and_prints_its_columns(name):
     arguments, columns = RUNS[name]
     run = subprocess.run(

@@ -81,6 +81,9 @@ class Explorer(ipywidgets.VBox):
     def _check(self, values: Mapping[str, Any]) -> None:
         """Raise ValueError for values that have no picture."""
 
+    def _lead(self, values: Mapping[str, Any]) -> None:
+        """Show what need not wait for the picture, such as a map beside it."""
+
     def _set_up(
         self,
         controls: Sequence[Control],
@@ -227,6 +230,7 @@ class Explorer(ipywidgets.VBox):
         values = self.values()
         try:
             self._check(values)
+            self._lead(values)
             loop = running_loop()
             if loop is None or not self._is_long(values):
                 self._task = None

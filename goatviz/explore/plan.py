@@ -232,16 +232,15 @@ class PlanExplorer(Explorer):
     def _is_identity(row: xr.Dataset) -> bool:
         return float(row["balanced"].max()) > 1 - 1e-6
 
-    def _show(self, picture: Picture) -> None:
-        if self._shown_plan != (self.layer, self.head):
-            self._shown_plan = (self.layer, self.head)
-            levels = self._levels(*self._shown_plan)
-            self.map.show_plan(levels, title=self._title(), **self._map_tokens(levels))
-            self._controls.change("query", high=levels.queries - 1)
-            self._controls.change(
-                "balanced", disabled=max(levels.queries, levels.keys) > MAX_BALANCED
-            )
-        super()._show(picture)
+    def _lead(self, values: Mapping[str, Any]) -> None:
+        at = (values["layer"], values["head"])
+        if self._shown_plan == at:
+            return
+        self._shown_plan = at
+        levels = self._levels(*at)
+        self.map.show_plan(levels, title=self._title(), **self._map_tokens(levels))
+        self._controls.change("query", high=levels.queries - 1)
+        self._controls.change("balanced", disabled=max(levels.queries, levels.keys) > MAX_BALANCED)
 
     def _trait_changed(self, change: dict[str, Any]) -> None:
         if change["name"] == "layer":

@@ -643,8 +643,14 @@ function render({ model, el }) {
   canvas.addEventListener("pointerup", (event) => {
     if (state.brushing) {
       const [low, high] = state.brushing;
-      model.set("brush", low < high ? [low, high] : [high - 1, low + 1]);
-      model.save_changes();
+      if (high - low === 1) {
+        // A click on a token chooses its query.
+        pointAt(low, model.get("selection")[1] ?? 0);
+        select();
+      } else {
+        model.set("brush", low < high ? [low, high] : [high - 1, low + 1]);
+        model.save_changes();
+      }
       state.brushing = null;
       redraw();
     } else if (state.drag) {

@@ -131,6 +131,17 @@ def test_a_notebook_runs_and_its_explorers_answer(lab, offline_context, offline_
         f"before => JSON.stringify(({SHOWN})()) !== before", arg=json.dumps(before), timeout=60_000
     )
     settle_and_agree(page, lab)
+    page.evaluate(
+        "() => window.jupyterapp.commands.execute('apputils:change-theme',"
+        " { theme: 'JupyterLab Dark' })"
+    )
+    page.wait_for_function("() => document.body.dataset.jpThemeLight === 'false'")
+    settle(page)
+    page.screenshot(path=SCREENSHOTS / f"{path.stem}-dark.png")
+    page.evaluate(
+        "() => window.jupyterapp.commands.execute('apputils:change-theme',"
+        " { theme: 'JupyterLab Light' })"
+    )
     said = page.locator(".goatviz-controls-error").all_inner_texts()
     assert set(said) <= {""}
     offline_context.assert_quiet()

@@ -116,7 +116,7 @@ def test_zoom_fetches_cells_and_shows_tokens_as_text(lab, opened):
     assert page.locator(".goatviz-map img").count() == 0
 
 
-def test_a_click_selects_and_a_drag_along_the_axis_brushes(lab, opened):
+def test_clicks_select_and_a_drag_along_the_axis_brushes(lab, opened):
     page = opened(64)
     bounds = page.locator(".goatviz-map-canvas").bounding_box()
     width, height = bounds["width"] - 92 - 12, bounds["height"] - 10 - 84
@@ -136,6 +136,10 @@ def test_a_click_selects_and_a_drag_along_the_axis_brushes(lab, opened):
     page.mouse.up()
     page.wait_for_timeout(300)
     assert lab.ask(page, "widget.brush") == [10, 20]
+    page.mouse.click(bounds["x"] + 60, at(33, 0)[1])
+    page.wait_for_timeout(300)
+    # A token's query, at the key that was selected before.
+    assert lab.ask(page, "[widget.selection, widget.brush]") == [[33, 46], [10, 20]]
 
 
 def test_keys_brush_too(lab, opened):
