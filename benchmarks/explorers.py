@@ -253,7 +253,7 @@ def peers(length: int, heads: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 1024, 2048])
-    parser.add_argument("--plain-sizes", type=int, nargs="*", default=[128, 256, 1024])
+    parser.add_argument("--plain-sizes", type=int, nargs="*", default=[128, 256])
     parser.add_argument("--prior-lengths", type=int, nargs="*", default=[1024, 16_384])
     parser.add_argument("--long", type=int, default=131_072)
     parser.add_argument("--presses", type=int, default=30)
