@@ -2,8 +2,9 @@
 # versions of constraints.txt. Nothing outside this folder is touched.
 
 PYTHON ?= python3
-# At most four workers: more of them cost memory (each imports torch) and gain little.
-PYTEST_ARGS ?= -n auto --maxprocesses 4
+# At most four workers: more of them cost memory (each imports torch) and gain little. Browser tests
+# are long and stand together: whoever is done takes over what another has not begun.
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 LAB_ARGS ?=
 
 RUN = .venv/bin/python -m

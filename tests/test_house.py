@@ -218,7 +218,7 @@ PIP = "-m pip install -c constraints.txt -e .[notebook,huggingface,train,dev]"
 
 def test_first_run_sets_up_and_the_second_does_not(checkout):
     assert make(checkout, "test").returncode == 0
-    assert calls(checkout) == [VENV, PIP, "-m pytest -n auto --maxprocesses 4"]
+    assert calls(checkout) == [VENV, PIP, "-m pytest -n auto --maxprocesses 4 --dist worksteal"]
     assert make(checkout, "test", "PYTEST_ARGS=-x").returncode == 0
     assert calls(checkout) == ["-m pytest -x"]
 
@@ -263,9 +263,9 @@ def test_browser_tests_are_left_out_loudly_and_only_on_request(checkout):
     assert done.returncode == 0
     assert "BROWSER TESTS ARE LEFT OUT" in done.stdout
     assert "BROWSER TESTS WERE LEFT OUT" in done.stdout.splitlines()[-1]
-    assert calls(checkout) == ["-m pytest -n auto --maxprocesses 4 -m not browser"]
+    assert calls(checkout) == ["-m pytest -n auto --maxprocesses 4 --dist worksteal -m not browser"]
     make(checkout, "test", "BROWSER=firefox")
-    assert calls(checkout) == ["-m pytest -n auto --maxprocesses 4"]
+    assert calls(checkout) == ["-m pytest -n auto --maxprocesses 4 --dist worksteal"]
 
 
 def test_ci_runs_lint_and_every_test():
