@@ -2,7 +2,7 @@
 
 ::
 
-    files <- results <- transport <- priors <- attention <- models, tasks, adapters <- training
+    checks, bins, files <- results <- priors <- transport <- attention <- models, tasks, adapters <- training
           <- analysis <- figures, explore, paper <- cli
     results <- plots <- figures, explore, paper
 
@@ -27,10 +27,10 @@ PACKAGE = Path(__file__).parents[1] / "goatviz"
 
 # From the ground up. Subjects on one row may import each other, as long as no cycle results.
 ROWS = (
-    ("files",),
+    ("checks", "bins", "files"),
     ("results",),
-    ("transport",),
     ("priors",),
+    ("transport",),
     ("attention",),
     ("models", "tasks", "adapters"),
     ("training",),
@@ -43,7 +43,7 @@ ALLOWED = {
     for height, row in enumerate(ROWS)
     for subject in row
 }
-ALLOWED["plots"] = {"files", "results", "plots"}
+ALLOWED["plots"] = {"checks", "bins", "files", "results", "plots"}
 ALLOWED["__main__"] = {"cli"}
 for _subject in ("figures", "explore", "paper", "cli"):
     ALLOWED[_subject] |= {"plots"}
@@ -64,6 +64,8 @@ CORE = {
 }
 # Drawing and its data work on a machine without torch; computing works without plotly.
 THIRD_PARTY = {
+    "checks": set(),
+    "bins": {"numpy"},
     "files": set(),
     "results": {"numpy", "xarray", "h5netcdf"},
     "plots": {"numpy", "xarray", "plotly"},

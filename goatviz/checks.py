@@ -1,0 +1,178 @@
+"""Checks of arguments at the public edge: one dialect of errors, used nowhere inside.
+
+Every message reads "{name} must be {what was wanted}, got {what came}". A value of the wrong kind
+is a TypeError, a wrong value of the right kind a ValueError. Nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def integer(name: str, value: Any, *, low: int | None = None, high: int | None = None) -> int:
+    """An integer within inclusive bounds, as int; bool is no integer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no integer, or lies outside.
+
+    Examples
+    --------
+    >>> integer("length", 0, low=1)
+    Traceback (most recent call last):
+    ValueError: length must be an integer of at least 1, got 0
+    """
+    wanted = f"an integer{_bounds(low, high)}"
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be {wanted}, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be {wanted}, got {value!r}") from None
+    if (low is not None and number < low) or (high is not None and number > high):
+        raise ValueError(f"{name} must be {wanted}, got {number}")
+    return number
+
+
+def positive_int(name: str, value: Any) -> int:
+    """An integer of at least 1."""
+    return integer(name, value, low=1)
+
+
+def index(name: str, value: Any, count: int) -> int:
+    """One of the places 0 .. count - 1.
+
+    Examples
+    --------
+    >>> index("head", 9, 9)
+    Traceback (most recent call last):
+    ValueError: head must be an integer in 0 .. 8, got 9
+    """
+    return integer(name, value, low=0, high=count - 1)
+
+
+def indices(name: str, values: Any, count: int) -> list[int]:
+    """Places out of 0 .. count - 1: one, a sequence of them, or None for all."""
+    if values is None:
+        return list(range(count))
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        values = [values]
+    chosen = [index(name, value, count) for value in values]
+    if not chosen:
+        raise ValueError(f"{name} must name at least one of 0 .. {count - 1}, got none")
+    return chosen
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> float:
+    """A finite real number within bounds, as float: `low` and `high` inclusive, the others not.
+
+    Examples
+    --------
+    >>> number("temperature", 0.0, above=0)
+    Traceback (most recent call last):
+    ValueError: temperature must be a finite number above 0, got 0.0
+    """
+    parts = [
+        f"{word} {bound:g}"
+        for word, bound in (
+            ("of at least", low),
+            ("above", above),
+            ("of at most", high),
+            ("below", below),
+        )
+        if bound is not None
+    ]
+    wanted = "a finite number" + (" " + " and ".join(parts) if parts else "")
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be {wanted}, got {value!r}")
+    value = float(value)
+    inside = (
+        math.isfinite(value)
+        and (low is None or value >= low)
+        and (high is None or value <= high)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
+    if not inside:
+        raise ValueError(f"{name} must be {wanted}, got {value}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def one_of(name: str, value: T, options: Iterable[T]) -> T:
+    """One of some options.
+
+    Examples
+    --------
+    >>> one_of("kind", "lines", ("heads", "kernel"))
+    Traceback (most recent call last):
+    ValueError: kind must be one of heads, kernel; got 'lines'
+    """
+    options = list(options)
+    if not any(type(value) is type(option) and value == option for option in options):
+        listed = ", ".join(map(str, options))
+        raise ValueError(f"{name} must be one of {listed}; got {value!r}")
+    return value
+
+
+def some_of(name: str, values: Any, options: Sequence[str]) -> tuple[str, ...]:
+    """Distinct names out of some options, in the order given; a bare string is an error."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list of names, got {values!r}")
+    chosen = tuple(dict.fromkeys(values))
+    unknown = [value for value in chosen if value not in options]
+    if unknown:
+        raise ValueError(
+            f"{name} must be among {', '.join(options)}; got {', '.join(map(repr, unknown))}"
+        )
+    return chosen
+
+
+def instance(name: str, value: Any, kinds: type | tuple[type, ...], wanted: str) -> Any:
+    """An instance of some kinds; `wanted` is a noun phrase for the message."""
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
+    return value
+
+
+def not_given(why: str, **arguments: Any) -> None:
+    """Refuse arguments that another one has settled.
+
+    Examples
+    --------
+    >>> not_given("a finished profile", length=64, heads=None)
+    Traceback (most recent call last):
+    TypeError: length must not be given with a finished profile
+    """
+    names = [name for name, value in arguments.items() if value is not None]
+    if names:
+        raise TypeError(f"{', '.join(names)} must not be given with {why}")
+
+
+def _bounds(low: int | None, high: int | None) -> str:
+    if low is not None and high is not None:
+        return f" in {low} .. {high}"
+    if low is not None:
+        return f" of at least {low}"
+    return "" if high is None else f" of at most {high}"
