@@ -23,6 +23,7 @@ from goatviz.explore.export import write_page
 from goatviz.explore.figure_view import FigureView
 from goatviz.explore.selection import NAMES, Selection
 from goatviz.explore.task import Task, run_beside, running_loop
+from goatviz.plots.base import Panel, Words, as_figure, grid
 from goatviz.plots.figure import Figure
 from goatviz.plots.panels import side_by_side
 
@@ -44,7 +45,7 @@ class Picture:
         By panel: as long as this text stays, so does what a reader zoomed to.
     """
 
-    figures: dict[str, Figure]
+    figures: dict[str, Figure | Panel]
     summary: str
     views: dict[str, str] = field(default_factory=dict)
 
@@ -206,7 +207,10 @@ class Explorer(ipywidgets.VBox):
         ValueError
             If there is no such value.
         """
-        return side_by_side(list(self.picture(values).figures.values()), title=self._label)
+        drawn = list(self.picture(values).figures.values())
+        if all(isinstance(one, Panel) for one in drawn):
+            return grid(drawn, Words(self._label))
+        return side_by_side([as_figure(one) for one in drawn], title=self._label)
 
     def picture(self, values: Mapping[str, Any]) -> Picture:
         """Figures by panel and their summary for these values, and else the widget's own.
@@ -272,7 +276,9 @@ class Explorer(ipywidgets.VBox):
     def _show(self, picture: Picture) -> None:
         for name, figure in picture.figures.items():
             self._views[name].show_figure(
-                figure, label=self._views[name].label, view_of=picture.views.get(name, name)
+                as_figure(figure),
+                label=self._views[name].label,
+                view_of=picture.views.get(name, name),
             )
         said = html.escape(picture.summary, quote=False)
         self._summary.value = f'<div aria-live="polite" class="goatviz-summary">{said}</div>'

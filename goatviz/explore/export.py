@@ -22,6 +22,7 @@ from goatviz.explore.controls import Control
 from goatviz.explore.scripts import widget_file
 from goatviz.files import whole_file
 from goatviz.plots import style
+from goatviz.plots.base import as_figure
 
 #: The most that a page may hold beside plotly.js.
 LIMIT_BYTES = 6_000_000
@@ -144,7 +145,7 @@ def _state(explorer: Exported, values: Mapping[str, Any], shared: _Shared) -> di
     picture = explorer.picture(values)
     return {
         "figures": {
-            name: shared.keep(json.loads(figure.to_json(validate=False)))
+            name: shared.keep(json.loads(as_figure(figure).to_json(validate=False)))
             for name, figure in picture.figures.items()
         },
         "views": picture.views,

@@ -1,26 +1,109 @@
-"""The plotly Figure that goatviz returns, and its export to one offline HTML file.
+"""The plotly Figure that goatviz returns: how it is shown, saved and exported as an image.
 
-It differs from plotly's in its configuration only: no cloud button, no logo, no request to any
-network. What is in a figure is the business of the other modules.
+It asks no network for anything, its text follows a dark page, and its menus, which an image cannot
+use, are left out there. What is in a figure is the business of the other modules.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io as pio
 
+from goatviz import checks
 from goatviz.files import whole_file
+from goatviz.plots import style
 
 #: plotly.js options of every goatviz figure; plotly's "Share chart" button uploads the data.
 CONFIG = {"showSendToCloud": False, "displaylogo": False, "responsive": True}
+#: Pixels that a row of menus is high.
+MENU_HEIGHT = 40
+_STYLE = f"<style>{style.ADAPTIVE_CSS}</style>"
+_PAGE_STYLE = f"""<style>
+:root.goatviz-page {{ color-scheme: light dark; background: {style.GROUND["light"]}; }}
+@media (prefers-color-scheme: dark) {{
+  :root.goatviz-page {{ background: {style.GROUND["dark"]}; }} }}
+</style>"""
 
 
 class Figure(go.Figure):
     """A plotly Figure that stays on this machine wherever it is shown or written."""
+
+    def choose(self, *, layer: int | None = None, head: int | None = None) -> Figure:
+        """The figure of one layer and head out of its menus, without menus.
+
+        Parameters
+        ----------
+        layer, head : int, optional
+            Entries of the menus. Default: what the figure opens on; of a layer alone, the head
+            that its menu opens on.
+
+        Raises
+        ------
+        ValueError
+            If the figure has no menu with such an entry; the message lists what there is.
+        """
+        plain = self.to_dict()
+        menus = plain["layout"].pop("updatemenus", ())
+        for what, number in (("layer", layer), ("head", head)):
+            if number is None:
+                continue
+            menu = _menu_of(menus, what, layer)
+            labels = [button["label"] for button in menu["buttons"]] if menu else []
+            label = f"{what} {checks.integer(what, number, low=0)}"
+            if label not in labels:
+                listed = ", ".join(labels) or "none: this figure has no such menu"
+                raise ValueError(f"{what} must be one of the menu's ({listed}), got {number}")
+            _update(plain, *menu["buttons"][labels.index(label)]["args"])
+        if menus:
+            plain["layout"]["height"] -= MENU_HEIGHT
+            plain["layout"]["margin"]["t"] -= MENU_HEIGHT
+        return Figure(data=plain["data"], layout=plain["layout"], _validate=False)
+
+    def as_image(
+        self, *, layer: int | None = None, head: int | None = None, theme: str = "light"
+    ) -> Figure:
+        """The figure as an image shows it: one choice, no menus, an opaque ground.
+
+        Parameters
+        ----------
+        layer, head : int, optional
+            As in `choose`.
+        theme : {"light", "dark"}
+            Colours of text and ground.
+        """
+        checks.one_of("theme", theme, style.TEXT)
+        image = self.choose(layer=layer, head=head)
+        image.update_layout(paper_bgcolor=style.GROUND[theme], font_color=style.TEXT[theme])
+        return image
+
+    def to_image(
+        self,
+        *args: Any,
+        layer: int | None = None,
+        head: int | None = None,
+        theme: str = "light",
+        **kwargs: Any,
+    ) -> bytes:
+        """As plotly's (kaleido is needed), of one choice and without menus; see `as_image`."""
+        image = self.as_image(layer=layer, head=head, theme=theme)
+        return pio.to_image(go.Figure(image), *args, **kwargs)
+
+    def write_image(
+        self,
+        *args: Any,
+        layer: int | None = None,
+        head: int | None = None,
+        theme: str = "light",
+        **kwargs: Any,
+    ) -> None:
+        """As plotly's (kaleido is needed), of one choice and without menus; see `as_image`."""
+        image = self.as_image(layer=layer, head=head, theme=theme)
+        pio.write_image(go.Figure(image), *args, **kwargs)
 
     def show(self, *args: Any, **kwargs: Any) -> None:
         """As plotly's, without the cloud button."""
@@ -28,7 +111,9 @@ class Figure(go.Figure):
 
     def to_html(self, *args: Any, **kwargs: Any) -> str:
         """As plotly's, without the cloud button and without MathJax from a CDN."""
-        return pio.to_html(self, *args, **{"config": CONFIG, "include_mathjax": False, **kwargs})
+        text = pio.to_html(self, *args, **{"config": CONFIG, "include_mathjax": False, **kwargs})
+        head, separator, rest = text.partition("</head>")
+        return f"{head}{_STYLE}{separator}{rest}" if separator else f"{_STYLE}{text}"
 
     def write_html(self, *args: Any, **kwargs: Any) -> None:
         """As plotly's, without the cloud button and without MathJax from a CDN."""
@@ -36,6 +121,10 @@ class Figure(go.Figure):
 
     def _ipython_display_(self) -> None:
         if pio.renderers.render_on_display and pio.renderers.default:
+            # plotly shows a figure as JSON, which has no room for a style sheet.
+            from IPython.display import HTML, display
+
+            display(HTML(_STYLE))
             self.show()
         else:
             print(repr(self))
@@ -45,6 +134,39 @@ class Figure(go.Figure):
 
     def _repr_html_(self) -> str:
         return self.to_html(full_html=False, include_plotlyjs=True)
+
+
+def _menu_of(
+    menus: Sequence[dict[str, Any]], what: str, layer: int | None
+) -> dict[str, Any] | None:
+    """The menu whose entries are layers or heads; of several menus of heads, the layer's."""
+    named = [menu for menu in menus if menu["buttons"][0]["label"].startswith(f"{what} ")]
+    if what == "layer" or len(named) < 2:
+        return named[0] if named else None
+    layers = [button["label"] for button in menus[0]["buttons"]]
+    return named[menus[0].get("active", 0) if layer is None else layers.index(f"layer {layer}")]
+
+
+def _update(
+    figure: dict[str, Any], data: dict[str, list[Any]], layout: dict[str, Any], traces: list[int]
+) -> None:
+    """Apply a menu button's update to a figure as plain data, as plotly.js does."""
+    for name, values in data.items():
+        for at, value in zip(traces, values, strict=True):
+            _set(figure["data"][at], name, value)
+    for name, value in layout.items():
+        if not name.startswith("updatemenus"):
+            _set(figure["layout"], name, value)
+
+
+def _set(settings: dict[str, Any], name: str, value: Any) -> None:
+    *parents, last = name.split(".")
+    for parent in parents:
+        settings = settings.setdefault(parent, {})
+    if value is None:
+        settings.pop(last, None)
+    else:
+        settings[last] = value
 
 
 def save_html(figure: go.Figure, path: str | os.PathLike) -> Path:
@@ -76,14 +198,15 @@ def save_html(figure: go.Figure, path: str | os.PathLike) -> Path:
     ...     save_html(Figure(), Path(folder) / "empty.html").name
     'empty.html'
     """
-    if not isinstance(figure, go.Figure):
-        raise TypeError(f"figure must be a plotly Figure, got {type(figure).__name__}")
+    checks.instance("figure", figure, go.Figure, "a plotly Figure")
     path = Path(path)
     if path.suffix != ".html":
         raise ValueError(f"path must end in .html, got {path.name}")
     if not path.parent.is_dir():
         raise ValueError(f"path must lie in an existing folder, got {path}")
     text = pio.to_html(figure, config=CONFIG, include_mathjax=False, include_plotlyjs=True)
+    text = text.replace("<html>", '<html lang="en" class="goatviz-page">', 1)
+    text = text.replace("</head>", f"{_STYLE}{_PAGE_STYLE}</head>", 1)
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path

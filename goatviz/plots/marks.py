@@ -1,6 +1,7 @@
-"""Named marks: the small pieces that figures are composed of.
+"""Named marks: the small pieces that panels are composed of.
 
-A mark turns arrays into traces of one look; it knows nothing of layers, heads or results.
+A mark turns arrays into plotly traces of one look, as plain dicts; it knows nothing of layers,
+heads or results. Texts are escaped by whoever knows that they are texts.
 """
 
 from __future__ import annotations
@@ -8,16 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from goatviz.plots import style
+
+Trace = dict[str, Any]
 
 #: Probabilities below this share one colour on a logarithmic scale.
 FLOOR = 1e-4
 #: Cells that have no colour of their own, and what they get instead.
 SPECIAL = {
-    "not allowed": style.MASKED,
     "NaN": style.NOT_A_NUMBER,
     "−∞": style.MINUS_INFINITY,
     "+∞": style.PLUS_INFINITY,
@@ -32,6 +33,9 @@ _LOG_COLORS = [
 ]
 
 
+# --- curves and points ---
+
+
 def curve(
     x: np.ndarray,
     y: np.ndarray,
@@ -42,265 +46,329 @@ def curve(
     dash: str = "solid",
     width: float = 2.0,
     **trace: Any,
-) -> go.Scatter:
+) -> Trace:
     """A line through all points; `hover` is what a reader sees at each."""
-    return go.Scatter(
-        x=compact(x),
-        y=np.asarray(y, dtype=np.float32),
-        name=name,
-        mode="lines" if len(x) > 1 else "markers",
-        line={"color": color, "width": width, "dash": dash},
-        hovertemplate=hover + "<extra></extra>",
+    return {
+        "type": "scatter",
+        "x": compact(x),
+        "y": np.asarray(y, dtype=np.float32),
+        "name": name,
+        "mode": "lines" if len(x) > 1 else "markers",
+        "line": {"color": color, "width": width, "dash": dash},
+        "marker": {"color": color},
+        "hovertemplate": f"{hover}<extra></extra>",
         **trace,
-    )
+    }
 
 
 def band(
     x: np.ndarray, low: np.ndarray, high: np.ndarray, *, name: str, color: str, **trace: Any
-) -> go.Scatter:
+) -> Trace:
     """The range between two curves, filled."""
     x = compact(x)
-    return go.Scatter(
-        x=np.concatenate([x, x[::-1]]),
-        y=np.concatenate([high, low[::-1]]).astype(np.float32),
-        name=name,
-        fill="toself",
-        fillcolor=translucent(color, 0.25),
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
+    return {
+        "type": "scatter",
+        "x": np.concatenate([x, x[::-1]]),
+        "y": np.concatenate([high, low[::-1]]).astype(np.float32),
+        "name": name,
+        "fill": "toself",
+        "fillcolor": translucent(color, 0.25),
+        "line": {"width": 0},
+        "mode": "lines",
+        "hoverinfo": "skip",
         **trace,
-    )
+    }
+
+
+def points(
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    name: str,
+    color: str,
+    hover: str = "",
+    symbol: str = "circle",
+    size: float = 9,
+    **trace: Any,
+) -> Trace:
+    """Markers; without `hover` they do not answer the mouse."""
+    answer = {"hovertemplate": f"{hover}<extra></extra>"} if hover else {"hoverinfo": "skip"}
+    return {
+        "type": "scatter",
+        "x": x,
+        "y": y,
+        "name": name,
+        "mode": "markers",
+        "marker": {"symbol": symbol, "size": size, "color": color},
+        **answer,
+        **trace,
+    }
 
 
 def stems(
     x: np.ndarray, y: np.ndarray, *, name: str, color: str, hover: str, **trace: Any
-) -> go.Scatter:
+) -> Trace:
     """Points on stalks from 0, for a spectrum."""
     y = np.asarray(y, dtype=np.float32)
-    return go.Scatter(
-        x=np.asarray(x, dtype=np.float64),
-        y=y,
-        name=name,
-        mode="markers",
-        marker={"color": color, "size": 9},
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": np.zeros_like(y),
-            "arrayminus": y,
-            "color": color,
-            "thickness": 2,
-            "width": 0,
-        },
-        hovertemplate=hover + "<extra></extra>",
+    stalks = {
+        "type": "data",
+        "symmetric": False,
+        "array": np.zeros_like(y),
+        "arrayminus": y,
+        "color": color,
+        "thickness": 2,
+        "width": 0,
+    }
+    x = np.asarray(x, dtype=np.float64)
+    return points(x, y, name=name, color=color, hover=hover, error_y=stalks, **trace)
+
+
+def bars(x: np.ndarray, y: np.ndarray, *, name: str, color: str, hover: str, **trace: Any) -> Trace:
+    """Bars from 0 that touch each other."""
+    return {
+        "type": "bar",
+        "x": compact(x),
+        "y": np.asarray(y, dtype=np.float32),
+        "name": name,
+        "marker": {"color": color, "line": {"width": 0}},
+        "hovertemplate": f"{hover}<extra></extra>",
         **trace,
-    )
+    }
+
+
+# --- maps ---
+
+
+def heatmap(
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, *, name: str, hover: str, **trace: Any
+) -> Trace:
+    """Cells of numbers; what is not finite stays empty. `{value}` in `hover` is the cell's."""
+    hover = hover if "{value" not in hover else hover.replace("{value}", "%{z:.4g}")
+    return {
+        "type": "heatmap",
+        "x": compact(x),
+        "y": compact(y),
+        "z": finite_or_empty(z),
+        "name": name,
+        "hovertemplate": f"{hover}<extra></extra>",
+        "hoverongaps": False,
+        "showscale": False,
+        **trace,
+    }
 
 
 def signed_map(
-    x: np.ndarray, y: np.ndarray, z: np.ndarray, *, hover: str, bar: dict[str, Any], **trace: Any
-) -> go.Heatmap:
-    """A heatmap of log-priors or scores: diverging, centred at 0, non-finite cells empty."""
-    z = finite_or_empty(z)
-    limit = style.symmetric_limit(z)
-    return go.Heatmap(
-        x=compact(x),
-        y=compact(y),
-        z=z,
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, *, name: str, hover: str, unit: str, **trace: Any
+) -> Trace:
+    """A map of log-priors or scores: diverging, centred at 0, with its colour bar."""
+    limit = style.symmetric_limit(np.asarray(z, dtype=np.float32))
+    return heatmap(
+        x,
+        y,
+        z,
+        name=name,
+        hover=hover,
         colorscale=style.DIVERGING,
         zmin=-limit,
         zmax=limit,
-        colorbar=bar,
-        hovertemplate=hover.replace("{value}", "%{z:.4g}") + "<extra></extra>",
-        hoverongaps=False,
+        showscale=True,
+        colorbar={"title": {"text": unit}},
         **trace,
     )
 
 
 def probability_map(
-    x: np.ndarray, y: np.ndarray, p: np.ndarray, *, hover: str, **trace: Any
-) -> go.Heatmap:
-    """A heatmap of probabilities: sequential, logarithmic down to `FLOOR`, exact on hover.
+    x: np.ndarray, y: np.ndarray, p: np.ndarray, *, name: str, hover: str, **trace: Any
+) -> Trace:
+    """A map of probabilities: sequential, logarithmic down to `FLOOR`, exact on hover.
 
     The values stay probabilities; the logarithm is in the spacing of the colours. Its colour bar
     is a mark of its own, `probability_bar`.
     """
-    return go.Heatmap(
-        x=compact(x),
-        y=compact(y),
-        z=finite_or_empty(p),
-        colorscale=_LOG_COLORS,
+    return heatmap(
+        x, y, p, name=name, hover=hover, colorscale=_LOG_COLORS, zmin=0.0, zmax=1.0, **trace
+    )
+
+
+def probability_bar(title: str = "prob.") -> Trace:
+    """The colour bar of every `probability_map`, in decades."""
+    decades = np.arange(round(np.log10(FLOOR)), 1)
+    ticks = [f"≤{FLOOR:g}"] + [f"{10.0**d:g}" for d in decades[1:]]
+    return _bar(
+        "probability bar",
+        colorscale=style.SEQUENTIAL,
+        cmin=float(decades[0]),
+        cmax=0.0,
+        colorbar={"tickvals": decades.tolist(), "ticktext": ticks, "title": {"text": title}},
+    )
+
+
+def count_map(
+    x: np.ndarray,
+    y: np.ndarray,
+    counts: np.ndarray,
+    *,
+    most: float,
+    name: str,
+    hover: str,
+    **trace: Any,
+) -> Trace:
+    """A map of counts: transparent at 0, then logarithmic up to `most`, exact on hover.
+
+    It is grey and the ground shows through, so that curves of any colour can lie on it.
+    """
+    most = max(most, 2.0)
+    return heatmap(
+        x,
+        y,
+        np.where(counts > 0, counts, np.nan),
+        name=name,
+        hover=hover.replace("{value}", "%{z:,.0f}"),
+        colorscale=[[0.0, _count_color(0.0)]]
+        + [[float(most ** (step - 1.0)), _count_color(step)] for step in _STEPS],
         zmin=0.0,
-        zmax=1.0,
-        showscale=False,
-        hovertemplate=hover.replace("{value}", "%{z:.4g}") + "<extra></extra>",
-        hoverongaps=False,
+        zmax=most,
         **trace,
     )
 
 
-def probability_bar(**bar: Any) -> go.Scatter:
-    """The colour bar of every `probability_map`, in decades."""
-    decades = np.arange(round(np.log10(FLOOR)), 1)
-    ticks = [f"≤{FLOOR:g}"] + [f"{10.0**d:g}" for d in decades[1:]]
-    return go.Scatter(
-        x=[None],
-        y=[None],
-        mode="markers",
-        marker={
-            "color": [0.0],
-            "colorscale": style.SEQUENTIAL,
-            "cmin": float(decades[0]),
-            "cmax": 0.0,
-            "showscale": True,
-            "colorbar": {"tickvals": decades, "ticktext": ticks, "title": "prob.", **bar},
+def count_bar(most: float, title: str) -> Trace:
+    """The colour bar of every `count_map` up to `most`, in decades."""
+    top = float(np.log10(max(most, 2.0)))
+    decades = np.arange(np.floor(top) + 1)
+    return _bar(
+        "count bar",
+        colorscale=[[float(step), _count_color(step)] for step in _STEPS],
+        cmin=0.0,
+        cmax=top,
+        colorbar={
+            "tickvals": decades.tolist(),
+            "ticktext": [f"{10.0**decade:,.0f}" for decade in decades],
+            "title": {"text": title},
         },
-        showlegend=False,
-        hoverinfo="skip",
-        name="probability bar",
     )
 
 
 def special_cells(
-    x: np.ndarray, y: np.ndarray, values: np.ndarray, allowed: np.ndarray, **trace: Any
-) -> list[go.Heatmap]:
-    """Cells that have no colour of their own: not allowed, NaN, minus or plus infinity."""
+    x: np.ndarray, y: np.ndarray, values: np.ndarray, allowed: np.ndarray
+) -> list[Trace]:
+    """Allowed cells that have no colour of their own: NaN, minus or plus infinity, with legends.
+
+    What is not allowed stays empty: `Panel.masked` gives it a ground.
+    """
     places = (
-        ~allowed,
         allowed & np.isnan(values),
         allowed & np.isneginf(values),
         allowed & np.isposinf(values),
     )
     marks = []
     for (name, color), where in zip(SPECIAL.items(), places, strict=True):
-        if not where.any():
-            continue
-        marks.append(
-            go.Heatmap(
-                x=compact(x),
-                y=compact(y),
-                z=np.where(where, np.float32(1), np.float32(np.nan)),
-                colorscale=[[0, color], [1, color]],
-                showscale=False,
-                hovertemplate="query %{y}, key %{x}<br>" + name + "<extra></extra>",
-                hoverongaps=False,
-                name=name,
-                **trace,
-            )
-        )
+        if where.any():
+            marks.append(flat_cells(x, y, where, name=name, color=color))
+            marks.append(legend_square(name, color))
     return marks
+
+
+def flat_cells(
+    x: np.ndarray, y: np.ndarray, where: np.ndarray, *, name: str, color: str, **trace: Any
+) -> Trace:
+    """Cells of one colour, named on hover."""
+    return heatmap(
+        x,
+        y,
+        np.where(where, np.float32(1), np.float32(np.nan)),
+        name=name,
+        hover=trace.pop("hover", "query %{y}, key %{x}<br>" + name),
+        colorscale=[[0, color], [1, color]],
+        **trace,
+    )
+
+
+def legend_square(name: str, color: str) -> Trace:
+    """A legend entry for cells of one colour, without data of its own."""
+    return points([None], [None], name=name, color=color, symbol="square", size=11)
 
 
 def frames(
     x: np.ndarray, y: np.ndarray, where: np.ndarray, *, name: str, color: str, **trace: Any
-) -> go.Scatter:
-    """A frame just inside each chosen cell of a heatmap whose cells are one unit wide."""
+) -> Trace:
+    """A frame just inside each chosen cell of a map whose cells are one unit wide."""
     row, col = np.nonzero(where)
     around = 0.43 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1], [np.nan, np.nan]])
-    return go.Scatter(
-        x=(x[col][:, None] + around[:, 0]).ravel().astype(np.float32),
-        y=(y[row][:, None] + around[:, 1]).ravel().astype(np.float32),
-        name=name,
-        mode="lines",
-        line={"color": color, "width": 2},
-        hoverinfo="skip",
+    return {
+        "type": "scatter",
+        "x": (x[col][:, None] + around[:, 0]).ravel().astype(np.float32),
+        "y": (y[row][:, None] + around[:, 1]).ravel().astype(np.float32),
+        "name": name,
+        "mode": "lines",
+        "line": {"color": color, "width": 2},
+        "hoverinfo": "skip",
         **trace,
-    )
+    }
 
 
 def dots(
     x: np.ndarray, y: np.ndarray, where: np.ndarray, *, name: str, color: str, **trace: Any
-) -> go.Scatter:
-    """A dot in each chosen cell of a heatmap that is too fine for `frames`."""
+) -> Trace:
+    """A dot in each chosen cell of a map that is too fine for `frames`."""
     row, col = np.nonzero(where)
-    return go.Scatter(
-        x=compact(x[col]),
-        y=compact(y[row]),
-        name=name,
-        mode="markers",
-        marker={"color": color, "size": 3 if max(where.shape) <= 64 else 1.5},
-        hoverinfo="skip",
-        **trace,
-    )
+    size = 3 if max(where.shape) <= 64 else 1.5
+    return points(compact(x[col]), compact(y[row]), name=name, color=color, size=size, **trace)
 
 
-def count_map(
-    x: np.ndarray, y: np.ndarray, counts: np.ndarray, *, most: float, hover: str, **trace: Any
-) -> go.Heatmap:
-    """A heatmap of counts: transparent at 0, then logarithmic up to `most`, exact on hover.
-
-    It is grey and the ground shows through, so that curves of any colour can lie on it.
-    """
-    most = max(most, 2.0)
-    return go.Heatmap(
-        x=compact(x),
-        y=compact(y),
-        z=np.where(counts > 0, counts, np.nan).astype(np.float32),
-        colorscale=[[0.0, _count_color(0.0)]]
-        + [[float(most ** (step - 1.0)), _count_color(step)] for step in _STEPS],
-        zmin=0.0,
-        zmax=most,
-        showscale=False,
-        hovertemplate=hover.replace("{value}", "%{z:,.0f}") + "<extra></extra>",
-        hoverongaps=False,
-        **trace,
-    )
+# --- lines and words on a panel ---
 
 
-def count_bar(most: float, **bar: Any) -> go.Scatter:
-    """The colour bar of every `count_map` up to `most`, in decades."""
-    top = float(np.log10(max(most, 2.0)))
-    decades = np.arange(np.floor(top) + 1)
-    return go.Scatter(
-        x=[None],
-        y=[None],
-        mode="markers",
-        marker={
-            "color": [0.0],
-            "colorscale": [[float(step), _count_color(step)] for step in _STEPS],
-            "cmin": 0.0,
-            "cmax": top,
-            "showscale": True,
-            "colorbar": {
-                "tickvals": decades,
-                "ticktext": [f"{10.0**decade:,.0f}" for decade in decades],
-                **bar,
-            },
-        },
-        showlegend=False,
-        hoverinfo="skip",
-        name="count bar",
-    )
-
-
-def legend_square(name: str, color: str) -> go.Scatter:
-    """A legend entry for cells of one colour, without data of its own."""
-    return go.Scatter(
-        x=[None],
-        y=[None],
-        mode="markers",
-        marker={"symbol": "square", "size": 11, "color": color},
-        name=name,
-        hoverinfo="skip",
-    )
-
-
-def caption(text: str, *, y: float = 0.0, yshift: int = -60) -> dict[str, Any]:
-    """A line of small text under a figure, as a layout annotation."""
+def upright(x: float, *, dash: str = "dash", color: str = style.INK) -> dict[str, Any]:
+    """A shape: a vertical line from the bottom to the top of the axes."""
     return {
-        "text": text,
-        "x": 0.0,
-        "y": y,
-        "xref": "paper",
-        "yref": "paper",
-        "xanchor": "left",
-        "yanchor": "top",
-        "yshift": yshift,
-        "showarrow": False,
-        "align": "left",
-        "font": {"size": 11},
+        "type": "line",
+        "x0": x,
+        "x1": x,
+        "xref": "x",
+        "y0": 0,
+        "y1": 1,
+        "yref": "y domain",
+        "line": {"color": color, "width": 1.5, "dash": dash},
     }
+
+
+def level(y: float, *, dash: str = "dash", color: str = style.INK) -> dict[str, Any]:
+    """A shape: a horizontal line from one end of the axes to the other."""
+    line = upright(y, dash=dash, color=color)
+    return line | {"x0": 0, "x1": 1, "xref": "x domain", "y0": y, "y1": y, "yref": "y"}
+
+
+def shade(low: float, high: float) -> dict[str, Any]:
+    """A shape: a band behind everything, from one place on the horizontal axis to another."""
+    return {
+        "type": "rect",
+        "x0": low,
+        "x1": high,
+        "xref": "x",
+        "y0": 0,
+        "y1": 1,
+        "yref": "y domain",
+        "fillcolor": style.MASKED,
+        "opacity": 0.7,
+        "line": {"width": 0},
+        "layer": "below",
+    }
+
+
+def notice(text: str) -> dict[str, Any]:
+    """An annotation in the middle of empty axes; `text` is plain."""
+    return {
+        "text": style.escape(text),
+        "x": 0.5,
+        "y": 0.5,
+        "xref": "x domain",
+        "yref": "y domain",
+        "showarrow": False,
+    }
+
+
+# --- numbers as plotly takes them ---
 
 
 def finite_or_empty(values: np.ndarray) -> np.ndarray:
@@ -322,6 +390,20 @@ def translucent(color: str, alpha: float) -> str:
     """A hex colour with an opacity."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
+
+
+def _bar(name: str, **marker: Any) -> Trace:
+    """A colour bar without data of its own."""
+    return {
+        "type": "scatter",
+        "x": [None],
+        "y": [None],
+        "mode": "markers",
+        "marker": {"color": [0.0], "showscale": True, **marker},
+        "showlegend": False,
+        "hoverinfo": "skip",
+        "name": name,
+    }
 
 
 def _count_color(step: float) -> str:

@@ -12,7 +12,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 import plotly.graph_objects as go
 
-from goatviz.plots import marks, style
+from goatviz.plots import legacy_marks as marks
+from goatviz.plots import style
 from goatviz.plots.figure import Figure
 
 #: A menu of more entries than this is no longer a menu, and the page no longer light.

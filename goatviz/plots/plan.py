@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from goatviz.plots import marks, style
+from goatviz.plots import legacy_marks as marks
+from goatviz.plots import style
 from goatviz.plots.figure import Figure
 from goatviz.results import PLAN_SLICE, check_result
 

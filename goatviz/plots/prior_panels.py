@@ -12,7 +12,8 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from goatviz.plots import marks, style
+from goatviz.plots import legacy_marks as marks
+from goatviz.plots import style
 from goatviz.plots.figure import Figure
 from goatviz.results import PRIOR_MIX, check_result
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from goatviz.plots import marks, style
+from goatviz.plots import legacy_marks as marks
+from goatviz.plots import style
 from goatviz.plots.figure import Figure
 
 #: What becomes of the schemes that were not chosen.

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from goatviz.plots import marks, sink_view, style
+from goatviz.plots import legacy_marks as marks
+from goatviz.plots import sink_view, style
 from goatviz.plots.sink_view import Choice, View
 
 #: Points of one importance curve; longer inputs are pooled.

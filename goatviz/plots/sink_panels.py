@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from goatviz.plots import marks, sink_marks, sink_view, style
+from goatviz.plots import legacy_marks as marks
+from goatviz.plots import sink_marks, sink_view, style
 from goatviz.plots.figure import Figure
 from goatviz.plots.sink_view import Choice, View
 

@@ -16,7 +16,8 @@ import xarray as xr
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from goatviz.plots import marks, sink_marks, sink_view, style
+from goatviz.plots import legacy_marks as marks
+from goatviz.plots import sink_marks, sink_view, style
 from goatviz.plots.figure import Figure
 from goatviz.plots.menus import add_choices
 from goatviz.plots.sink_marks import MAX_POINTS

@@ -6,7 +6,8 @@ import numpy as np
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from goatviz.plots import marks, style
+from goatviz.plots import legacy_marks as marks
+from goatviz.plots import style
 from goatviz.plots.figure import Figure
 from goatviz.results import TRAINING_LOG, check_result
 

@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 import pytest
 from plotly.subplots import make_subplots
 
-from goatviz.plots import Figure, marks
+from goatviz.plots import Figure
+from goatviz.plots import legacy_marks as marks
 from goatviz.plots.menus import add_choices
 
 

@@ -8,7 +8,8 @@ from plotly.colors import sample_colorscale, unlabel_rgb
 
 from goatviz.analysis import prior_profile
 from goatviz.models import goat_prior
-from goatviz.plots import draw_prior, marks, style
+from goatviz.plots import draw_prior, style
+from goatviz.plots import legacy_marks as marks
 from goatviz.priors import ALiBiPrior, Prior
 
 
