@@ -427,6 +427,8 @@ class _Place:
         if isinstance(axis.get("title"), str):
             axis["title"] = {"text": axis["title"]}
         axis["automargin"] = False
+        if any(trace.get("type") == "heatmap" for trace in panel.traces):
+            axis.setdefault("showgrid", False)
         pixels = self.plot_width if side == "x" else panel.height
         if "ticktext" not in axis:
             axis.setdefault("nticks", max(3, int(pixels // (58 if side == "x" else 36))))
@@ -533,6 +535,7 @@ def _placed(
             "thickness": 11,
             "outlinewidth": 0,
             **bar,
+            "title": {"font": {"size": 12}, **bar.get("title", {})},
             "x": across[1],
             "xanchor": "left",
             "xpad": 8,
