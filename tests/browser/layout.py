@@ -16,7 +16,7 @@ _BOXES = """() => {
   for (const text of root.querySelectorAll('.main-svg text')) {
     if (text.closest('.hoverlayer') || !text.textContent.trim()) continue;
     const style = getComputedStyle(text);
-    if (style.visibility === 'hidden' || style.display === 'none' || style.opacity === '0') continue;
+    if (style.visibility === 'hidden' || style.display === 'none') continue;
     const box = text.getBoundingClientRect();
     if (!box.width || !box.height) continue;
     texts.push({text: text.textContent, left: box.left, right: box.right, top: box.top,
