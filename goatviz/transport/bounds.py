@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from goatviz import checks
 from goatviz.transport.rows import TransportPlan
 
 Values = float | np.ndarray | Tensor
@@ -77,41 +78,39 @@ def collapse_bound(
     (0.452, 0.553)
     """
     if isinstance(prior, TransportPlan):
-        if content_range is not None or temperature is not None:
-            raise ValueError(
-                "content_range, temperature: given beside a plan, which has its own; wanted "
-                "neither, or a log-prior in place of the plan"
-            )
+        checks.not_given("a plan", content_range=content_range, temperature=temperature)
         log_prior = prior.log_prior
         spread = prior.content_range / prior.temperature
     elif isinstance(prior, Tensor) and prior.is_floating_point():
         if content_range is None:
-            raise ValueError("content_range: missing, wanted one value per row of the log-prior")
+            raise ValueError("content_range must be given with a log-prior, got none")
         if prior.ndim < 2:
-            raise ValueError(f"prior: shape {tuple(prior.shape)}, wanted (..., n_queries, n_keys)")
+            raise ValueError(
+                f"prior must have shape (..., n_queries, n_keys), got {tuple(prior.shape)}"
+            )
         unusable = torch.isnan(prior) | (prior == math.inf)
         if unusable.any() or (prior == -math.inf).all(-1).any():
-            raise ValueError("prior: NaN, +inf, or a row of -inf; wanted prior mass in every row")
+            raise ValueError("prior must have mass in every row, got NaN, +inf or a row of -inf")
         log_prior = torch.log_softmax(prior, dim=-1)
         width = torch.as_tensor(content_range, dtype=prior.dtype, device=prior.device)
         tau = torch.as_tensor(
             1.0 if temperature is None else temperature, dtype=prior.dtype, device=prior.device
         )
         if not bool((width >= 0).all()):
-            raise ValueError("content_range: negative or NaN, wanted values >= 0")
+            raise ValueError("content_range must be at least 0, got negative values or NaN")
         if not bool((torch.isfinite(tau) & (tau > 0)).all()):
-            raise ValueError("temperature: not positive and finite, wanted values > 0")
+            raise ValueError("temperature must be positive and finite, got other values")
         spread = width / tau
         try:
             spread = spread.expand(prior.shape[:-1])
         except RuntimeError as fault:
             raise ValueError(
-                f"content_range, temperature: shape {tuple(spread.shape)}, wanted one that "
-                f"broadcasts to {tuple(prior.shape[:-1])}"
+                f"content_range and temperature must broadcast to {tuple(prior.shape[:-1])}, "
+                f"got {tuple(spread.shape)}"
             ) from fault
     else:
         came = prior.dtype if isinstance(prior, Tensor) else type(prior).__name__
-        raise TypeError(f"prior: got {came}, wanted a TransportPlan or a floating-point tensor")
+        raise TypeError(f"prior must be a TransportPlan or a floating-point tensor, got {came}")
     spread = spread.unsqueeze(-1)
     barred = log_prior == -math.inf
     # -inf + inf, for a key without prior mass under an infinite content range, would be NaN.
@@ -265,8 +264,8 @@ def _as_tensors(**values: Values):
         tensor = isinstance(value, Tensor) and value.dtype != torch.bool
         if (tensor and value.dtype.is_complex) or not (numeric or array or tensor):
             raise TypeError(
-                f"{name}: got {type(value).__name__}, wanted a real number, a NumPy array of "
-                "numbers or a tensor of numbers"
+                f"{name} must be a real number, or an array or tensor of numbers, "
+                f"got {type(value).__name__}"
             )
         if array:
             value = value.astype(np.float64)
@@ -277,7 +276,7 @@ def _as_tensors(**values: Values):
         shapes = ", ".join(
             f"{name} {tuple(item.shape)}" for name, item in zip(values, converted, strict=True)
         )
-        raise ValueError(f"{', '.join(values)}: shapes {shapes} do not broadcast") from fault
+        raise ValueError(f"{' and '.join(values)} must broadcast, got {shapes}") from fault
 
     if tensors:
         floating = [value.dtype for value in tensors if value.is_floating_point()]
@@ -292,12 +291,14 @@ def _as_tensors(**values: Values):
 
 def _refuse(name: str, bad: Tensor, wanted: str) -> None:
     if bad.any():
-        raise ValueError(f"{name}: {int(bad.sum())} of {bad.numel()} out of range, wanted {wanted}")
+        raise ValueError(
+            f"{name} must be {wanted}, got {int(bad.sum())} of {bad.numel()} values that are not"
+        )
 
 
 def _check_length(count: Tensor) -> None:
-    _refuse("length", ~(torch.isfinite(count) & (count >= 1)), "finite lengths >= 1")
+    _refuse("length", ~(torch.isfinite(count) & (count >= 1)), "finite and at least 1")
 
 
 def _check_off_mass(psi: Tensor) -> None:
-    _refuse("off_mass", ~((psi > 0) & (psi < 1)), "masses strictly between 0 and 1")
+    _refuse("off_mass", ~((psi > 0) & (psi < 1)), "strictly between 0 and 1")

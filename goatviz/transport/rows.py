@@ -126,9 +126,7 @@ class TransportPlan:
         _check_floating("weights", weights)
         bad = ~(torch.isfinite(weights) & (weights >= 0))
         if bad.any():
-            raise ValueError(
-                f"weights: {_count(bad)} negative or not finite; wanted finite weights >= 0"
-            )
+            raise ValueError(f"weights must be finite and at least 0, got others in {_count(bad)}")
         positive = weights > 0
         # log(1) in place of log(0) keeps the gradient of the untaken branch finite.
         log_weights = torch.where(positive, weights, 1.0).log()
@@ -178,29 +176,30 @@ class TransportPlan:
         _check_device("log_weights", log_weights, scores)
         if log_weights.shape != scores.shape:
             raise ValueError(
-                f"log_weights: shape {tuple(log_weights.shape)}, wanted the shape of scores "
-                f"{tuple(scores.shape)}"
+                f"log_weights must have the shape of scores, {tuple(scores.shape)}, "
+                f"got {tuple(log_weights.shape)}"
             )
         bad = _not_below_infinity(log_weights)
         if bad is not None:
-            raise ValueError(f"log_weights: {_count(bad)} NaN or +inf; wanted values below +inf")
+            raise ValueError(f"log_weights must be below +inf, got NaN or +inf in {_count(bad)}")
         if tolerance is None:
             tolerance = {torch.float64: 1e-10, torch.float32: 1e-5}.get(log_weights.dtype, 1e-2)
         log_weights = log_weights.to(problem.scores.dtype)
         stray = (log_weights > -math.inf) & ~problem.allowed
         if stray.any():
             raise ValueError(
-                f"weights: {_count(stray)} positive on keys that are not allowed; wanted zeros "
-                "where mask is False, scores are -inf or log_prior is -inf"
+                "weights must be 0 where mask is False, scores are -inf or log_prior is -inf, "
+                f"got {_count(stray)} above 0"
             )
         sums = log_weights.detach().exp().sum(-1)
         off = (sums - 1).abs() > tolerance
         if off.any():
             first = _first(off)
             raise ValueError(
-                f"weights: {_count(off, 'query')} whose weights do not sum to one; the row at "
-                f"{first} sums to {sums[first].item():.6g}, wanted 1 within {tolerance:g} (a model "
-                "that drops a sink column after the softmax has the sink as one more key)"
+                f"weights must sum to 1 within {tolerance:g} in each row, got "
+                f"{_count(off, 'query')} where they do not: the first sums to "
+                f"{sums[first].item():.6g} (a model that drops a sink column after the softmax "
+                "has the sink as one more key)"
             )
         return cls(
             scores=problem.scores,
@@ -472,18 +471,18 @@ class _Problem:
         _check_floating("scores", scores)
         if scores.ndim < 2:
             raise ValueError(
-                f"scores: shape {tuple(scores.shape)}, wanted at least two dimensions "
-                "(..., n_queries, n_keys)"
+                "scores must have at least two dimensions (..., n_queries, n_keys), "
+                f"got shape {tuple(scores.shape)}"
             )
         if 0 in scores.shape[-2:]:
             raise ValueError(
-                f"scores: shape {tuple(scores.shape)}, wanted at least one query and one key"
+                f"scores must have a query and a key at least, got shape {tuple(scores.shape)}"
             )
         bad = _not_below_infinity(scores)
         if bad is not None:
             raise ValueError(
-                f"scores: {_count(bad)} NaN or +inf; wanted finite values, or -inf where a key "
-                "is not allowed"
+                "scores must be finite, or -inf where a key is not allowed, "
+                f"got NaN or +inf in {_count(bad)}"
             )
         dtype = scores.dtype
         if log_prior is not None:
@@ -492,8 +491,8 @@ class _Problem:
             bad = _not_below_infinity(log_prior)
             if bad is not None:
                 raise ValueError(
-                    f"log_prior: {_count(bad)} NaN or +inf; wanted finite values, or -inf where "
-                    "a key has no prior mass"
+                    "log_prior must be finite, or -inf where a key has no prior mass, "
+                    f"got NaN or +inf in {_count(bad)}"
                 )
             dtype = torch.promote_types(dtype, log_prior.dtype)
         if dtype in (torch.bfloat16, torch.float16):
@@ -505,15 +504,15 @@ class _Problem:
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
                 came = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
                 raise TypeError(
-                    f"mask: got {came}, wanted a boolean tensor, True where a key is allowed"
+                    f"mask must be a boolean tensor, True where a key is allowed, got {came}"
                 )
             _check_device("mask", mask, scores)
             allowed = allowed & _expand("mask", mask, scores.shape)
         empty = ~allowed.any(-1)
         if empty.any():
             raise ValueError(
-                f"mask: {_count(empty, 'query')} without an allowed key; wanted at least one "
-                "key per query that mask and scores allow"
+                "mask must leave each query a key that scores allow too, "
+                f"got {_count(empty, 'query')} without one"
             )
 
         if log_prior is None:
@@ -524,14 +523,14 @@ class _Problem:
             empty = ~allowed.any(-1)
             if empty.any():
                 raise ValueError(
-                    f"log_prior: {_count(empty, 'query')} with zero prior mass on every allowed "
-                    "key; wanted a finite log-prior on at least one"
+                    "log_prior must be finite on some allowed key of each query, "
+                    f"got {_count(empty, 'query')} without prior mass"
                 )
         # log_softmax is logsumexp-stable and its gradient is exact zero on the filled entries.
         prior = torch.log_softmax(prior.masked_fill(~allowed, -math.inf), dim=-1)
         if (torch.isinf(prior) & allowed).any():
             raise ValueError(
-                f"log_prior: its range overflows {dtype}; wanted finite differences along a row"
+                f"log_prior must have finite differences along a row, got a range beyond {dtype}"
             )
         scores = scores.to(dtype)
         mass = 1.0 / scores.shape[-2] if source_mass is None else source_mass
@@ -539,8 +538,8 @@ class _Problem:
         logits = _centre(scores, allowed)[1] / tau.unsqueeze(-1) + prior
         if (torch.isinf(logits) & allowed).any():
             raise ValueError(
-                f"temperature: scores / temperature + log_prior overflows {dtype}; wanted scores "
-                "and log_prior of smaller range, a larger temperature, or float64 scores"
+                "temperature must keep scores / temperature + log_prior finite, got an overflow "
+                f"of {dtype}: use float64 scores, or a smaller range"
             )
         return cls(
             scores=scores,
@@ -601,17 +600,16 @@ def _count(bad: Tensor, noun: str = "value") -> str:
 
 def _check_floating(name: str, value: Tensor) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: got {type(value).__name__}, wanted a floating-point tensor")
+        raise TypeError(f"{name} must be a floating-point tensor, got {type(value).__name__}")
     if value.dtype not in _DTYPES:
         raise TypeError(
-            f"{name}: got a tensor of {value.dtype}, wanted floating point (float64, float32, "
-            "bfloat16 or float16)"
+            f"{name} must be of float64, float32, bfloat16 or float16, got {value.dtype}"
         )
 
 
 def _check_device(name: str, value: Tensor, scores: Tensor) -> None:
     if value.device != scores.device:
-        raise ValueError(f"{name}: on {value.device}, wanted the device of scores, {scores.device}")
+        raise ValueError(f"{name} must be on {scores.device} like scores, got {value.device}")
 
 
 def _expand(name: str, value: Tensor, shape: torch.Size) -> Tensor:
@@ -621,28 +619,26 @@ def _expand(name: str, value: Tensor, shape: torch.Size) -> Tensor:
         for have, want in zip(reversed(value.shape), reversed(shape), strict=False)
     )
     if not fits:
-        raise ValueError(
-            f"{name}: shape {tuple(value.shape)}, wanted one that broadcasts to {tuple(shape)}"
-        )
+        raise ValueError(f"{name} must broadcast to {tuple(shape)}, got shape {tuple(value.shape)}")
     return value.expand(shape)
 
 
 def _positive(name: str, value: float | Tensor, rows: torch.Size, scores: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         if value.dtype == torch.bool or value.dtype.is_complex:
-            raise TypeError(f"{name}: got a tensor of {value.dtype}, wanted real numbers")
+            raise TypeError(f"{name} must hold real numbers, got {value.dtype}")
         if value.ndim:
             _check_device(name, value, scores)
         tensor = value.to(device=scores.device, dtype=scores.dtype)
     elif isinstance(value, numbers.Real) and not isinstance(value, bool):
         tensor = torch.tensor(float(value), dtype=scores.dtype, device=scores.device)
     else:
-        raise TypeError(f"{name}: got {type(value).__name__}, wanted a number or a tensor")
+        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
     bad = ~(torch.isfinite(tensor) & (tensor > 0))
     if bad.any():
         worst = tensor if tensor.ndim == 0 else tensor[_first(bad)]
         raise ValueError(
-            f"{name}: {_count(bad)} not positive and finite in {scores.dtype}, {worst.item():g}; "
-            f"wanted {name} > 0"
+            f"{name} must be positive and finite in {scores.dtype}, got {worst.item():g} "
+            f"({_count(bad)})"
         )
     return _expand(name, tensor, rows)
