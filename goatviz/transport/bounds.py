@@ -60,10 +60,10 @@ def collapse_bound(
     Raises
     ------
     ValueError
-        If a plan comes with a content range or temperature, a log-prior without a content range,
-        or if values are out of range.
+        If a log-prior comes without a content range, or values are out of range.
     TypeError
-        If `prior` is neither a plan nor a floating-point tensor.
+        If `prior` is neither a plan nor a floating-point tensor, or a plan comes with a content
+        range or temperature.
 
     References
     ----------
