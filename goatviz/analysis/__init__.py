@@ -7,7 +7,8 @@
 """
 
 from goatviz.analysis.implied import implied_prior
-from goatviz.analysis.length import length_sweep, needle_grid, wilson_interval
+from goatviz.analysis.intervals import wilson_interval
+from goatviz.analysis.length import length_sweep, needle_grid
 from goatviz.analysis.levels import PlanLevels
 from goatviz.analysis.mass import mass_sweep
 from goatviz.analysis.perplexity import loss_difference, perplexity_sweep

@@ -27,52 +27,15 @@ from goatviz.analysis.cells import (
     model_digest,
     trained_lengths,
 )
+from goatviz.analysis.intervals import wilson_interval
 from goatviz.models import CausalLM
 from goatviz.results import LENGTH_SWEEP, NEEDLE_GRID, check_result, make_result
 from goatviz.tasks import Task
 from goatviz.training.evaluation import CHUNK, HELD_OUT_STREAM, AnswerAccuracy, evaluate_answers
 
-#: 97.5 % quantile of the standard normal: intervals are of 95 %.
-_Z = 1.959963984540054
 # Tokens of a batch: memory stays the same at every length.
 _BATCH_TOKENS = 2**15
 _UNKNOWN = AnswerAccuracy(0, 0, 0, 0, math.nan)
-
-
-def wilson_interval(right: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % score interval of a share (Wilson 1927); NaN where nothing was counted.
-
-    Parameters
-    ----------
-    right, count : array
-        Successes and trials, same shape.
-
-    Returns
-    -------
-    low, high : array
-        Within [0, 1].
-
-    Raises
-    ------
-    ValueError
-        If there are more successes than trials, or fewer than none.
-
-    Examples
-    --------
-    >>> low, high = wilson_interval(10, 10)
-    >>> round(float(low), 3), float(high)
-    (0.722, 1.0)
-    """
-    right, count = np.asarray(right, dtype=float), np.asarray(count, dtype=float)
-    if bool(((right < 0) | (right > count)).any()):
-        raise ValueError(f"right must lie between 0 and count, got {right} of {count}")
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share, square = right / count, _Z**2 / count
-        middle = (share + square / 2) / (1 + square)
-        half = _Z * np.sqrt(share * (1 - share) / count + square / count / 4) / (1 + square)
-    low, high = np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
-    # Rounding leaves 1e-17 where the ends are exactly 0 and 1.
-    return np.where(share == 0, 0.0, low), np.where(share == 1, 1.0, high)
 
 
 def length_sweep(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from goatviz.adapters.capture import CapturedCall, capture, problem_of
 from goatviz.analysis.cells import Models, check_lengths, check_models, trained_lengths
-from goatviz.analysis.length import wilson_interval
+from goatviz.analysis.intervals import wilson_interval
 from goatviz.models import CausalLM
 from goatviz.results import MASS_GROUPS, MASS_SWEEP, make_result
 from goatviz.tasks import Needle, Passkey

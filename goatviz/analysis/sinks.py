@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from goatviz.adapters.capture import CapturedCall, Record, capture, find_attention, problem_of
 from goatviz.analysis.inputs import forward_calls
+from goatviz.analysis.intervals import bootstrap_interval, bootstrap_weights
 from goatviz.priors.fixed import UniformPrior
 from goatviz.results import SINK_PROFILE, check_result, make_result
 from goatviz.training.checkpoint import Checkpoint
@@ -48,7 +49,6 @@ MASSIVE = (100.0, 1000.0)
 _THRESHOLDS = np.round(np.linspace(0.0, 1.0, 101), 2)
 _RANGE_BINS = 240
 _MASS_BINS = 40
-_CHUNK = 4096
 
 
 def sink_profile(
@@ -582,7 +582,7 @@ def _profile(
     shape = (len(layers), heads)
     if tokens is not None and len(tokens) != length:
         raise ValueError(f"tokens must hold {length} texts, one for each key, got {len(tokens)}")
-    weights = _resample(count, resamples, seed)
+    weights = bootstrap_weights(count, resamples, seed)
     out: dict[str, np.ndarray] = {
         key: np.full((*shape, length), np.nan, np.float32)
         for key in ("importance", "importance_low", "importance_high")
@@ -609,9 +609,9 @@ def _profile(
             )
             out["observers"][at, : len(one.observers)] += one.observers
         out["importance"][place] = _nanmean(stacked)
-        low, high = _interval(stacked.reshape(count, -1), weights)
-        out["importance_low"][place] = low.reshape(own, length)
-        out["importance_high"][place] = high.reshape(own, length)
+        out["importance_low"][place], out["importance_high"][place] = bootstrap_interval(
+            stacked, weights
+        )
         first[:, at, :own] = stacked[..., 0]
         anywhere[:, at, :own] = np.fmax.reduce(stacked, axis=-1)
         for key, attribute in _MEANS.items():
@@ -691,41 +691,13 @@ def _rates(first: np.ndarray, anywhere: np.ndarray, weights: np.ndarray) -> dict
             rates[name] = np.stack([(values > at).sum(0) / known for at in limits], axis=-1)
         known = (~np.isnan(first)).sum((1, 2))
         by_input = np.stack([(first > at).sum((1, 2)) / known for at in limits], axis=-1)
-    low, high = _interval(by_input, weights)
+    low, high = bootstrap_interval(by_input, weights)
     return {
         **rates,
         "model_sink_rate": _nanmean(by_input),
         "model_sink_rate_low": low,
         "model_sink_rate_high": high,
     }
-
-
-def _resample(count: int, resamples: int, seed: int) -> np.ndarray:
-    """Bootstrap weights over inputs, shape (resamples, count), rows sum to 1."""
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(count, np.full(count, 1 / count), size=resamples) / count
-
-
-def _interval(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile bootstrap of the mean over axis 0; NaN inputs are left out of each mean.
-
-    One input alone has no interval.
-    """
-    low, high = np.empty((2, values.shape[1]))
-    for a in range(0, values.shape[1], _CHUNK):
-        part = values[:, a : a + _CHUNK].astype(np.float64)
-        valid = ~np.isnan(part)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means = (weights @ np.where(valid, part, 0.0)) / (weights @ valid)
-        never = valid.sum(0) < 2
-        means[:, never] = 0.0
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            low[a : a + _CHUNK], high[a : a + _CHUNK] = np.nanquantile(
-                means, [0.025, 0.975], axis=0
-            )
-        low[a : a + _CHUNK][never] = high[a : a + _CHUNK][never] = np.nan
-    return low, high
 
 
 def _nanmean(values: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Sweeps count what the evaluation counts, with Wilson's intervals, and go on where they were."""
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -20,25 +19,6 @@ def small_model(seed=0, **options):
     torch.manual_seed(seed)
     sizes = {"vocab_size": 128, "training_length": 32, "embed_dim": 32, **options}
     return CausalLM(ModelConfig(**sizes))
-
-
-def test_wilson_against_its_definition():
-    # The ends solve (share - p)^2 = z^2 p (1 - p) / n.
-    right, count = np.array([1, 5, 30, 63]), np.array([9, 10, 64, 64])
-    for end in wilson_interval(right, count):
-        gap = (right / count - end) ** 2 - 1.959963984540054**2 * end * (1 - end) / count
-        assert np.abs(gap).max() < 1e-12
-    low, high = wilson_interval(right, count)
-    assert (low < right / count).all() and (right / count < high).all()
-
-
-def test_wilson_at_the_ends_and_without_trials():
-    low, high = wilson_interval([0, 8, 0], [8, 8, 0])
-    assert low[0] == 0.0 and 0.3 < high[0] < 0.4
-    assert high[1] == 1.0 and 0.6 < low[1] < 0.7
-    assert math.isnan(low[2]) and math.isnan(high[2])
-    with pytest.raises(ValueError, match="right must lie between 0 and count"):
-        wilson_interval([9], [8])
 
 
 def test_a_sweep_holds_what_the_evaluation_says():

@@ -1,0 +1,97 @@
+"""Intervals of 95 %: Wilson's for shares, one percentile bootstrap for means."""
+
+from __future__ import annotations
+
+import numpy as np
+
+#: 97.5 % quantile of the standard normal.
+_Z = 1.959963984540054
+#: Columns whose resampled means are held at a time.
+_COLUMNS = 4096
+
+
+def wilson_interval(right: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % score interval of a share (Wilson 1927); NaN where nothing was counted.
+
+    Parameters
+    ----------
+    right, count : array
+        Successes and trials, same shape.
+
+    Returns
+    -------
+    low, high : array
+        Within [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If there are more successes than trials, or fewer than none.
+
+    Examples
+    --------
+    >>> low, high = wilson_interval(10, 10)
+    >>> round(float(low), 3), float(high)
+    (0.722, 1.0)
+    """
+    right, count = np.asarray(right, dtype=float), np.asarray(count, dtype=float)
+    if bool(((right < 0) | (right > count)).any()):
+        raise ValueError(f"right must lie between 0 and count, got {right} of {count}")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share, square = right / count, _Z**2 / count
+        middle = (share + square / 2) / (1 + square)
+        half = _Z * np.sqrt(share * (1 - share) / count + square / count / 4) / (1 + square)
+    low, high = middle - half, middle + half
+    # Rounding leaves 1e-17 where the ends are exactly 0 and 1.
+    return np.where(share == 0, 0.0, low), np.where(share == 1, 1.0, high)
+
+
+def bootstrap_weights(count: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each of `count` units is drawn, by resample: shape (resamples, count)."""
+    draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    return np.stack([np.bincount(draw, minlength=count) for draw in draws]).astype(float)
+
+
+def bootstrap_interval(
+    values: np.ndarray, weights: np.ndarray, sizes: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""95 % percentile bootstrap of means :math:`\sum_u n_u v_u / \sum_u n_u` over units u.
+
+    Parameters
+    ----------
+    values : array
+        Shape (units, ...); NaN where a unit has no value, which is left out of its mean.
+    weights : array
+        From `bootstrap_weights`, shape (resamples, units).
+    sizes : array, optional
+        n_u >= 0, of the shape of `values`; default 1.
+
+    Returns
+    -------
+    low, high : array
+        Shape of one unit; NaN where fewer than two units have a value.
+
+    Examples
+    --------
+    >>> low, high = bootstrap_interval(np.array([1.0, 2.0, 3.0]), bootstrap_weights(3, 400, 0))
+    >>> float(low), float(high)
+    (1.0, 3.0)
+    """
+    flat = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
+    known = ~np.isnan(flat)
+    if sizes is not None:
+        known = known * np.broadcast_to(sizes, values.shape).reshape(flat.shape)
+    low, high = np.full((2, flat.shape[1]), np.nan)
+    columns = np.flatnonzero((known > 0).sum(0) >= 2)
+    for start in range(0, len(columns), _COLUMNS):
+        at = columns[start : start + _COLUMNS]
+        mass = known[:, at].astype(np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = (weights @ (mass * np.nan_to_num(flat[:, at]))) / (weights @ mass)
+        # Resamples that miss every unit with a value have no mean; few columns have any.
+        whole = ~np.isnan(means).any(0)
+        low[at[whole]], high[at[whole]] = np.quantile(means[:, whole], [0.025, 0.975], axis=0)
+        for column in np.flatnonzero(~whole):
+            some = means[~np.isnan(means[:, column]), column]
+            low[at[column]], high[at[column]] = np.quantile(some, [0.025, 0.975])
+    return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
