@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from goatviz.priors.base import PositionsLike, Prior, as_positions
+from goatviz.priors.base import PositionsLike, Prior, default_positions
 from goatviz.priors.fixed import UniformPrior
 from goatviz.transport.rows import TransportPlan, solve_rows
 
@@ -48,8 +48,8 @@ def prior_attention(
     prior : Prior, optional
         One parameter set, or one for each key-value head; default uniform.
     query_pos, key_pos : int, sequence or Tensor, optional
-        See `as_positions`. Default: keys at 0 .. n_keys - 1; queries are the last n_queries of
-        them when causal (cached decoding), the first otherwise.
+        See `as_positions`. Default: keys at 0 .. n_keys - 1, queries the last of them; see
+        `goatviz.priors.base.default_positions`.
     causal : bool
         Forbid keys whose index exceeds the query's.
     padding_mask : Tensor, optional
@@ -104,7 +104,9 @@ def prior_attention(
         return (plan.weights @ values).to(q.dtype)
     _check_query_key(q, k, prior, temperature)
     _check_value(k, v)
-    query_points, key_points = _default_positions(q, k, query_pos, key_pos, causal)
+    query_points, key_points = default_positions(
+        q.shape[2], k.shape[2], query_pos, key_pos, causal=causal
+    )
     mask, is_causal = _kernel_mask(
         q, k, query_points, key_points, causal, padding_mask, query_pos is None and key_pos is None
     )
@@ -171,7 +173,9 @@ def attention_plan(
     """
     prior = UniformPrior() if prior is None else prior
     _check_query_key(q, k, prior, temperature)
-    query_points, key_points = _default_positions(q, k, query_pos, key_pos, causal)
+    query_points, key_points = default_positions(
+        q.shape[2], k.shape[2], query_pos, key_pos, causal=causal
+    )
     keys = _expand_heads(k.double(), q.shape[1], "k", head_dim=1)
     scores = q.double() @ keys.mT / math.sqrt(q.shape[-1])
     log_prior = prior.log_prior(query_points, key_points).double().to(q.device)
@@ -198,40 +202,6 @@ def _append_lanes(
         torch.cat([q, phi.expand(q.shape[0], -1, -1, -1)], dim=-1),
         torch.cat([k, psi.expand(k.shape[0], -1, -1, -1)], dim=-1),
     )
-
-
-def _default_positions(
-    q: Tensor,
-    k: Tensor,
-    query_pos: PositionsLike | None,
-    key_pos: PositionsLike | None,
-    causal: bool,
-) -> tuple[Tensor, Tensor]:
-    n_queries, n_keys = q.shape[2], k.shape[2]
-    key_points = as_positions(n_keys if key_pos is None else key_pos, "key_pos")
-    if query_pos is not None:
-        query_points = as_positions(query_pos, "query_pos")
-    elif key_pos is not None and n_queries > n_keys:
-        raise ValueError(
-            f"query_pos is needed for {n_queries} queries over {n_keys} keys at given positions"
-        )
-    elif causal:
-        if n_queries > n_keys:
-            raise ValueError(
-                f"q has {n_queries} queries and k {n_keys} keys: causal attention needs query_pos"
-            )
-        query_points = key_points[n_keys - n_queries :]
-    elif key_pos is not None:
-        query_points = key_points[:n_queries]
-    else:
-        query_points = as_positions(n_queries, "query_pos")
-    for points, count, name in (
-        (query_points, n_queries, "query_pos"),
-        (key_points, n_keys, "key_pos"),
-    ):
-        if len(points) != count:
-            raise ValueError(f"{name} must hold {count} positions, got {len(points)}")
-    return query_points, key_points
 
 
 def _allowed(query_points: Tensor, key_points: Tensor, causal: bool) -> Tensor | None:

@@ -84,6 +84,61 @@ def as_positions(positions: PositionsLike, name: str = "positions") -> Tensor:
     return points
 
 
+def default_positions(
+    n_queries: int,
+    n_keys: int,
+    query_pos: PositionsLike | None = None,
+    key_pos: PositionsLike | None = None,
+    *,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    """Where queries and keys stand when the caller leaves it open: the one rule for all calls.
+
+    Keys stand at 0 .. n_keys - 1. Queries are the last n_queries of the keys, causal or not.
+
+    Parameters
+    ----------
+    n_queries, n_keys : int
+        How many there are.
+    query_pos, key_pos : int, sequence or Tensor, optional
+        What the caller gave; see `as_positions`.
+    causal : bool
+        Whether a query sees no later key. More queries than keys need `query_pos` if so, or if
+        `key_pos` was given; otherwise they stand at 0 .. n_queries - 1.
+
+    Returns
+    -------
+    query_points, key_points : Tensor
+        float64, shapes (n_queries, 1 + axes) and (n_keys, 1 + axes).
+
+    Raises
+    ------
+    ValueError
+        If a count differs from the one wanted, or `query_pos` is needed and missing.
+
+    Examples
+    --------
+    >>> [points.flatten().tolist() for points in default_positions(2, 3, causal=False)]
+    [[1.0, 2.0], [0.0, 1.0, 2.0]]
+    """
+    key_points = as_positions(n_keys if key_pos is None else key_pos, "key_pos")
+    if len(key_points) != n_keys:
+        raise ValueError(f"key_pos must hold {n_keys} positions, got {len(key_points)}")
+    if query_pos is not None:
+        query_points = as_positions(query_pos, "query_pos")
+        if len(query_points) != n_queries:
+            raise ValueError(f"query_pos must hold {n_queries} positions, got {len(query_points)}")
+        return query_points, key_points
+    if n_queries <= n_keys:
+        return key_points[n_keys - n_queries :], key_points
+    if causal or key_pos is not None:
+        where = "at given positions" if key_pos is not None else "under a causal mask"
+        raise ValueError(
+            f"query_pos must be given for {n_queries} queries over {n_keys} keys {where}, got None"
+        )
+    return as_positions(n_queries, "query_pos"), key_points
+
+
 def grid_positions(height: int, width: int, *, class_token: bool = False) -> Tensor:
     """Positions of a row-major grid, shape (tokens, 3): index, row, column.
 

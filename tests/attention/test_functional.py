@@ -15,6 +15,7 @@ from goatviz.priors import (
     SpectralPrior,
     UniformPrior,
 )
+from goatviz.transport import row_statistics
 
 IMPLS = ("reference", "sdpa", "sdpa_bias")
 
@@ -109,9 +110,26 @@ def defaults(q, k, settings):
     n = q.shape[2]
     if "query_pos" in settings:
         return settings["query_pos"], keys
-    if settings.get("causal", True):
-        return keys[len(keys) - n :], keys
-    return keys[:n] if "key_pos" in settings else list(range(n)), keys
+    return keys[len(keys) - n :] if n <= len(keys) else list(range(n)), keys
+
+
+@pytest.mark.parametrize("causal", (True, False))
+@pytest.mark.parametrize(("queries", "keys"), ((2, 6), (6, 6), (6, 2)))
+def test_the_plan_and_the_statistics_let_queries_stand_at_the_same_positions(queries, keys, causal):
+    """One call, one rule: the last of the keys; more queries than keys are told where to stand."""
+    q, k, v = draw(queries=queries, keys=keys)
+    if queries > keys and causal:
+        for refused in (attention_plan, row_statistics):
+            with pytest.raises(ValueError, match="query_pos"):
+                refused(q, k, prior=goat(), causal=causal)
+        return
+    prior = goat()
+    plan = attention_plan(q, k, prior=prior, causal=causal)
+    rows = row_statistics(q, k, prior=prior, causal=causal, impl="reference")
+    torch.testing.assert_close(rows.entropy, plan.entropy)
+    values = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+    out = prior_attention(q, k, v, prior=prior, causal=causal, impl="sdpa")
+    torch.testing.assert_close(out, plan.weights @ values)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -226,7 +244,7 @@ def test_a_prior_without_lanes_needs_the_dense_way():
 )
 def test_a_query_without_a_key_is_an_error(impl, settings):
     q, k, v = draw()
-    with pytest.raises(ValueError, match="allowed key"):
+    with pytest.raises(ValueError, match="allowed key|leave each query a key"):
         prior_attention(q, k, v, impl=impl, **settings)
 
 
@@ -278,7 +296,7 @@ def ask(impl="sdpa", **changes):
         (
             {"k": lambda t: t[:, :, :4], "v": lambda t: t[:, :, :4]},
             ValueError,
-            "6 queries and k 4 keys: causal attention needs query_pos",
+            "query_pos must be given for 6 queries over 4 keys under a causal mask",
         ),
         (
             {
@@ -288,7 +306,7 @@ def ask(impl="sdpa", **changes):
                 "causal": False,
             },
             ValueError,
-            "query_pos is needed for 6 queries over 4 keys",
+            "query_pos must be given for 6 queries over 4 keys at given positions",
         ),
         ({"query_pos": 5}, ValueError, "query_pos must hold 6 positions, got 5"),
         ({"key_pos": [1, 2], "query_pos": 6}, ValueError, "key_pos must hold 6 positions"),
