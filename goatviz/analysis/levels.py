@@ -575,3 +575,26 @@ def _rule(rows: int, queries: int, edges: np.ndarray, pool: str) -> str:
     many = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     what = {"max": "the largest of", "mean": "the mean of"}[pool]
     return f"{said}; keys: {what} {many}"
+
+
+def row_summary(row: xr.Dataset) -> str:
+    """A row in a sentence, for captions and screen readers.
+
+    Parameters
+    ----------
+    row : xarray.Dataset
+        From `PlanLevels.row`.
+    """
+    attrs = row.attrs
+    checked = ""
+    if attrs["verdict"] != "not checked":
+        checked = f"; POT ({attrs['solver']}): {attrs['verdict']}"
+        if np.isfinite(attrs["solver_difference"]):
+            checked += f", largest difference {attrs['solver_difference']:.1e}"
+    return (
+        f"Query {attrs['query']:,} at temperature {attrs['temperature']:.3g}: largest weight "
+        f"{attrs['largest_weight']:.4g} on key {attrs['largest_key']:,}; entropy "
+        f"{attrs['entropy']:.3g} nats, KL to the prior {attrs['kl_to_prior']:.3g} nats, potential "
+        f"{attrs['potential']:.4g}, content range {attrs['content_range']:.3g}, margin of the "
+        f"prior {attrs['margin']:.3g} nats{checked}."
+    )

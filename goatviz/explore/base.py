@@ -45,7 +45,7 @@ class Picture:
         By panel: as long as this text stays, so does what a reader zoomed to.
     """
 
-    figures: dict[str, Figure | Panel]
+    figures: dict[str, Figure | Panel | Sequence[Panel]]
     summary: str
     views: dict[str, str] = field(default_factory=dict)
 
@@ -208,9 +208,10 @@ class Explorer(ipywidgets.VBox):
             If there is no such value.
         """
         drawn = list(self.picture(values).figures.values())
-        if all(isinstance(one, Panel) for one in drawn):
-            return grid(drawn, Words(self._label))
-        return side_by_side([as_figure(one) for one in drawn], title=self._label)
+        if any(isinstance(one, Figure) for one in drawn):
+            return side_by_side([as_figure(one) for one in drawn], title=self._label)
+        panels = [[one] if isinstance(one, Panel) else one for one in drawn]
+        return grid([panel for part in panels for panel in part], Words(self._label))
 
     def picture(self, values: Mapping[str, Any]) -> Picture:
         """Figures by panel and their summary for these values, and else the widget's own.

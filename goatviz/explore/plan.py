@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from goatviz.adapters.capture import Record, capture
 from goatviz.analysis.inputs import forward_calls
-from goatviz.analysis.levels import MAX_BALANCED, PlanLevels
+from goatviz.analysis.levels import MAX_BALANCED, PlanLevels, row_summary
 from goatviz.explore.base import Explorer, Picture, ranged
 from goatviz.explore.controls import Control
 from goatviz.explore.plan_map import INLINE_PAIRS, PlanMap
 from goatviz.explore.selection import Selection
 from goatviz.explore.task import Task
-from goatviz.plots.row import draw_row, row_summary
+from goatviz.plots.plan import row_panels
 from goatviz.training.checkpoint import Checkpoint
 
 #: Temperatures between which the slider moves.
@@ -203,8 +203,8 @@ class PlanExplorer(Explorer):
 
     def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
         row = self._row(values, task)
-        figure = draw_row(row)
-        return Picture({"row": figure}, self._sentence(row), {"row": f"{row.sizes['key']}"})
+        view = f"{row.sizes['key']}"
+        return Picture({"row": row_panels(row)}, self._sentence(row), {"row": view})
 
     def _row(self, values: Mapping[str, Any], task: Task) -> xr.Dataset:
         levels = self._levels(values["layer"], values["head"])
@@ -220,13 +220,13 @@ class PlanExplorer(Explorer):
         )
 
     def _sentence(self, row: xr.Dataset) -> str:
-        said = row_summary(row)
+        sentence = row_summary(row)
         if "balanced" in row.variables and self._is_identity(row):
-            said += (
+            sentence += (
                 " The doubly stochastic plan is the identity: under the causal mask no other "
                 "plan gives every key the same mass."
             )
-        return said
+        return sentence
 
     @staticmethod
     def _is_identity(row: xr.Dataset) -> bool:

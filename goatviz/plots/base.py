@@ -23,6 +23,8 @@ Trace = dict[str, Any]
 
 #: The narrowest figure, in pixels: a narrow notebook, and the default of an image export.
 NARROWEST = 660
+#: The narrowest that stands beside others.
+NARROW = 340
 #: Bytes of JSON that a figure with a menu may hold.
 LIMIT_BYTES = 2_000_000
 
@@ -122,9 +124,16 @@ def single(panel: Panel, *, width: int = NARROWEST) -> Figure:
     return grid([replace(panel, title="", note="", caption=())], words, columns=1, width=width)
 
 
-def as_figure(drawn: Panel | Figure) -> Figure:
-    """A panel as a figure narrow enough to stand beside others; a figure as it is."""
-    return single(drawn, width=340) if isinstance(drawn, Panel) else drawn
+def as_figure(drawn: Panel | Sequence[Panel] | Figure) -> Figure:
+    """A panel, or some below each other, as a figure narrow enough to stand beside others."""
+    if isinstance(drawn, Panel):
+        return single(drawn, width=NARROW)
+    if isinstance(drawn, Figure):
+        return drawn
+    first, *others = drawn
+    words = Words(first.title, first.note)
+    first = replace(first, title="", note="")
+    return grid([first, *others], words, columns=1, linked="x", width=NARROW)
 
 
 def grid(
@@ -217,7 +226,7 @@ def wrapped(text: str, pixels: float, size: int) -> list[str]:
 
 def _text_width(text: object, size: int = 12) -> float:
     lines = str(text).split("<br>")
-    return 0.58 * size * max(len(line) for line in lines)
+    return 0.56 * size * max(len(line) for line in lines)
 
 
 def _words_of(entry: Entry, words: Words) -> Words:
@@ -325,8 +334,9 @@ class _Place:
         }
         if not names:
             return 0, 0
-        widest = min(max(_text_width(name) for name in names) + 44, self.width - 2 * _EDGE)
-        in_a_row = max(1, int((self.width - self.left[0] - _EDGE) // widest))
+        room = self.width - 2 * _EDGE
+        widest = min(max(_text_width(name, 11) for name in names) + 40, room)
+        in_a_row = max(1, int(room // widest))
         most = max(
             len({t["name"] for panel in panels for t in panel.traces if _in_legend(t)})
             for panels in alternatives
@@ -381,7 +391,9 @@ class _Place:
             "shapes": [],
             "legend": {
                 "orientation": "h",
+                "font": {"size": 11},
                 "x": 0.0,
+                "xref": "container",
                 "xanchor": "left",
                 "y": -(self.foot - _ROW * self.legend_rows - 4) / self.plot_height,
                 "yanchor": "top",

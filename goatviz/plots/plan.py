@@ -1,24 +1,28 @@
-"""Figures of a transport plan: scores, prior, and the plan that they make, with its certificates.
+"""Pictures of a transport plan: scores, prior, the plan that they make, and one row of it.
 
-Everything is drawn from a "plan_slice" result.
+Panels of a "plan_slice" and of a "plan_row" result.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import plotly.graph_objects as go
-import xarray as xr
-from plotly.subplots import make_subplots
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from goatviz.plots import legacy_marks as marks
-from goatviz.plots import style
+import numpy as np
+import xarray as xr
+
+from goatviz import bins
+from goatviz.plots import marks, style
+from goatviz.plots.base import Panel, Words, grid
 from goatviz.plots.figure import Figure
-from goatviz.results import PLAN_SLICE, check_result
+from goatviz.results import PLAN_ROW, PLAN_SLICE, check_result
 
 #: Cells along one side of a map; longer windows are pooled.
 MAX_CELLS = 160
-#: Tokens along one side that still have room for their text.
-MAX_TOKENS = 32
+#: Tokens along one side that still have room for their text, and characters of one.
+MAX_TOKENS, MAX_CHARACTERS = 32, 12
+#: Points of POT's solution that are drawn as rings.
+MAX_RINGS = 128
 
 
 def draw_plan(plan: xr.Dataset) -> Figure:
@@ -42,151 +46,238 @@ def draw_plan(plan: xr.Dataset) -> Figure:
         If `plan` is not a plan slice.
     """
     check_result(plan, PLAN_SLICE)
-    queries, query_edges = _bins(plan["query"].values)
-    keys, key_edges = _bins(plan["key"].values)
-    allowed = plan["allowed"].values
-    seen = _sum(_sum(allowed.astype(float), query_edges, 0), key_edges, 1)
-    scores = np.where(allowed, plan["scores"].values, 0.0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scores = _sum(_sum(scores, query_edges, 0), key_edges, 1) / seen
-    rows = np.diff(query_edges)[:, None]
-    prior, weights = (
-        _sum(_sum(plan[name].values, query_edges, 0), key_edges, 1) / rows
-        for name in ("prior", "weights")
-    )
-    visible = seen > 0
-    tokens = "key_token" in plan.variables
-    figure = Figure(
-        make_subplots(
-            rows=2,
-            cols=3,
-            row_heights=[0.22, 0.78],
-            horizontal_spacing=0.13,
-            vertical_spacing=0.09,
-            specs=[[None, None, {}], [{}, {}, {}]],
-            subplot_titles=(
-                "Incoming mass of each key",
-                "Content scores s",
-                "Prior π",
-                "Plan p = softmax(s/τ + log π)",
-            ),
-        )
-    )
-    pooled = len(queries) < plan.sizes["query"] or len(keys) < plan.sizes["key"]
-    hover = "query %{y}, key %{x}" + (" (first of its bin)" if pooled else "")
-    place = {"y": 0.0, "yanchor": "bottom", "len": 0.72, "thickness": 10}
-    maps = [
-        marks.signed_map(
-            keys,
-            queries,
-            np.where(visible, scores, np.nan),
-            hover=hover + "<br>score {value}",
-            bar={"title": "score", "x": 0.248, **place},
-        ),
-        marks.probability_map(
-            keys, queries, np.where(visible, prior, np.nan), hover=hover + "<br>prior {value}"
-        ),
-        marks.probability_map(
-            keys, queries, np.where(visible, weights, np.nan), hover=hover + "<br>weight {value}"
-        ),
-    ]
-    figure.add_trace(marks.probability_bar(x=1.005, **place), row=2, col=3)
-    for col, (heatmap, values) in enumerate(
-        zip(maps, (scores, prior, weights), strict=True), start=1
-    ):
-        figure.add_trace(heatmap, row=2, col=col)
-        for special in marks.special_cells(keys, queries, values, visible):
-            figure.add_trace(special, row=2, col=col)
-    if not visible.all():
-        figure.add_trace(marks.legend_square("not allowed", style.MASKED))
-    incoming = _sum(plan["incoming_mass"].values, key_edges, 0)
-    figure.add_trace(
-        go.Bar(
-            x=marks.compact(keys),
-            y=incoming.astype(np.float32),
-            marker={"color": style.LINES[0], "line": {"width": 0}},
-            showlegend=False,
-            hovertemplate="key %{x}<br>incoming mass %{y:.4g}<extra></extra>",
-        ),
-        row=1,
-        col=3,
-    )
-    uniform = 1.0 / plan.attrs["n_keys"]
-    figure.add_hline(
-        y=uniform, line={"color": style.LINES[1], "dash": "dash", "width": 1.5}, row=1, col=3
-    )
-    figure.update_yaxes(title_text="mass", rangemode="tozero", row=1, col=3)
-    figure.update_xaxes(showticklabels=False, row=1, col=3)
-    figure.update_xaxes(title_text="key [tokens]", showgrid=False, row=2)
-    figure.update_yaxes(title_text="query [tokens]", autorange="reversed", showgrid=False, row=2)
-    room = _token_ticks(figure, plan) if tokens and not pooled else 0
-    for col in (2, 3):
-        figure.update_yaxes(title_text="", showticklabels=False, row=2, col=col)
-    figure.update_layout(
-        template=style.TEMPLATE,
-        title={
-            "text": "A transport plan",
-            "subtitle": {
-                "text": f"{style.escape(plan.attrs['source'])}, τ = {plan.attrs['temperature']:g}"
-            },
-        },
-        height=630 + room,
-        bargap=0.0,
-        margin={"t": 100, "b": 140 + room, "l": 70, "r": 80},
-        legend={"x": 0.0, "y": 0.98, "yanchor": "top"},
-    )
+    window = _Window(plan)
     kkt, gap = plan["kkt_residual"].values, np.abs(plan["duality_gap"].values)
-    lines = [
-        f"certificates: largest KKT residual {np.max(kkt):.1e}, largest duality gap "
-        f"{np.max(gap):.1e} (units of the scores); dashed: uniform mass 1/{plan.attrs['n_keys']}",
-        style.escape(plan.attrs["check"]),
+    caption = [
+        f"Certificates: largest KKT residual {np.max(kkt):.1e}, largest duality gap "
+        f"{np.max(gap):.1e} (units of the scores). {plan.attrs['check']}.",
+        f"Dashed: uniform mass 1/{plan.attrs['n_keys']:,}.",
     ]
-    if pooled:
-        lines.append(
-            f"pooled from {plan.sizes['query']} × {plan.sizes['key']}: scores averaged, masses "
-            "summed over keys and averaged over queries"
+    if window.pooled:
+        caption.append(
+            f"Pooled from {plan.sizes['query']:,} × {plan.sizes['key']:,}: scores are averaged, "
+            "masses summed over keys and averaged over queries."
         )
-    figure.add_annotation(marks.caption("<br>".join(lines), yshift=-62 - room))
-    return figure
-
-
-def _bins(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First position of each bin, and the edges of the bins as indices."""
-    count = len(positions)
-    edges = np.unique(np.linspace(0, count, min(count, MAX_CELLS) + 1).round().astype(int))
-    return positions[edges[:-1]], edges
-
-
-def _sum(values: np.ndarray, edges: np.ndarray, axis: int) -> np.ndarray:
-    return np.add.reduceat(values, edges[:-1], axis=axis)
-
-
-def _token_ticks(figure: Figure, plan: xr.Dataset) -> int:
-    """Integer axes with token texts: repeated labels would hide cells, tags would be markup.
-
-    Returns the pixels that upright texts need below the axis.
-    """
-    if plan.sizes["query"] <= MAX_TOKENS:
-        texts = [style.escape(t) for t in plan["query_token"].values]
-        figure.update_yaxes(
-            tickvals=plan["query"].values.tolist(),
-            ticktext=texts,
-            tickfont_size=_text_size(len(texts)),
-            row=2,
-        )
-    if plan.sizes["key"] > MAX_TOKENS:
-        return 0
-    texts = [style.escape(t) for t in plan["key_token"].values]
-    figure.update_xaxes(
-        tickvals=plan["key"].values.tolist(),
-        ticktext=texts,
-        tickangle=90,
-        tickfont_size=_text_size(len(texts)),
-        row=2,
+    words = Words(
+        "A transport plan",
+        f"{plan.attrs['source']}, temperature τ = {plan.attrs['temperature']:g}",
+        caption,
     )
-    return 7 * max(len(str(t)) for t in plan["key_token"].values)
+    panels = [window.scores(), window.masses("prior"), window.masses("weights"), window.incoming()]
+    return grid(panels, words)
 
 
-def _text_size(count: int) -> int:
-    """The largest font that keeps `count` labels apart along one map."""
-    return max(6, min(11, 170 // count))
+class _Window:
+    """A plan slice pooled to what can be drawn."""
+
+    def __init__(self, plan: xr.Dataset) -> None:
+        self.plan = plan
+        self.rows, self.columns = (
+            bins.even_edges(plan.sizes[dim], MAX_CELLS) for dim in ("query", "key")
+        )
+        self.queries = plan["query"].values[self.rows[:-1]]
+        self.keys = plan["key"].values[self.columns[:-1]]
+        shape = len(self.queries), len(self.keys)
+        self.pooled = shape != (plan.sizes["query"], plan.sizes["key"])
+        self.mean_scores, self.seen = bins.cell_mean(
+            plan["scores"].values, plan["allowed"].values, self.rows, self.columns
+        )
+        self.hover = "query %{y:,}, key %{x:,}" + (" (first of its bin)" if self.pooled else "")
+
+    def axes(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        keys, queries = {"title": "key [tokens]"}, {"title": "query [tokens]"}
+        queries["autorange"] = "reversed"
+        for dim, axis in (("key", keys), ("query", queries)):
+            axis["tickformat"] = tick_format(self.plan[dim].values)
+            if f"{dim}_token" in self.plan.variables:
+                axis |= token_ticks(self.plan[dim].values, self.plan[f"{dim}_token"].values, dim)
+        return keys, queries
+
+    def scores(self) -> Panel:
+        trace = marks.signed_map(
+            self.keys,
+            self.queries,
+            np.where(self.seen, self.mean_scores, np.nan),
+            name="score",
+            hover=f"{self.hover}<br>score {{value}}",
+            unit="score",
+        )
+        special = marks.special_cells(self.keys, self.queries, self.mean_scores, self.seen)
+        return self._map("Content scores s", [trace, *special])
+
+    def masses(self, name: str) -> Panel:
+        rows = np.diff(self.rows)[:, None]
+        mass = bins.bin_sum(bins.bin_sum(self.plan[name].values, self.rows, 0), self.columns) / rows
+        what = "prior" if name == "prior" else "weight"
+        trace = marks.probability_map(
+            self.keys,
+            self.queries,
+            np.where(self.seen, mass, np.nan),
+            name=what,
+            hover=f"{self.hover}<br>{what} {{value}}",
+        )
+        special = marks.special_cells(self.keys, self.queries, mass, self.seen)
+        title = "Prior π" if name == "prior" else "Plan p = softmax(s/τ + log π)"
+        return self._map(title, [trace, marks.probability_bar(), *special])
+
+    def _map(self, title: str, traces: Sequence[marks.Trace]) -> Panel:
+        x, y = self.axes()
+        return Panel(title, traces, x, y, height=300, masked=not self.seen.all())
+
+    def incoming(self) -> Panel:
+        x, _ = self.axes()
+        mass = bins.bin_sum(self.plan["incoming_mass"].values, self.columns)
+        return Panel(
+            "Incoming mass of each key",
+            [
+                marks.bars(
+                    self.keys,
+                    mass,
+                    name="incoming mass",
+                    color=style.LINES[0],
+                    hover="key %{x:,}<br>incoming mass %{y:.4g}",
+                    showlegend=False,
+                )
+            ],
+            x,
+            {"title": "mass [share of the queries']", "rangemode": "tozero"},
+            shapes=[marks.level(1.0 / self.plan.attrs["n_keys"], color=style.LINES[1])],
+            height=300,
+        )
+
+
+def tick_format(positions: np.ndarray) -> str:
+    """Positions as they are, or in thousands and millions where those would not fit."""
+    return "~s" if len(positions) and np.max(positions) >= 10_000 else ",d"
+
+
+def token_ticks(positions: np.ndarray, tokens: np.ndarray, dim: str) -> dict[str, Any]:
+    """Tokens as ticks where they have room: positions stay numbers, since tokens repeat."""
+    if len(positions) > MAX_TOKENS:
+        return {}
+    texts = [_shortened(str(token)) for token in tokens]
+    upright = {"tickangle": 90} if dim == "key" else {}
+    return {"tickvals": positions.tolist(), "ticktext": texts, **upright}
+
+
+def _shortened(token: str) -> str:
+    cut = token if len(token) <= MAX_CHARACTERS else f"{token[: MAX_CHARACTERS - 1]}…"
+    return style.escape(cut)
+
+
+# --- one row ---
+
+
+def row_panels(row: xr.Dataset) -> list[Panel]:
+    """One query's plan and prior by key, and the scores and the log-prior behind them.
+
+    Parameters
+    ----------
+    row : xarray.Dataset
+        From `goatviz.analysis.PlanLevels.row`.
+
+    Returns
+    -------
+    list of Panel
+        "Mass" has the traces "plan" and "prior" and, where the row has them, "POT" (its own
+        solution), "doubly stochastic" and the mean of several queries; "What makes it" has
+        "score / τ", "log-prior" and the level "−potential / τ", which their sum has where the
+        plan would be 1.
+
+    Raises
+    ------
+    TypeError
+        If `row` is no plan row.
+    """
+    check_result(row, PLAN_ROW)
+    start, stop = row["key"].values, row["key_stop"].values
+    middle = (start + stop - 1) / 2
+    hover, texts = _row_hover(row)
+    ticks = {"title": "key [tokens]", "tickformat": tick_format(start)}
+    if "key_token" in row.variables:
+        ticks |= token_ticks(start, row["key_token"].values, "key")
+
+    def traces(curves: Sequence[tuple[str, np.ndarray, Mapping[str, Any]]], unit: str) -> list:
+        return [
+            {
+                "type": "scatter",
+                "x": middle,
+                "y": values,
+                "name": name,
+                **texts,
+                "hovertemplate": f"{hover}<br>%{{y:.4g}}{unit}<extra>{style.escape(name)}</extra>",
+                "connectgaps": False,
+                **look,
+            }
+            for name, values, look in curves
+        ]
+
+    attrs = row.attrs
+    pooled = int((stop - start).max())
+    note = (
+        f"temperature {attrs['temperature']:.3g}; entropy {attrs['entropy']:.3g} nats; "
+        f"KL to the prior {attrs['kl_to_prior']:.3g} nats"
+        + (f"; up to {pooled:,} keys a point, masses summed" if pooled > 1 else "")
+    )
+    title = f"Query {attrs['query']:,}: plan and prior"
+    mass = {"title": "probability [1]", "rangemode": "tozero"}
+    return [
+        Panel(title, traces(_masses(row), ""), ticks, mass, note=note, height=200),
+        Panel("What makes it", traces(_terms(row), " nats"), ticks, {"title": "log-mass [nats]"},
+              height=180),
+    ]  # fmt: skip
+
+
+def _row_hover(row: xr.Dataset) -> tuple[str, dict[str, Any]]:
+    """What hovering says of a point's key, and the texts or numbers that it needs for that."""
+    start, stop = row["key"].values, row["key_stop"].values
+    if "key_token" in row.variables:
+        pairs = zip(start, row["key_token"].values, strict=True)
+        names = [f"key {key:,} “{style.escape(token)}”" for key, token in pairs]
+        return "%{text}", {"text": np.array(names, dtype=object)}
+    if (stop - start).max() > 1:
+        ends = np.stack([start, stop - 1], axis=-1).astype(np.int32)
+        return "keys %{customdata[0]:,} to %{customdata[1]:,}", {"customdata": ends}
+    # Numbers say it: texts are most of what a slider would send.
+    return "key %{x:,}", {}
+
+
+def _line(row: xr.Dataset, number: int, dash: str) -> dict[str, Any]:
+    return {
+        "mode": "lines+markers" if row.sizes["key"] <= MAX_TOKENS else "lines",
+        "line": {"color": style.LINES[number], "dash": dash, "width": 2},
+        "marker": {"size": 5, "color": style.LINES[number]},
+    }
+
+
+def _masses(row: xr.Dataset) -> list[tuple[str, np.ndarray, Mapping[str, Any]]]:
+    curves = [
+        ("plan", row["weights"].values, _line(row, 0, "solid")),
+        ("prior", row["prior"].values, _line(row, 1, "dash")),
+    ]
+    if "solver" in row.variables:
+        rings = {
+            "mode": "markers",
+            "marker": {"symbol": "circle-open", "size": 9, "color": style.INK},
+        }
+        # Hundreds of rings take the page longer than all else: then a broad band below the plan.
+        band = {"mode": "lines", "line": {"color": "rgba(128,128,128,0.35)", "width": 9}}
+        few = row.sizes["key"] <= MAX_RINGS
+        curves.insert(0, ("POT", row["solver"].values, rings if few else band))
+    if "balanced" in row.variables:
+        curves.append(("doubly stochastic", row["balanced"].values, _line(row, 5, "dot")))
+    if "mean" in row.variables:
+        name = f"queries {row.attrs['mean_start']:,}–{row.attrs['mean_stop'] - 1:,}, mean"
+        curves.append((name, row["mean"].values, _line(row, 4, "longdash")))
+    return curves
+
+
+def _terms(row: xr.Dataset) -> list[tuple[str, np.ndarray, Mapping[str, Any]]]:
+    temperature = row.attrs["temperature"]
+    level = np.where(row["allowed"].values, -row.attrs["potential"] / temperature, np.nan)
+    dotted = {"mode": "lines", "line": {"color": style.INK, "dash": "dot", "width": 1.5}}
+    return [
+        ("score / τ", row["scores"].values / temperature, _line(row, 2, "solid")),
+        ("log-prior", row["log_prior"].values, _line(row, 3, "dash")),
+        ("−potential / τ", level, dotted),
+    ]

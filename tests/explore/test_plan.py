@@ -79,7 +79,9 @@ def test_draw_needs_no_kernel_and_changes_nothing(explorer):
     explorer.layer, explorer.head, explorer.query, explorer.temperature = 1, 1, 30, 0.5
     for name in ("plan", "prior", "score / τ", "log-prior"):
         np.testing.assert_array_equal(curve(figure, name), values(shown(explorer), name))
-    assert figure.layout.title.text == shown(explorer).layout.title.text
+    title = shown(explorer).layout.title.text
+    assert title == "Query 30: plan and prior"
+    assert any(title in note.text for note in figure.layout.annotations)
 
 
 def test_temperature_moves_a_row_from_its_largest_score_to_its_prior(explorer):
@@ -119,12 +121,12 @@ def test_errors_are_seen_and_go_away(explorer):
 
 
 def test_tokens_are_text_wherever_they_are_shown():
-    tokens = ["<img src=x onerror=alert(1)>"] + ["x"] * 19
+    tokens = ["x"] * 19 + ["<img src=x onerror=alert(1)>"]
     explorer = explore_plan(small_model(), ids(20), tokens=tokens)
-    explorer.query = 3
+    explorer.query = 19
     assert "<img" not in explorer._summary.value
     ticks = list(shown(explorer).layout.xaxis2.ticktext)
-    assert ticks[0].startswith("&lt;img") and "<img" not in str(shown(explorer).data[0].text)
+    assert ticks[-1].startswith("&lt;img") and "<img" not in str(shown(explorer).data[0].text)
 
 
 def test_a_record_a_checkpoint_and_a_model_show_the_same():

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from goatviz.adapters import capture
-from goatviz.analysis.levels import PlanLevels
+from goatviz.analysis.levels import PlanLevels, row_summary
 from goatviz.attention import Attention
-from goatviz.plots.row import draw_row, row_summary
+from goatviz.plots.base import as_figure
+from goatviz.plots.plan import row_panels
 from goatviz.priors import ALiBiPrior
 
 
@@ -42,8 +43,8 @@ def test_pooled_rows_keep_their_mass():
         assert float(pooled[name].sum()) == pytest.approx(1.0)
         first = whole[name].values[: int(pooled["key_stop"][0])].sum()
         assert float(pooled[name][0]) == pytest.approx(first)
-    assert "up to 30 keys a point" in draw_row(pooled).layout.title.subtitle.text
-    assert "a point" not in draw_row(whole).layout.title.subtitle.text
+    assert "up to 30 keys a point" in row_panels(pooled)[0].note
+    assert "a point" not in row_panels(whole)[0].note
 
 
 def test_potential_and_entropy_are_those_of_the_row():
@@ -60,7 +61,7 @@ def test_potential_and_entropy_are_those_of_the_row():
 
 def test_the_picture_has_curves_with_units_and_tokens():
     row = levels().row(20, tokens=["<b>" if i == 4 else f"w{i}" for i in range(30)])
-    figure = draw_row(row)
+    figure = as_figure(row_panels(row))
     go.Figure(figure.to_dict())  # plotly knows every property
     assert [trace.name for trace in figure.data] == [
         "plan",
@@ -71,9 +72,10 @@ def test_the_picture_has_curves_with_units_and_tokens():
     ]
     np.testing.assert_array_equal(figure.data[0].y, row["weights"])
     np.testing.assert_array_equal(figure.data[2].y, row["scores"])
-    assert figure.layout.yaxis.title.text == "probability"
-    assert figure.layout.yaxis2.title.text == "nats"
-    assert figure.layout.xaxis2.ticktext[4] == "&lt;b&gt;"
+    assert figure.layout.yaxis.title.text == "probability [1]"
+    assert figure.layout.yaxis2.title.text == "log-mass [nats]"
+    (ticks,) = {panel.x["ticktext"][4] for panel in row_panels(row)}
+    assert ticks == "&lt;b&gt;"
     assert "“&lt;b&gt;”" in figure.data[0].text[4]
     # Where scores and log-prior together reach this level, the plan would be 1.
     level = figure.data[4].y[row["allowed"].values]
@@ -89,7 +91,7 @@ def test_what_others_find_is_drawn_beside_the_plan():
     assert row.attrs["solver"] == "semi relaxed" and row.attrs["solver_difference"] < 1e-12
     # Causal and doubly stochastic: only the identity is both.
     np.testing.assert_allclose(row["balanced"][:21], np.arange(21) == 20, atol=1e-9)
-    names = [trace.name for trace in draw_row(row).data]
+    names = [trace.name for trace in as_figure(row_panels(row)).data]
     assert names[:4] == ["POT", "plan", "prior", "doubly stochastic"] and len(names) == 7
     assert "POT (semi relaxed): agrees, largest difference" in row_summary(row)
 
@@ -130,4 +132,4 @@ def test_rows_that_are_not_there(options, says):
 
 def test_what_is_no_row():
     with pytest.raises(TypeError, match="expected a plan_row Dataset"):
-        draw_row({})
+        row_panels({})
