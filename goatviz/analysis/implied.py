@@ -117,7 +117,7 @@ def implied_prior(
     for layer, fit in sorted(fits.items()):
         kernel, sink, share = fit.solve(max_lag)
         prior = LagTablePrior(kernel, first_lag=fit.first_lag) + KeyTablePrior(sink)
-        sources.append(PriorSource(names[layer], prior, fit.causal))
+        sources.append(PriorSource(names[layer], prior, fit.causal, layer=layer))
         explained.append(share)
     profile.setdefault("length", longest)
     result = prior_profile(sources, **profile)
@@ -137,6 +137,7 @@ def implied_prior(
     result.attrs.update(
         source=name,
         title="Implied prior",
+        num_layers=len(names),
         notes=f"least squares of the logits of {count} inputs, longest {longest:,} tokens",
     )
     result.attrs["two_sided"] = int(not causal)

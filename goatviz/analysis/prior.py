@@ -17,6 +17,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from goatviz import checks
 from goatviz.adapters.goat_attention import find_goat_attention, read_goat_attention
 from goatviz.attention.layer import Attention
 from goatviz.models import CausalLM
@@ -45,6 +46,8 @@ class PriorSource:
         T in tokens, where the prior or the model has one.
     notes : list of str
         What a figure has to say beside it.
+    layer : int or None
+        Number of the layer in its model, where it is not the place among the sources.
     """
 
     name: str
@@ -52,6 +55,7 @@ class PriorSource:
     causal: bool
     training_length: int | None = None
     notes: list[str] = field(default_factory=list)
+    layer: int | None = None
 
 
 def prior_sources(
@@ -158,7 +162,8 @@ def prior_profile(
     length : int, optional
         Tokens; default the training length, or 128 where there is none. Any length is possible.
     layers, heads : int or sequence of int, optional
-        Which; default all. Heads are parameter sets: key-value heads under grouped queries.
+        Which, by their numbers; default all. Heads are parameter sets: key-value heads under
+        grouped queries.
     resolution : int
         Rows and key bins of the matrices when the length exceeds it.
     points : int
@@ -202,7 +207,8 @@ def prior_profile(
         known = prior_sources(source, causal=causal)
         length = next((s.training_length for s in known if s.training_length), 128)
     sources = prior_sources(source, causal=causal, length=length)
-    chosen = _choose(layers, len(sources), "layer")
+    numbers = [at if s.layer is None else s.layer for at, s in enumerate(sources)]
+    chosen = [numbers.index(n) for n in _choose_layers(layers, numbers)]
     most = max(sources[index].prior.num_heads for index in chosen)
     head_ids = _choose(heads, most, "head")
     if resolution < 2 or points < 8:
@@ -281,7 +287,7 @@ def prior_profile(
         PRIOR_PROFILE,
         data,
         coords={
-            "layer": chosen,
+            "layer": [numbers[i] for i in chosen],
             "head": head_ids,
             "key": key_edges[:-1],
             "lag": lag_edges[:-1],
@@ -559,6 +565,15 @@ def _choose(wanted: Sequence[int] | int | None, count: int, what: str) -> list[i
         if not 0 <= index < count:
             raise ValueError(f"there is no {what} {index}: {what}s are 0 to {count - 1}")
     return [int(index) for index in chosen]
+
+
+def _choose_layers(wanted: Sequence[int] | int | None, numbers: list[int]) -> list[int]:
+    if numbers == list(range(len(numbers))):
+        return _choose(wanted, len(numbers), "layer")
+    if wanted is None:
+        return numbers
+    wanted = [wanted] if isinstance(wanted, int | np.integer) else wanted
+    return [checks.one_of("layers", checks.integer("layers", n), numbers) for n in wanted]
 
 
 def _training_length(prior: Prior) -> int | None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import goatviz.analysis.implied as module
 from goatviz.adapters.capture import capture, problem_of
-from goatviz.analysis import implied_prior
+from goatviz.analysis import implied_prior, prior_summary, sink_profile
 from goatviz.analysis.implied import _diagonals, _Geometry
 from goatviz.attention import Attention
 from goatviz.figures import plot_prior
@@ -19,6 +19,8 @@ from goatviz.priors import ALiBiPrior, KeyTablePrior, LagTablePrior
 from goatviz.results import load_result, save_result
 from goatviz.training import load_pretrained
 from goatviz.transport.fused import dense_window
+from tests.factories import ids as token_ids
+from tests.factories import tiny_huggingface
 
 
 def lm(positions="goat", *, content=False, **options):
@@ -414,3 +416,19 @@ def test_logits_that_do_not_vary_have_no_share():
     result = implied_prior(lm("none"), ids(1, 12))
     assert np.isnan(result["explained_variance"].values).all()
     assert "variance" not in " ".join(a.text for a in plot_prior(result).layout.annotations)
+
+
+def test_some_layers_keep_their_own_numbers():
+    model = tiny_huggingface("gpt2", n_layer=3)
+    ids = token_ids(2, 24, vocab=50)
+    whole = implied_prior(model, ids)
+    some = implied_prior(model, ids, layers=[0, 2])
+    assert some["layer"].values.tolist() == [0, 2]
+    assert some.attrs["num_layers"] == 3
+    for name in ("layer_name", "kernel", "sink", "margin", "explained_variance"):
+        np.testing.assert_array_equal(some[name], whole[name].sel(layer=[0, 2]), err_msg=name)
+    numbers = [sentence.split(",")[0] for sentence in prior_summary(some)]
+    assert numbers == ["layer 0"] * 4 + ["layer 2"] * 4
+    sinks = sink_profile(model, ids, layers=[0, 2], min_observers=4)
+    assert sinks["layer"].equals(some["layer"])
+    np.testing.assert_array_equal(sinks["layer_name"], some["layer_name"])

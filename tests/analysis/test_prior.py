@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import goatviz.analysis.prior as module
-from goatviz.analysis import prior_profile, prior_sources, prior_summary
+from goatviz.analysis import PriorSource, prior_profile, prior_sources, prior_summary
 from goatviz.attention import Attention
 from goatviz.models import CausalLM, ModelConfig, goat_prior
 from goatviz.priors import (
@@ -217,6 +217,16 @@ def test_selecting_is_the_same_as_selecting_afterwards():
     part = prior_profile(model, layers=[2, 0], heads=1)
     assert part.attrs["length"] == 32 and part.attrs["num_layers"] == 3
     np.testing.assert_array_equal(part["log_prior"], whole["log_prior"].sel(layer=[2, 0], head=[1]))
+
+
+def test_layers_are_chosen_by_the_numbers_of_their_sources():
+    sources = [PriorSource(f"layer {n}", ALiBiPrior(n), True, layer=n) for n in (3, 7)]
+    assert prior_profile(sources, length=8)["layer"].values.tolist() == [3, 7]
+    one = prior_profile(sources, length=8, layers=7)
+    assert one["layer"].values.tolist() == [7]
+    assert one["layer_name"].values.tolist() == ["layer 7"] and one.sizes["head"] == 7
+    with pytest.raises(ValueError, match="layers must be one of 3, 7; got 0"):
+        prior_profile(sources, length=8, layers=0)
 
 
 def test_goat_attention_inside_is_found():
