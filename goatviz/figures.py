@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xarray as xr
-from torch import Tensor, nn
+from torch import nn
 
+from goatviz import checks
 from goatviz.adapters.capture import Record
 from goatviz.analysis.plan import plan_slice
 from goatviz.analysis.prior import prior_profile, prior_sources
@@ -25,7 +26,6 @@ from goatviz.plots.training import draw_training
 from goatviz.priors.base import Prior
 from goatviz.training.checkpoint import Checkpoint
 from goatviz.training.loop import TrainResult
-from goatviz.transport.rows import TransportPlan
 
 
 def plot_prior(
@@ -100,40 +100,38 @@ def plot_prior(
     return draw_prior(result, kind=kind)
 
 
-def plot_plan(
-    source: TransportPlan | nn.Module | Checkpoint | xr.Dataset,
-    inputs: Tensor | None = None,
-    **slice_options: Any,
-) -> Figure:
+def plot_plan(source: Any, inputs: Any = None, **slice_options: Any) -> Figure:
     """Draw one head's transport plan, with its certificates and POT's verdict in the caption.
 
     Parameters
     ----------
-    source : TransportPlan, nn.Module, Checkpoint or xarray.Dataset
-        A plan from `goatviz.solve_rows`; a model, with `inputs`; or a plan slice made before.
-    inputs : Tensor, optional
-        What the model is called with, batch first.
+    source : TransportPlan, nn.Module, Checkpoint, Record, array or xarray.Dataset
+        Anything that `goatviz.plan_slice` takes: a plan, a model with `inputs`, a record, or
+        attention weights; or a plan slice made before.
+    inputs : Tensor, mapping, str, or sequence of them, optional
+        What a model is called with.
     **slice_options
-        Passed to `goatviz.plan_slice`: layer, head, batch, queries, keys, tokens, check.
+        Passed to `goatviz.plan_slice`: layer, head, batch, queries, keys, tokenizer, tokens, check.
 
     Returns
     -------
     Figure
         One plotly Figure, below 2 MB.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As in `goatviz.plan_slice`.
+
     Examples
     --------
     >>> import torch
-    >>> from goatviz.transport import solve_rows
-    >>> plot_plan(solve_rows(torch.zeros(4, 4))).layout.title.text
+    >>> plot_plan(torch.full((4, 4), 0.25)).layout.title.text
     'A transport plan'
     """
     if isinstance(source, xr.Dataset):
-        if inputs is not None or slice_options:
-            raise TypeError("a finished plan slice takes neither inputs nor options")
+        checks.not_given("a finished plan slice", inputs=inputs, **slice_options)
         return draw_plan(source)
-    if isinstance(source, Checkpoint):
-        source = source.model
     return draw_plan(plan_slice(source, inputs, **slice_options))
 
 

@@ -138,10 +138,11 @@ PLAN_SLICE = Schema(
         "content_range": Field(("query",), "score", "content range"),
         "margin": Field(("query",), "nats", "margin of the prior"),
         "incoming_mass": Field(("key",), "probability", "incoming mass"),
+        "sink_weight": Field(("query",), "probability", "weight of the sink's own column"),
         "query_token": Field(("query",), "1", "query token"),
         "key_token": Field(("key",), "1", "key token"),
     },
-    optional=frozenset({"query_token", "key_token"}),
+    optional=frozenset({"sink_weight", "query_token", "key_token"}),
 )
 
 PLAN_ROW = Schema(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 def forward_calls(inputs: Any, tokenizer: Any = None) -> Iterator[dict[str, Any] | Tensor]:
@@ -89,3 +90,19 @@ def _row(value: Any, row: int, real: Tensor, batch: int) -> Any:
         value = value[row : row + 1]
     per_token = value.ndim > 1 and len(value) == 1 and value.shape[1] == len(real)
     return value[:, real] if per_token else value
+
+
+@torch.no_grad()
+def run_model(model: nn.Module, arguments: Tensor | Mapping[str, Any]) -> Any:
+    """One forward pass on what `forward_calls` yields."""
+    return model(arguments) if isinstance(arguments, Tensor) else model(**arguments)
+
+
+def token_texts(
+    tokenizer: Any, arguments: Tensor | Mapping[str, Any], batch: int = 0
+) -> list[str] | None:
+    """The tokens of one sequence in words, if the tokenizer can name them."""
+    ids = arguments if isinstance(arguments, Tensor) else arguments.get("input_ids")
+    if not hasattr(tokenizer, "convert_ids_to_tokens") or ids is None or ids.is_floating_point():
+        return None
+    return [str(token) for token in tokenizer.convert_ids_to_tokens(ids[batch].tolist())]

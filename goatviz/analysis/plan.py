@@ -1,42 +1,61 @@
 """A window of a transport plan with everything known about its rows.
 
-The plan comes from `goatviz.transport` or from a layer of a model on given tokens; certificates
-and the check against POT travel with the result.
+The plan comes from `goatviz.transport`, from a model that `goatviz.capture` can watch, from a
+record of one, or from arrays; certificates and the check against POT travel with the result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from goatviz.adapters.goat_attention import convert, is_goat_attention
-from goatviz.attention.functional import attention_plan
-from goatviz.attention.layer import Attention
+from goatviz import checks
+from goatviz.adapters.capture import CapturedCall, Record, capture, find_attention, problem_of
+from goatviz.analysis.inputs import forward_calls, run_model, token_texts
 from goatviz.results import PLAN_SLICE, make_result
+from goatviz.training.checkpoint import Checkpoint
+from goatviz.transport.fused import dense_rows, incoming_of
+from goatviz.transport.problem import Problem
 from goatviz.transport.rows import TransportPlan
 from goatviz.transport.solvers import cross_check
 
-#: Longest input whose dense plan is formed: 4,096^2 float64 scores are 128 MiB.
-MAX_DENSE_LENGTH = 4096
+#: Most pairs of a window's rows with all keys: 4,096^2 float64 scores are 128 MiB.
+MAX_PAIRS = 4096**2
 
 #: Rows handed to POT: the semi-relaxed problem decouples, so any rows can be checked alone.
 MAX_CHECKED_ROWS = 256
 
+#: Statistics of rows; those of weights alone, whose scores and prior nobody knows, come first.
+_KNOWN_FROM_WEIGHTS = ("entropy",)
+_ROWS = (
+    *_KNOWN_FROM_WEIGHTS,
+    "potential",
+    "transport_cost",
+    "kl_to_prior",
+    "kkt_residual",
+    "duality_gap",
+    "content_range",
+    "margin",
+)
+
 
 def plan_slice(
-    source: TransportPlan | nn.Module,
-    inputs: Tensor | None = None,
+    source: Any,
+    inputs: Any = None,
     *,
     layer: int = 0,
     head: int = 0,
     batch: int = 0,
     queries: slice | None = None,
     keys: slice | None = None,
+    tokenizer: Any = None,
     tokens: Sequence[str] | None = None,
     check: bool = True,
 ) -> xr.Dataset:
@@ -44,19 +63,25 @@ def plan_slice(
 
     Parameters
     ----------
-    source : TransportPlan or nn.Module
-        A plan (its batch dimensions are read as batch and head where there are two, as head
-        where there is one); or a model with goatviz Attention or goat-attention inside.
-    inputs : Tensor, optional
-        What the model is called with, batch first; needed for a model, not allowed for a plan.
+    source : TransportPlan, nn.Module, Checkpoint, Record, CapturedCall or array
+        A plan (batch dimensions are read as batch and head where there are two, as head where
+        there is one); a model that `goatviz.capture` can watch, with `inputs`; a record or one of
+        its calls, captured with keep="projections"; or attention weights, a numpy array or
+        Tensor of shape (n_queries, n_keys), (heads, ...) or (batch, heads, ...). Weights alone
+        do not tell their scores and prior, which are NaN then; rows that sum to less than 1 have
+        lost the column of a sink.
+    inputs : Tensor, mapping, str, or sequence of them, optional
+        What the model is called with, as in `goatviz.sink_profile`; with a model only.
     layer : int
-        Which attention layer of the model, in its order.
+        Which attention layer of the model or record, in its order.
     head, batch : int
-        Which query head and which sequence.
+        Which query head, and which sequence of all inputs.
     queries, keys : slice, optional
-        The window; default everything. Row statistics and incoming mass are of the whole
-        plan, whatever the window;
-        the check is of its rows (256 of them, evenly spaced, where there are more).
+        The window; default everything. Incoming mass is that of the whole plan, and each row is
+        normalised over all its keys, whatever the window; the check is of the window's rows (256
+        of them, evenly spaced, where there are more).
+    tokenizer : callable, optional
+        For texts: tokenizer(text, return_tensors="pt"); names the tokens, if it can.
     tokens : sequence of str, optional
         One text for each position (of queries and keys alike).
     check : bool
@@ -72,10 +97,11 @@ def plan_slice(
     Raises
     ------
     TypeError
-        If `source` is neither, or `inputs` is missing or too much.
+        If `source` is none of these, a model cannot be captured, or `inputs` is missing or too
+        much.
     ValueError
-        If the input exceeds 4,096 tokens, the model never called its attention layer, or a layer,
-        head, batch entry or window is not there.
+        If a layer, head, sequence or window is not there, a record holds statistics only, the
+        window's rows have more than 4,096^2 pairs, or weights are negative or sum to more than 1.
 
     Examples
     --------
@@ -83,72 +109,100 @@ def plan_slice(
     >>> plan = solve_rows(torch.zeros(2, 3, dtype=torch.float64))
     >>> plan_slice(plan)["weights"].sum("key").values.tolist()
     [1.0, 1.0]
+    >>> float(plan_slice(np.eye(3))["entropy"].max())
+    0.0
     """
-    if isinstance(source, TransportPlan):
-        if inputs is not None:
-            raise TypeError("inputs must not be given with a TransportPlan")
-        plan, where = _one_head(source, batch, head), "plan"
-    elif isinstance(source, nn.Module):
-        if inputs is None:
-            raise TypeError("inputs must be given with a model: what it is called with")
-        plan, where = _model_plan(source, inputs, layer, head, batch)
+    if isinstance(source, Checkpoint):
+        source = source.model
+    if isinstance(source, nn.Module):
+        call, entry, named = _captured(source, inputs, layer, batch, tokenizer)
+        part = _of_call(call, head, entry, queries)
+        tokens = named if tokens is None else tokens
     else:
-        raise TypeError(
-            "expected a TransportPlan or a model with goatviz Attention or goat-attention's "
-            f"GoatAttention inside, got {type(source).__name__}"
-        )
-    n_queries, n_keys = plan.scores.shape
-    rows, columns = _window(queries, n_queries, "queries"), _window(keys, n_keys, "keys")
+        checks.not_given(f"a {type(source).__name__}", inputs=inputs, tokenizer=tokenizer)
+        if isinstance(source, Record):
+            part = _of_call(source.of(layer)[-1], head, batch, queries)
+        elif isinstance(source, CapturedCall):
+            part = _of_call(source, head, batch, queries)
+        elif isinstance(source, TransportPlan):
+            part = _of_plan(_one_head(source, batch, head), queries)
+        elif isinstance(source, np.ndarray | Tensor):
+            part = _of_weights(source, head, batch, queries)
+        else:
+            raise TypeError(
+                "source must be a TransportPlan, a model, a Checkpoint, a Record or one of its "
+                f"calls, or an array of attention weights, got {type(source).__name__}"
+            )
+    return _result(part, keys, tokens, check)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some rows of one head's plan over all keys, and what is known of the whole."""
+
+    plan: TransportPlan
+    rows: slice
+    n_queries: int
+    n_keys: int
+    incoming: Tensor
+    where: str
+    empty: Tensor
+    scores_known: bool = True
+
+
+def _result(
+    part: _Part, keys: slice | None, tokens: Sequence[str] | None, check: bool
+) -> xr.Dataset:
+    plan, columns = part.plan, _window(keys, part.n_keys, "keys")
     verdict, words, difference = "not checked", "not checked against POT", float("nan")
-    if check:
-        verdict, words, difference = _check(plan, rows)
-    data: dict[str, np.ndarray] = {}
-    allowed = plan.allowed[rows, columns]
+    if not part.scores_known:
+        words = "not checked against POT: the scores and the prior of these weights are not known"
+    elif check:
+        verdict, words, difference = _check(plan, ~part.empty)
+    allowed = plan.allowed[:, columns] & ~part.empty[:, None]
     logits = plan.scores / plan.temperature.unsqueeze(-1) + plan.log_prior
-    for name, value in (
-        ("weights", plan.weights),
-        ("prior", plan.log_prior.exp()),
-        ("scores", plan.scores),
-        ("log_prior", plan.log_prior),
-        ("logits", logits),
-    ):
-        window = value[rows, columns]
-        if name in ("log_prior", "logits"):
-            window = window.masked_fill(~allowed, torch.nan)
-        data[name] = _numpy(window)
+    data = {
+        "weights": plan.weights,
+        "prior": plan.log_prior.exp(),
+        "scores": plan.scores,
+        "log_prior": plan.log_prior,
+        "logits": logits,
+    }
+    for name, values in data.items():
+        fill = 0.0 if name in ("weights", "prior") else torch.nan
+        seen = allowed if name != "scores" else ~part.empty[:, None]
+        if not part.scores_known and name != "weights":
+            fill, seen = torch.nan, torch.zeros_like(allowed)
+        data[name] = _numpy(torch.where(seen, values[:, columns], fill))
     data["allowed"] = _numpy(allowed)
-    for name in (
-        "potential",
-        "transport_cost",
-        "entropy",
-        "kl_to_prior",
-        "kkt_residual",
-        "duality_gap",
-        "content_range",
-        "margin",
-    ):
-        data[name] = _numpy(getattr(plan, name)[rows])
-    data["incoming_mass"] = _numpy(plan.incoming_mass[columns])
+    for name in _ROWS:
+        values = getattr(plan, name)
+        known = part.scores_known or name in _KNOWN_FROM_WEIGHTS
+        data[name] = _numpy(torch.where(part.empty | (not known), torch.nan, values))
+    if plan.n_keys > part.n_keys:
+        data["sink_weight"] = _numpy(plan.weights[:, part.n_keys :].sum(-1))
+    data["incoming_mass"] = _numpy(part.incoming[columns])
     if tokens is not None:
-        if n_queries != n_keys or len(tokens) != n_keys:
+        if part.n_queries != part.n_keys or len(tokens) != part.n_keys:
             raise ValueError(
-                f"tokens must hold {n_keys} texts, one for each query and key of a square plan, "
-                f"got {len(tokens)} for {n_queries} queries and {n_keys} keys"
+                f"tokens must hold {part.n_keys} texts, one for each query and key of a square "
+                f"plan, got {len(tokens)} for {part.n_queries} queries and {part.n_keys} keys"
             )
         texts = np.array([str(t) for t in tokens], dtype=object).astype(str)
-        data["query_token"], data["key_token"] = texts[rows], texts[columns]
+        data["query_token"], data["key_token"] = texts[part.rows], texts[columns]
     return make_result(
         PLAN_SLICE,
         data,
         coords={
-            "query": np.arange(n_queries)[rows],
-            "key": np.arange(n_keys)[columns],
+            "query": np.arange(part.n_queries)[part.rows],
+            "key": np.arange(part.n_keys)[columns],
         },
         attrs={
-            "source": where,
+            "source": part.where,
             "temperature": float(plan.temperature.double().mean()),
-            "n_queries": n_queries,
-            "n_keys": n_keys,
+            "n_queries": part.n_queries,
+            "n_keys": part.n_keys,
+            "scores_known": int(part.scores_known),
             "verdict": verdict,
             "check": words,
             "largest_difference": difference,
@@ -156,19 +210,153 @@ def plan_slice(
     )
 
 
-def _check(plan: TransportPlan, rows: slice) -> tuple[str, str, float]:
-    """Verdict, words and largest difference of POT's answer on (some of) the rows shown."""
-    chosen = torch.arange(rows.start, rows.stop)
+# --- sources ---
+
+
+def _captured(
+    model: nn.Module, inputs: Any, layer: int, batch: int, tokenizer: Any
+) -> tuple[CapturedCall, int, list[str] | None]:
+    """A layer's call on the sequence asked for, its place there, and its tokens' names, if any."""
+    paths = list(find_attention(model))
+    if paths:
+        checks.index("layer", layer, len(paths))
+    checks.integer("batch", batch, low=0)
+    before = 0
+    for arguments in forward_calls(inputs, tokenizer):
+        with capture(model, layers=[layer], statistics=(), keep="projections") as record:
+            run_model(model, arguments)
+        if not record.calls:
+            raise ValueError(f"the model never called its attention layer {paths[layer]!r}")
+        call = record.of(layer)[-1]
+        if batch < before + call.shape[0]:
+            return call, batch - before, token_texts(tokenizer, arguments, batch - before)
+        before += call.shape[0]
+    raise ValueError(f"batch must be an integer in 0 .. {before - 1}, got {batch}")
+
+
+def _of_call(call: CapturedCall, head: int, batch: int, queries: slice | None) -> _Part:
+    if call.call is None:
+        raise ValueError(
+            "record holds statistics only; capture(..., keep='projections') keeps q and k"
+        )
+    checks.index("batch", batch, call.shape[0])
+    checks.index("head", head, call.shape[1])
+    n_queries, n_keys = call.shape[2:]
+    problem = problem_of(call.call)
+    rows = _rows(queries, n_queries, n_keys)
+    at = torch.arange(rows.start, rows.stop)
+    plan, empty = dense_rows(problem, batch, head, at)
+    mass = incoming_of(_of_head(problem, batch, head)).mass[0]
+    mass = mass[head if len(mass) > 1 else 0].double().cpu()
+    return _Part(
+        plan,
+        rows,
+        n_queries,
+        n_keys,
+        mass / n_queries,
+        f"layer {call.layer} ({call.name}), head {head}",
+        empty,
+    )
+
+
+def _of_head(problem: Problem, batch: int, head: int) -> Problem:
+    """The same problem of one sequence, and of one head where its prior allows that."""
+    visibility = problem.visibility.of_entry(batch)
+    bias = problem.bias
+    if bias is not None and len(bias) > 1:
+        bias = bias[batch : batch + 1]
+    at = slice(batch, batch + 1)
+    one = replace(problem, q=problem.q[at], k=problem.k[at], visibility=visibility, bias=bias)
+    heads = problem.q.shape[1]
+    shared = visibility.dense is None or visibility.dense.shape[1] == 1
+    if (problem.prior is not None and problem.prior.num_heads > 1) or not shared:
+        return one
+    kv = head // (heads // problem.k.shape[1])
+    if bias is not None and bias.shape[1] > 1:
+        bias = bias[:, head : head + 1]
+    return replace(
+        one,
+        q=one.q[:, head : head + 1],
+        k=one.k[:, kv : kv + 1],
+        bias=bias,
+        sink=None if problem.sink is None else problem.sink[head : head + 1],
+    )
+
+
+def _of_plan(plan: TransportPlan, queries: slice | None) -> _Part:
+    rows = _window(queries, plan.n_queries, "queries")
+    return _Part(
+        _rows_of(plan, rows),
+        rows,
+        plan.n_queries,
+        plan.n_keys,
+        plan.incoming_mass,
+        "plan",
+        torch.zeros(rows.stop - rows.start, dtype=torch.bool),
+    )
+
+
+def _of_weights(
+    weights: np.ndarray | Tensor, head: int, batch: int, queries: slice | None
+) -> _Part:
+    """Attention weights by themselves: their logs stand in for logits under a uniform prior."""
+    weights = torch.as_tensor(weights).detach().cpu()
+    if weights.ndim not in (2, 3, 4) or 0 in weights.shape or not weights.is_floating_point():
+        raise ValueError(
+            "source must hold floating-point weights of shape (n_queries, n_keys), (heads, ...) or "
+            f"(batch, heads, ...), got {weights.dtype} of shape {tuple(weights.shape)}"
+        )
+    for name, number, size in zip(
+        ("batch", "head"), (batch, head), (1, 1, *weights.shape[:-2])[-2:], strict=True
+    ):
+        checks.index(name, number, size)
+    weights = weights.reshape(-1, *weights.shape[-3:])[batch] if weights.ndim == 4 else weights
+    weights = (weights[head] if weights.ndim == 3 else weights).double()
+    sums = weights.sum(-1)
+    if not bool((torch.isfinite(weights) & (weights >= 0)).all()) or bool((sums > 1 + 1e-2).any()):
+        raise ValueError(
+            "source must hold weights of at least 0 whose rows sum to at most 1, got rows that sum "
+            f"to {float(sums.min()):.4g} to {float(sums.max()):.4g}"
+        )
+    n_queries, n_keys = weights.shape
+    rows = _window(queries, n_queries, "queries")
+    # Zeros above the diagonal alone are a causal mask; others are weights that underflowed.
+    causal = n_queries == n_keys and not bool(weights.triu(1).any())
+    allowed = torch.ones_like(weights, dtype=torch.bool)
+    allowed = allowed.tril() if causal else allowed
+    lost = (1 - sums).clamp(min=0)
+    if bool((lost > 1e-2).any()):
+        weights = torch.cat([weights, lost.unsqueeze(-1)], dim=-1)
+        allowed = torch.nn.functional.pad(allowed, (0, 1), value=True)
+    empty = sums == 0
+    weights = torch.where(empty.unsqueeze(-1), allowed.double(), weights)
+    logs = (weights / weights.sum(-1, keepdim=True)).log()
+    plan = TransportPlan.from_log_weights(
+        logs[rows], torch.zeros_like(logs[rows]), mask=allowed[rows]
+    )
+    incoming = torch.where(empty.unsqueeze(-1), 0.0, weights)[:, :n_keys].sum(0) / n_queries
+    where = f"weights given, head {head}" if weights.ndim > 2 else "weights given"
+    return _Part(plan, rows, n_queries, n_keys, incoming, where, empty[rows], scores_known=False)
+
+
+def _rows(queries: slice | None, n_queries: int, n_keys: int) -> slice:
+    rows = _window(queries, n_queries, "queries")
+    if (rows.stop - rows.start) * n_keys > MAX_PAIRS:
+        raise ValueError(
+            f"queries must be a window of at most {max(1, MAX_PAIRS // n_keys):,} rows over "
+            f"{n_keys:,} keys, got {rows.stop - rows.start:,}: pass queries=slice(start, stop)"
+        )
+    return rows
+
+
+def _check(plan: TransportPlan, real: Tensor) -> tuple[str, str, float]:
+    """Verdict, words and largest difference of POT's answer on (some of) the rows."""
+    chosen = real.nonzero().flatten()
+    if not len(chosen):
+        return "not checked", "not checked against POT: no query may see a key", float("nan")
     if len(chosen) > MAX_CHECKED_ROWS:
         chosen = chosen[torch.linspace(0, len(chosen) - 1, MAX_CHECKED_ROWS).round().long()]
-    part = TransportPlan.from_log_weights(
-        plan.log_weights[chosen],
-        plan.scores[chosen],
-        log_prior=plan.log_prior[chosen],
-        temperature=plan.temperature[chosen],
-        mask=plan.allowed[chosen],
-    )
-    result = cross_check(part, solver=("semi_relaxed", "balanced"))
+    result = cross_check(_rows_of(plan, chosen), solver=("semi_relaxed", "balanced"))
     phrases = []
     for report in result:
         phrase = f"{report.solver.replace('_', '-')} {report.verdict}"
@@ -180,6 +368,25 @@ def _check(plan: TransportPlan, rows: slice) -> tuple[str, str, float]:
     return str(result.verdict), words, max(finite, default=float("nan"))
 
 
+def _rows_of(plan: TransportPlan, rows: slice | Tensor | tuple[int, ...]) -> TransportPlan:
+    """Some rows of a plan without batch, as a plan; a solved one stays so, exact zeros and all."""
+    part = TransportPlan(
+        **{
+            name: getattr(plan, name)[rows]
+            for name in (
+                "scores",
+                "log_prior",
+                "temperature",
+                "source_mass",
+                "allowed",
+                "log_weights",
+            )
+        }
+    )
+    object.__setattr__(part, "_solved", plan._solved)
+    return part
+
+
 def _one_head(plan: TransportPlan, batch: int, head: int) -> TransportPlan:
     shape = plan.batch_shape
     if len(shape) > 2:
@@ -188,76 +395,8 @@ def _one_head(plan: TransportPlan, batch: int, head: int) -> TransportPlan:
         )
     index = (batch, head)[2 - len(shape) :]
     for value, size, name in zip(index, shape, ("batch", "head")[2 - len(shape) :], strict=True):
-        if not 0 <= value < size:
-            raise ValueError(f"there is no {name} {value}: the plan has {size}")
-    if not shape:
-        return plan
-    return TransportPlan.from_log_weights(
-        plan.log_weights[index],
-        plan.scores[index],
-        log_prior=plan.log_prior[index],
-        temperature=plan.temperature[index],
-        mask=plan.allowed[index],
-        source_mass=plan.source_mass[index],
-    )
-
-
-def _model_plan(
-    model: nn.Module, inputs: Tensor, layer: int, head: int, batch: int
-) -> tuple[TransportPlan, str]:
-    found = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, Attention) or is_goat_attention(module)
-    ]
-    if not found:
-        raise TypeError(
-            f"{type(model).__name__} has no goatviz Attention and no goat-attention GoatAttention "
-            "inside; compute the scores yourself and pass goatviz.solve_rows(scores)"
-        )
-    if not 0 <= layer < len(found):
-        raise ValueError(f"there is no layer {layer}: layers are 0 to {len(found) - 1}")
-    path, module = found[layer]
-    if not 0 <= head < module.num_heads:
-        raise ValueError(f"there is no head {head}: heads are 0 to {module.num_heads - 1}")
-    seen: list[tuple[tuple, dict]] = []
-    handle = module.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
-    )
-    try:
-        with torch.no_grad():
-            model(inputs)
-    finally:
-        handle.remove()
-    if not seen:
-        raise ValueError(f"the model never called its attention layer {path or layer!r}")
-    args, kwargs = seen[0]
-    x = args[0] if args else kwargs.get("x", kwargs.get("query"))
-    own = module
-    if not isinstance(module, Attention):
-        if not module.batch_first:
-            x = x.transpose(0, 1)
-        is_causal = kwargs.get("is_causal", args[8] if len(args) > 8 else False)
-        own = convert(module, causal=bool(is_causal), length=x.shape[1])
-    if not 0 <= batch < len(x):
-        raise ValueError(f"there is no batch entry {batch}: the inputs have {len(x)}")
-    if x.shape[1] > MAX_DENSE_LENGTH:
-        raise ValueError(
-            f"inputs must have at most {MAX_DENSE_LENGTH} tokens for a dense plan, got {x.shape[1]}"
-        )
-    padding = kwargs.get("padding_mask")
-    with torch.no_grad():
-        q, k, _, points = own.project(x[batch : batch + 1], positions=kwargs.get("positions"))
-        plan = attention_plan(
-            q,
-            k,
-            prior=own.prior,
-            query_pos=points,
-            key_pos=points,
-            causal=own.causal,
-            padding_mask=None if padding is None else padding[batch : batch + 1],
-        )
-    return _one_head(plan, 0, head), f"layer {layer} ({path}), head {head}"
+        checks.index(name, value, size)
+    return _rows_of(plan, index) if shape else plan
 
 
 def _window(window: slice | None, length: int, name: str) -> slice:

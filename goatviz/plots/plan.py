@@ -47,12 +47,20 @@ def draw_plan(plan: xr.Dataset) -> Figure:
     """
     check_result(plan, PLAN_SLICE)
     window = _Window(plan)
-    kkt, gap = plan["kkt_residual"].values, np.abs(plan["duality_gap"].values)
     caption = [
-        f"Certificates: largest KKT residual {np.max(kkt):.1e}, largest duality gap "
-        f"{np.max(gap):.1e} (units of the scores). {plan.attrs['check']}.",
+        f"{plan.attrs['check'][0].upper()}{plan.attrs['check'][1:]}.",
         f"Dashed: uniform mass 1/{plan.attrs['n_keys']:,}.",
     ]
+    panels = [window.masses("weights"), window.incoming()]
+    # Of weights alone neither scores nor prior are known.
+    if plan.attrs.get("scores_known", 1):
+        panels = [window.scores(), window.masses("prior"), *panels]
+        kkt, gap = plan["kkt_residual"].values, np.abs(plan["duality_gap"].values)
+        caption.insert(
+            0,
+            f"Certificates: largest KKT residual {np.nanmax(kkt):.1e}, largest duality gap "
+            f"{np.nanmax(gap):.1e} (units of the scores).",
+        )
     if window.pooled:
         caption.append(
             f"Pooled from {plan.sizes['query']:,} × {plan.sizes['key']:,}: scores are averaged, "
@@ -63,7 +71,6 @@ def draw_plan(plan: xr.Dataset) -> Figure:
         f"{plan.attrs['source']}, temperature τ = {plan.attrs['temperature']:g}",
         caption,
     )
-    panels = [window.scores(), window.masses("prior"), window.masses("weights"), window.incoming()]
     return grid(panels, words)
 
 
@@ -117,7 +124,7 @@ class _Window:
             hover=f"{self.hover}<br>{what} {{value}}",
         )
         special = marks.special_cells(self.keys, self.queries, mass, self.seen)
-        title = "Prior π" if name == "prior" else "Plan p = softmax(s/τ + log π)"
+        title = "Prior π" if name == "prior" else "Plan p ∝ π exp(s/τ)"
         return self._map(title, [trace, marks.probability_bar(), *special])
 
     def _map(self, title: str, traces: Sequence[marks.Trace]) -> Panel:

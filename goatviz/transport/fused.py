@@ -438,6 +438,23 @@ def dense_window(
     return PlanWindow(*(torch.cat(part) for part in zip(*pieces, strict=True)))
 
 
+@torch.no_grad()
+def dense_rows(
+    problem: Problem, batch: int, head: int, queries: Tensor
+) -> tuple[TransportPlan, Tensor]:
+    """Some rows of one head's plan over all keys and the extra column (last), float64.
+
+    Returns
+    -------
+    plan : TransportPlan
+        Of the rows asked for; those that may use no key are solved over all of them.
+    empty : Tensor of bool
+        Which rows these are, shape (rows,).
+    """
+    plan = _dense_rows(problem, batch, head, queries)
+    return plan, _without_keys(problem, batch, head, queries).squeeze(-1)
+
+
 def _without_keys(problem: Problem, batch: int, head: int, rows: Tensor) -> Tensor:
     """Which of these queries may use no key, shape (rows, 1)."""
     count = problem.visibility.count()

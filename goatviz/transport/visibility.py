@@ -134,6 +134,15 @@ class Visibility:
         batch = batch if len(self.keys) > 1 else 0
         return self.keys[batch], self.start[batch], self.stop[batch]
 
+    def of_entry(self, batch: int) -> Visibility:
+        """The allowed pairs of one batch entry alone."""
+        if self.batch == 1:
+            return self
+        if self.dense is not None:
+            return Visibility(self.n_queries, self.n_keys, dense=self.dense[batch : batch + 1])
+        at = slice(batch, batch + 1)
+        return Visibility(self.n_queries, self.n_keys, self.keys[at], self.start[at], self.stop[at])
+
     def count(self) -> Tensor:
         """Keys that each query may use, shape (batch or 1, heads or 1, n_queries)."""
         if self.dense is not None:

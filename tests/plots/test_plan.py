@@ -86,3 +86,10 @@ def test_a_model_draws_in_one_call():
     assert "layer 1 (blocks.1.attention), head 1" in figure.layout.title.subtitle.text
     with pytest.raises(TypeError, match="must not be given|neither inputs nor options"):
         plot_plan(plan_slice(causal_plan(4)), layer=1)
+
+
+def test_weights_alone_have_no_panels_of_what_nobody_knows():
+    figure = plot_plan(torch.eye(4))
+    assert [t.name for t in figure.data] == ["weight", "probability bar", "incoming mass"]
+    caption = figure.layout.annotations[-1].text.replace("<br>", " ")
+    assert "not known" in caption and "KKT" not in caption
