@@ -226,9 +226,7 @@ def test_a_window_of_a_long_input_is_a_window_of_its_plan(monkeypatch):
     model, tokens = tiny_huggingface("gpt2"), ids(1, 60)
     whole = plan_slice(model, tokens, layer=1, check=False)
     monkeypatch.setattr("goatviz.analysis.plan.MAX_PAIRS", 30 * 60)
-    with pytest.raises(
-        ValueError, match=r"queries must be a window of at most 30 rows over 60 keys"
-    ):
+    with pytest.raises(ValueError, match="queries must be .* 30 rows over 60 keys"):
         plan_slice(model, tokens, layer=1)
     part = plan_slice(model, tokens, layer=1, queries=slice(40, 60), keys=slice(0, 10), check=False)
     for name in ("weights", "incoming_mass", "entropy"):
@@ -257,22 +255,22 @@ def test_bad_input():
         (
             lambda: plan_slice(model, ids, layer=1),
             ValueError,
-            "layer must be an integer in 0 .. 0, got 1",
+            r"layer must .* 0 .. 0, got 1",
         ),
         (
             lambda: plan_slice(model, ids, head=2),
             ValueError,
-            "head must be an integer in 0 .. 1, got 2",
+            r"head must .* 0 .. 1, got 2",
         ),
         (
             lambda: plan_slice(model, ids, batch=1),
             ValueError,
-            "batch must be an integer in 0 .. 0, got 1",
+            r"batch must .* 0 .. 0, got 1",
         ),
         (
             lambda: plan_slice(random_plan(2), head=5),
             ValueError,
-            "head must be an integer in 0 .. 1, got 5",
+            r"head must .* 0 .. 1, got 5",
         ),
         (lambda: plan_slice(random_plan(2, 2, 2)), ValueError, "at most two batch dimensions"),
         (lambda: plan_slice(random_plan(), queries=slice(20, 30)), ValueError, "queries"),

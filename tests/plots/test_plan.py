@@ -55,7 +55,7 @@ def test_the_caption_carries_certificates_and_verdict():
     for words in ("KKT residual", "duality gap", "POT", "semi-relaxed agrees", "balanced agrees"):
         assert words in caption
     unchecked = plot_plan(causal_plan(8), check=False).layout.annotations[-1].text
-    assert "not checked against POT" in unchecked.replace("<br>", " ")
+    assert "Not checked against POT" in unchecked.replace("<br>", " ")
 
 
 def test_hostile_tokens_are_text():
