@@ -164,6 +164,7 @@ PLAN_ROW = Schema(
 
 _CURVE = (*_HEAD, "threshold")
 _SIGNAL = (*_HEAD, "range_bin")
+_LAYER_SIGNAL = ("layer", "range_bin")
 _MAP = (*_HEAD, "map_query", "map_key")
 
 SINK_PROFILE = Schema(
@@ -197,6 +198,24 @@ SINK_PROFILE = Schema(
         "signal_recent_mass": Field(_SIGNAL, "probability", "mean weight of the recent keys"),
         "prior_first_low": Field(_HEAD, "probability", "least prior mass on the first key"),
         "prior_first_high": Field(_HEAD, "probability", "largest prior mass on the first key"),
+        "sink_rank": Field(_HEAD, "1", "place by the first key's importance, 0 the strongest sink"),
+        "signal_lower": Field(_SIGNAL, "probability", "least mass of the first key, mid-bin"),
+        "signal_upper": Field(_SIGNAL, "probability", "largest mass of the first key, mid-bin"),
+        "margin_text": Field(_HEAD, "1", "what the margin law says"),
+        "uniform_importance": Field(("layer", "key"), "probability", "under uniform attention"),
+        "layer_sink_rate": Field(("layer", "threshold"), "probability", "sink rate of the layer"),
+        "model_any_sink_rate": Field(("threshold",), "probability", "the model's, at any key"),
+        "layer_signal_count": Field((*_LAYER_SIGNAL, "mass_bin"), "count", "queries of all heads"),
+        **{
+            f"layer_signal_{name}": Field(_LAYER_SIGNAL, "probability", f"{what}, all heads")
+            for name, what in (
+                ("first_mass", "mean weight of the first key"),
+                ("largest_mass", "mean largest weight"),
+                ("recent_mass", "mean weight of the recent keys"),
+                ("lower", "least mass of the first key"),
+                ("upper", "largest mass of the first key"),
+            )
+        },
         "token": Field(("key",), "1", "token"),
         "map_logits": Field(_MAP, "nats", "mean logit"),
         "map_probability": Field(_MAP, "probability", "mean attention weight"),
@@ -209,6 +228,20 @@ SINK_PROFILE = Schema(
     },
     optional=frozenset(
         {
+            # Profiles saved before these were computed lack them.
+            "sink_rank",
+            "signal_lower",
+            "signal_upper",
+            "margin_text",
+            "uniform_importance",
+            "layer_sink_rate",
+            "model_any_sink_rate",
+            "layer_signal_count",
+            "layer_signal_first_mass",
+            "layer_signal_largest_mass",
+            "layer_signal_recent_mass",
+            "layer_signal_lower",
+            "layer_signal_upper",
             "token",
             "map_logits",
             "map_probability",

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from goatviz.adapters.capture import CapturedCall, Record, capture, find_attention, problem_of
 from goatviz.analysis.inputs import forward_calls
 from goatviz.analysis.intervals import bootstrap_interval, bootstrap_weights
+from goatviz.analysis.sink_measures import measures, uniform_importance
+from goatviz.analysis.sink_text import at_threshold, margin_texts, shortness
 from goatviz.priors.fixed import UniformPrior
 from goatviz.results import SINK_PROFILE, check_result, make_result
 from goatviz.training.checkpoint import Checkpoint
@@ -42,10 +44,10 @@ SINK_STATISTICS = (
     "incoming_mass",
 )
 
-#: Below this many tokens a uniform head looks like a sink (its first key has importance 0.34 at 8).
-SHORTEST = 16
 #: An activation is massive above this magnitude and this multiple of the median (Sun et al. 2024).
 MASSIVE = (100.0, 1000.0)
+#: What a profile says of its priors: that of the layer whose prior is furthest along.
+PRIORS = ("none", "uniform", "fixed", "learned")
 _THRESHOLDS = np.round(np.linspace(0.0, 1.0, 101), 2)
 _RANGE_BINS = 240
 _MASS_BINS = 40
@@ -232,17 +234,6 @@ def sink_profile_steps(
     )
 
 
-def shortness(profile: xr.Dataset) -> str:
-    """What is to be said of inputs too short to tell a sink from chance; "" where none is."""
-    length = profile.attrs["length_min"]
-    if length >= SHORTEST:
-        return ""
-    return (
-        f"the shortest input has {length} tokens: below {SHORTEST} a uniform head "
-        "has a false sink at the first key (importance 0.34 at 8 tokens)"
-    )
-
-
 def _finished(steps: Generator[float, None, xr.Dataset]) -> xr.Dataset:
     """What a generator returns."""
     while True:
@@ -321,7 +312,8 @@ class _Gathered:
     sequences: dict[int, list[_Sequence]] = field(default_factory=dict)
     causal: dict[int, bool] = field(default_factory=dict)
     margins: dict[int, np.ndarray] = field(default_factory=dict)
-    explicit: dict[int, bool] = field(default_factory=dict)
+    uniform: dict[int, np.ndarray] = field(default_factory=dict)
+    priors: set[str] = field(default_factory=set)
     maps: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = field(default_factory=dict)
     hidden: list[list[dict[str, np.ndarray]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -432,10 +424,13 @@ def _gather_call(gathered: _Gathered, call: CapturedCall) -> None:
         if length > gathered.longest.get(layer, 0):
             gathered.longest[layer] = length
             gathered.margins[layer] = _margin(call, real)
+            gathered.uniform[layer] = uniform_importance(
+                _numpy(visible[take]), _numpy(observers[b].amax(0)[take]), causal=call.causal
+            )
         if gathered.map_size:
             gathered.maps.setdefault(layer, []).append(_map(call, b, real, gathered.map_size))
     gathered.causal[layer] = call.causal or gathered.causal.get(layer, False)
-    gathered.explicit[layer] = call.prior is not None and not isinstance(call.prior, UniformPrior)
+    gathered.priors.add(_prior_kind(call))
     if call.additive:
         gathered.note("a bias was added to the logits; it counts as prior")
     if _has_column(call):
@@ -453,6 +448,15 @@ def _prior_on_first(call: CapturedCall) -> Tensor:
         values = call.prior.log_prior(call.query_pos, call.key_pos[:1]).detach()[..., 0]
         own = values.repeat_interleave(call.shape[1] // len(values), dim=0).to(partition)
     return (own - partition).exp().clamp(max=1.0)
+
+
+def _prior_kind(call: CapturedCall) -> str:
+    """One of `PRIORS`."""
+    if call.prior is None:
+        return "none"
+    if isinstance(call.prior, UniformPrior):
+        return "uniform"
+    return "learned" if any(True for _ in call.prior.parameters()) else "fixed"
 
 
 def _has_column(call: CapturedCall) -> bool:
@@ -630,6 +634,12 @@ def _profile(
     out.update(_finish_signal(signal))
     out.update(_rates(first, anywhere, weights))
     out["first_importance"] = first
+    out.update(measures(out, edges))
+    out["margin_text"] = margin_texts(out["margin"], out["protected_length"])
+    out["uniform_importance"] = np.full((len(layers), length), np.nan)
+    for at, layer in enumerate(layers):
+        uniform = gathered.uniform[layer]
+        out["uniform_importance"][at, : len(uniform)] = uniform
     out["layer_name"] = np.array([names[layer] for layer in layers])
     out["range_stop"], out["mass_stop"] = edges[1:], np.linspace(0, 1, _MASS_BINS + 1)[1:]
     coords: dict[str, Any] = {
@@ -648,7 +658,7 @@ def _profile(
         out.update(_mean_maps(gathered, layers, heads, coords))
     out.update(_mean_norms(gathered, layers, length, coords))
     causal = all(gathered.causal.values())
-    return make_result(
+    profile = make_result(
         SINK_PROFILE,
         out,
         coords=coords,
@@ -664,10 +674,12 @@ def _profile(
             "causal": int(causal),
             "confidence": 0.95,
             "n_queries": int(sum(one.first.shape[1] for one in gathered.sequences[layers[0]])),
-            "prior": "learned" if any(gathered.explicit.values()) else "uniform",
+            "n_heads": int(out["present"].sum()),
+            "prior": max(gathered.priors, key=PRIORS.index),
             "notes": " | ".join(gathered.notes),
         },
     )
+    return at_threshold(profile, threshold)
 
 
 _MEANS = {

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from goatviz.adapters.capture import CapturedCall, Record, capture
 from goatviz.analysis.inputs import forward_calls
 from goatviz.analysis.levels import PlanLevels
-from goatviz.analysis.sinks import shortness, sink_profile_steps
+from goatviz.analysis.sink_text import shortness
+from goatviz.analysis.sinks import sink_profile_steps
 from goatviz.explore.base import Explorer, Picture
 from goatviz.explore.controls import Control
 from goatviz.explore.plan_map import PlanMap

@@ -323,7 +323,8 @@ def test_the_prior_of_the_first_key_is_the_dense_prior(positions):
         np.testing.assert_allclose(
             profile["protected_length"][layer], protected_length(margin), rtol=1e-9
         )
-    assert profile.attrs["prior"] == ("uniform" if positions == "none" else "learned")
+    kinds = {"none": "uniform", "alibi": "fixed"}
+    assert profile.attrs["prior"] == kinds.get(positions, "learned")
 
 
 def test_the_margin_is_the_longest_inputs():
@@ -505,7 +506,7 @@ def test_hugging_face_models_against_their_own_weights(model_class, config):
             profile["signal_count"][layer].sum(("range_bin", "mass_bin")) == 2 * sum(counted)
         ).all()
     np.testing.assert_array_equal(profile["observers"][0], 2 * allowed.sum(0))
-    assert profile.attrs["causal"] == causal and profile.attrs["prior"] == "uniform"
+    assert profile.attrs["causal"] == causal and profile.attrs["prior"] == "none"
     assert np.isnan(profile["margin"]).all()
 
 
