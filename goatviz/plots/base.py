@@ -31,6 +31,7 @@ LIMIT_BYTES = 2_000_000
 _EDGE = 10  # Pixels between text and the figure's edge.
 _LINE = 15  # Pixels that a line of small text is high.
 _ROW = 20  # Pixels that a row of a legend is high.
+_SYMBOL = 46  # Pixels that plotly adds to a legend entry's text for its symbol.
 # Kinds of numbers that plotly takes in binary form.
 _BINARY = ("f4", "f8", "i1", "i2", "i4", "u1", "u2", "u4")
 
@@ -166,6 +167,7 @@ def grid(
     """
     if not panels:
         raise ValueError("panels must hold at least one panel, got none")
+    words = _with_captions(words, panels)
     place = _Place([panels], [words], columns, width, menus=0)
     data, layout = place.lower(panels, words, linked)
     return Figure(data=data, layout=layout, _validate=False)
@@ -231,8 +233,13 @@ def _text_width(text: object, size: int = 12) -> float:
 
 def _words_of(entry: Entry, words: Words) -> Words:
     parts = [part for part in (words.subtitle, entry.subtitle) if part]
-    caption = [*words.caption, *(line for panel in entry.panels for line in panel.caption)]
-    return replace(words, subtitle="; ".join(parts), caption=list(dict.fromkeys(caption)))
+    return replace(_with_captions(words, entry.panels), subtitle="; ".join(parts))
+
+
+def _with_captions(words: Words, panels: Sequence[Panel]) -> Words:
+    """Words with the panels' captions; what several panels say is said once."""
+    caption = [*words.caption, *(line for panel in panels for line in panel.caption)]
+    return replace(words, caption=list(dict.fromkeys(caption)))
 
 
 # --- places ---
@@ -334,9 +341,9 @@ class _Place:
         }
         if not names:
             return 0, 0
-        room = self.width - 2 * _EDGE
-        widest = min(max(_text_width(name, 11) for name in names) + 40, room)
-        in_a_row = max(1, int(room // widest))
+        room = self.width - self.left[0] - self.right[-1]
+        widest = min(max(_text_width(name, 11) for name in names) + 4, room - _SYMBOL)
+        in_a_row = max(1, int(room // (widest + _SYMBOL)))
         most = max(
             len({t["name"] for panel in panels for t in panel.traces if _in_legend(t)})
             for panels in alternatives
@@ -374,6 +381,11 @@ class _Place:
         if caption:
             layout["annotations"].append(self._caption(caption))
         layout["showlegend"] = any(_in_legend(trace) for trace in data)
+        # Lines look as they are drawn, unless there are marks too small to tell their colour.
+        tiny = any(
+            _in_legend(one) and np.min(one.get("marker", {}).get("size", 9)) < 5 for one in data
+        )
+        layout["legend"]["itemsizing"] = "constant" if tiny else "trace"
         return data, layout
 
     def _frame(self, words: Words) -> dict[str, Any]:
@@ -393,13 +405,11 @@ class _Place:
                 "orientation": "h",
                 "font": {"size": 11},
                 "x": 0.0,
-                "xref": "container",
                 "xanchor": "left",
                 "y": -(self.foot - _ROW * self.legend_rows - 4) / self.plot_height,
                 "yanchor": "top",
                 "entrywidth": self.legend_width,
                 "entrywidthmode": "pixels",
-                "itemsizing": "constant",
                 "tracegroupgap": 0,
             },
         }

@@ -151,3 +151,9 @@ def test_bad_input_is_named():
         menu([], WORDS)
     with pytest.raises(ValueError, match="equally many panels"):
         menu([Entry("a", panels(0)), Entry("b", panels(0)[:1])], WORDS)
+
+
+def test_captions_of_panels_are_said_once():
+    both = [Panel("A", [], caption=["shared"]), Panel("B", [], caption=["shared", "its own"])]
+    caption = grid(both, WORDS).layout.annotations[-1].text
+    assert caption.split("<br>") == ["A caption.", "shared", "its own"]
