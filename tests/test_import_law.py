@@ -27,7 +27,7 @@ PACKAGE = Path(__file__).parents[1] / "goatviz"
 
 # From the ground up. Subjects on one row may import each other, as long as no cycle results.
 ROWS = (
-    ("checks", "bins", "files"),
+    ("checks", "bins", "files", "pages"),
     ("results",),
     ("priors",),
     ("transport",),
@@ -55,6 +55,7 @@ CORE = {
     "xarray",
     "h5netcdf",
     "plotly",
+    "jinja2",
     "ot",
     "safetensors",
     "tqdm",
@@ -67,6 +68,7 @@ THIRD_PARTY = {
     "checks": set(),
     "bins": {"numpy"},
     "files": set(),
+    "pages": {"jinja2"},
     "results": {"numpy", "xarray", "h5netcdf"},
     "plots": {"numpy", "xarray", "plotly"},
     "figures": CORE,

@@ -7,7 +7,6 @@ values that vary; what states have in common is written once.
 from __future__ import annotations
 
 import base64
-import html
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from plotly.offline import get_plotlyjs
 from goatviz.explore.controls import Control
 from goatviz.explore.scripts import widget_file
 from goatviz.files import whole_file
+from goatviz.pages import json_text, page_text
 from goatviz.plots import style
 from goatviz.plots.base import as_figure
 
@@ -110,24 +110,20 @@ def page(explorer: Exported, vary: Mapping[str, Sequence[Any]]) -> str:
         "states": states,
         "palette": [list(colour) for colour in style.colour_table()],
     }
-    # Inside a script, "<" could end it; inside JSON it may be spelled otherwise.
-    data = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    data = json_text(content)
     if len(data) > LIMIT_BYTES:
         raise ValueError(
             f"vary asks for {total:,} states ({_product(vary)}), {len(data) / 1e6:.1f} MB; "
             f"{LIMIT_BYTES / 1e6:g} MB is the most: name fewer values"
         )
-    filled = {
-        "title": html.escape(explorer.label),
-        "css": "".join(widget_file(f"{name}.css") for name in _PARTS.values()),
-        "plotly": get_plotlyjs(),
-        "data": data,
-        "script": "".join(_as_expression(n, f) for n, f in _PARTS.items()) + widget_file("page.js"),
-    }
-    text = _PAGE
-    for name, value in filled.items():
-        text = text.replace(f"@@{name}@@", value)
-    return text
+    return page_text(
+        "explore/page.html.j2",
+        title=explorer.label,
+        css="".join(widget_file(f"{name}.css") for name in [*_PARTS.values(), "page"]),
+        plotly=get_plotlyjs(),
+        data=data,
+        script="".join(_as_expression(n, f) for n, f in _PARTS.items()) + widget_file("page.js"),
+    )
 
 
 #: Names in the page, and the files of the widgets.
@@ -216,40 +212,3 @@ def _text_of(control: Control, value: Any) -> str:
 
 def _product(vary: Mapping[str, Sequence[Any]]) -> str:
     return " x ".join(f"{len(options)} {name}" for name, options in vary.items())
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>@@title@@</title>
-<link rel="icon" href="data:,">
-<style>
-@@css@@
-:root { color-scheme: light dark; --page-ink: #23272e; --page: #ffffff; }
-@media (prefers-color-scheme: dark) { :root { --page-ink: #dfe2e6; --page: #14171b; } }
-body { margin: 0 auto; padding: 12px 20px 40px; max-width: 1500px; background: var(--page);
-  color: var(--page-ink); font: 14px/1.5 Inter, Helvetica, Arial, sans-serif; }
-h1 { font-size: 20px; margin: 6px 0 10px; }
-#panels { display: flex; flex-wrap: wrap; }
-#panels > div { min-width: 0; }
-#fixed { opacity: 0.8; font-size: 12px; }
-</style>
-</head>
-<body>
-<main>
-<h1>@@title@@</h1>
-<div id="controls"></div>
-<div id="panels"></div>
-<p id="summary" aria-live="polite"></p>
-<p id="fixed"></p>
-</main>
-<script>@@plotly@@</script>
-<script type="application/json" id="data">@@data@@</script>
-<script>
-@@script@@
-</script>
-</body>
-</html>
-"""

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.browser
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 HOSTILE = ["<img src=x onerror=alert(1)>", "</script>", "%{y}", "&lt;b&gt;", "🙂", "the", "the"]
+HOSTILE += ["@@script@@", "@@data@@", "{{ x }}", "{% raw %}", "<!--", "<script>"]
 
 
 def ids(length=48):

@@ -1,5 +1,6 @@
 """Exported pages: every state is there once, nothing outside is asked for, limits are kept."""
 
+import html
 import json
 import re
 
@@ -13,6 +14,17 @@ from goatviz.explore.controls import Control
 from goatviz.explore.export import LIMIT_BYTES, _Shared
 from goatviz.plots import style
 from goatviz.plots.figure import Figure
+
+#: Text that would end a script, begin a comment in one, or stand for a part of a template.
+MARKUP = [
+    "@@script@@",
+    "@@data@@",
+    "{{ x }}",
+    "{% raw %}",
+    "</script>",
+    "<!-- <script>",
+    "a\u2028b",
+]
 
 
 class Waves(Explorer):
@@ -42,7 +54,7 @@ class Waves(Explorer):
 
     def _picture(self, values, task):
         y = values["size"] * np.sin(values["wave"] * np.linspace(0, 6, self._points))
-        curve = Figure(data=[go.Scatter(y=y, name="sine")], layout={"template": style.TEMPLATE})
+        curve = Figure(data=[go.Scatter(y=y, name=self.label)], layout={"template": style.TEMPLATE})
         map_ = Figure(data=[go.Heatmap(z=np.outer(y, y))], layout={"template": style.TEMPLATE})
         return Picture({"curve": curve, "map": map_}, f"wave {values['wave']}, </script>")
 
@@ -85,6 +97,21 @@ def test_a_page_holds_every_state(tmp_path):
     assert found["fixed"] == "Dark off"
     assert "<title>Waves &lt;b&gt;&amp;</title>" in text
     assert not re.findall(r"""(?:src|href)=["']https?:""", text.split("<script>")[0])
+
+
+@pytest.mark.parametrize("text", MARKUP)
+def test_text_that_looks_like_markup_stays_text(tmp_path, text):
+    path = Waves(label=text).save_html(tmp_path / "waves.html", vary={"wave": [0, 1]})
+    held, page = content(path)
+    assert held["label"] == text
+    names = [
+        resolved(state["figures"]["curve"], held["shared"])["data"][0]["name"]
+        for state in held["states"]
+    ]
+    assert names == [text, text]
+    _, harmless = content(Waves(label="waves").save_html(tmp_path / "plain.html"))
+    assert page.count("<script") == harmless.count("<script")
+    assert f"<title>{html.escape(text)}</title>" in page
 
 
 def test_what_states_share_is_written_once(tmp_path):

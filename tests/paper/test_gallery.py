@@ -59,7 +59,7 @@ def test_reproduce_writes_one_page_and_the_profiles(quick, exhibits, tmp_path):
     for exhibit in exhibits:
         assert f'id="{exhibit.slug}"' in text and f'href="#{exhibit.slug}"' in text
         for words in (exhibit.title, exhibit.caption, exhibit.claim, *exhibit.provenance):
-            assert html.escape(words) in text
+            assert words in html.unescape(text)
     assert text.count("Plotly.newPlot(") >= len(exhibits)
     assert sorted(p.name for p in out.iterdir()) == [
         "copy-mixture-1-goat.nc",
@@ -90,6 +90,16 @@ def test_a_failure_leaves_the_old_page(quick, tmp_path, monkeypatch):
         gallery.reproduce(tmp_path)
     assert (tmp_path / "index.html").read_text() == "old"
     assert not list(tmp_path.glob("*.tmp")) and len(list(tmp_path.glob("*.html"))) == 1
+
+
+@pytest.mark.parametrize("text", ["@@sections@@", "{{ x }}", "{% raw %}", "{slug}", "<!-- <b>"])
+def test_text_that_looks_like_a_template_stays_text(exhibits, text):
+    hostile = dataclasses.replace(exhibits[0], title=text, caption=text, summary=[text])
+    page = gallery.gallery_page([hostile])
+    assert page.count(html.escape(text)) >= 4
+    assert page.count("Plotly.newPlot(") == gallery.gallery_page(exhibits[:1]).count(
+        "Plotly.newPlot("
+    )
 
 
 def test_text_is_escaped(exhibits):
