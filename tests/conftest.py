@@ -15,7 +15,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # The workers of pytest-xdist share the cores; threads on top of them only wait for one another.
 torch.set_num_threads(1)
 
-BROWSER_FIXTURES = {"offline_context", "offline_page"}
+BROWSER_FIXTURES = {"offline_context", "offline_page", "lab", "own_lab"}
 
 
 @pytest.hookimpl(tryfirst=True)

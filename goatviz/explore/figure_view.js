@@ -71,7 +71,13 @@ function render({ model, el }) {
 
   const draw = async () => {
     frame = 0;
-    if (closed || !plotly || !place.clientWidth) return;
+    if (closed || !plotly) return;
+    if (!place.clientWidth) {
+      // Nowhere, perhaps for less than a frame, which no observer would tell of.
+      width = 0;
+      requestAnimationFrame(() => place.clientWidth && redraw());
+      return;
+    }
     if (busy) {
       again = true;
       return;

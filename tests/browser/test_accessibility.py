@@ -24,7 +24,6 @@ CELLS = (
     "explore_prior(model)",
     "explore_sinks(model, ids)",
 )
-THEMES = ("JupyterLab Light", "JupyterLab Dark")
 SCOPE = ".goatviz-explorer"
 STOP = """async ([scope, at]) => {
     const element = document.activeElement;
@@ -56,34 +55,13 @@ STOPS = """() => {
 
 
 @pytest.fixture
-def page(lab, offline_context, offline_page, tmp_path):
-    name = lab.write(f"{tmp_path.name}.ipynb", SETUP, *CELLS)
-    lab.run(offline_page, name)
+def page(lab):
+    page = lab.run(SETUP, *CELLS)
     for at in range(len(CELLS)):
-        explorer = offline_page.locator(SCOPE).nth(at)
+        explorer = page.locator(SCOPE).nth(at)
         explorer.scroll_into_view_if_needed()
         explorer.locator(".js-plotly-plot .main-svg").first.wait_for()
-    yield offline_page
-    offline_context.assert_quiet()
-
-
-def show_in(page, theme):
-    page.evaluate(
-        "theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })", theme
-    )
-    # Its colours arrive with its style sheet, after its name.
-    page.wait_for_function(
-        """light => {
-            const probe = document.createElement('canvas').getContext('2d');
-            probe.fillStyle = getComputedStyle(document.body)
-                .getPropertyValue('--jp-layout-color0').trim();
-            probe.fillRect(0, 0, 1, 1);
-            const bright = probe.getImageData(0, 0, 1, 1).data[0] > 128;
-            return document.body.dataset.jpThemeLight === String(light) && bright === light;
-        }""",
-        arg=theme.endswith("Light"),
-    )
-    page.wait_for_timeout(300)
+    return page
 
 
 def walk(page, at):
@@ -116,9 +94,10 @@ def test_every_explorer_is_looked_at():
     assert {cell.split("(")[0] for cell in CELLS} == explorers
 
 
-def test_no_serious_fault_a_name_for_every_control_and_focus_is_seen(page):
-    for theme in THEMES:
-        show_in(page, theme)
+def test_no_serious_fault_a_name_for_every_control_and_focus_is_seen(lab, page):
+    for theme in ("Light", "Dark"):
+        lab.show_in(theme)
+        page.wait_for_timeout(300)
         found = Axe().run(page, context=SCOPE)
         serious = [
             each["id"]

@@ -27,12 +27,10 @@ panel.on_press("reset", lambda: pressed.append(1))
 
 
 @pytest.fixture
-def page(lab, offline_context, offline_page, tmp_path):
-    name = lab.write(f"{tmp_path.name}.ipynb", SETUP, "panel")
-    lab.run(offline_page, name)
-    offline_page.locator(".goatviz-controls").wait_for()
-    yield offline_page
-    offline_context.assert_quiet()
+def page(lab):
+    page = lab.run(SETUP, "panel")
+    page.locator(".goatviz-controls").wait_for()
+    return page
 
 
 def test_every_control_has_a_name_and_answers_keys(lab, page):
@@ -49,9 +47,9 @@ def test_every_control_has_a_name_and_answers_keys(lab, page):
     page.get_by_role("checkbox", name="Sink: on or off").press("Space")
     page.get_by_role("button", name="Reset").press("Enter")
     page.wait_for_timeout(500)
-    values = lab.ask(page, "panel.values")
+    values = lab.ask("panel.values")
     assert values == {"head": 2, "tau": 10.0, "length": 1_000_000, "sink": False}
-    assert lab.ask(page, "pressed") == [1]
+    assert lab.ask("pressed") == [1]
     # Lab kept its hands off: the cell is not in edit mode, nothing was inserted.
     cells = "() => window.jupyterapp.shell.currentWidget.content.widgets.length"
     assert page.evaluate(cells) == 2
@@ -61,14 +59,14 @@ def test_every_control_has_a_name_and_answers_keys(lab, page):
 
 
 def test_the_kernel_moves_controls_too(lab, page):
-    lab.ask(page, "setattr(panel, 'values', {**panel.values, 'head': 0, 'tau': 0.1})")
+    lab.ask("setattr(panel, 'values', {**panel.values, 'head': 0, 'tau': 0.1})")
     page.wait_for_function("() => document.querySelector('[name=tau]').value === '-1'")
     assert page.get_by_role("combobox", name="Head").input_value() == "0"
-    lab.ask(page, "setattr(panel, 'error', 'ValueError: <b>no</b>')")
+    lab.ask("setattr(panel, 'error', 'ValueError: <b>no</b>')")
     page.wait_for_function(
         "() => document.querySelector('.goatviz-controls-error').textContent.includes('<b>no</b>')"
     )
-    lab.ask(page, "setattr(panel, 'progress', 0.25)")
+    lab.ask("setattr(panel, 'progress', 0.25)")
     page.get_by_role("progressbar", name="Progress").wait_for(state="visible")
     assert page.get_by_role("button", name="Cancel").is_visible()
 

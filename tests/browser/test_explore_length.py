@@ -7,13 +7,14 @@ pytestmark = pytest.mark.browser
 SETUP = """
 import numpy as np
 from goatviz import explore_length, load_shipped_result
+from goatviz.plots.base import as_figure
 explorer = {make}
 def listed(values):
     return [None if value != value else float(value) for value in np.ravel(values)]
 def kernel():
     return [
         [listed(t.z) if t.type == "heatmap" else listed(t.x) + listed(t.y) for t in figure.data]
-        for figure in explorer.picture({{}}).figures.values()
+        for figure in map(as_figure, explorer.picture({{}}).figures.values())
     ]
 """
 BOTH = """explore_length(
@@ -33,22 +34,20 @@ DRAWN = """() => {
 
 
 @pytest.fixture
-def opened(lab, offline_context, offline_page, tmp_path):
-    """A notebook with one explorer, run; returns how to make it."""
+def opened(lab):
+    """How to make a notebook with one explorer, run."""
 
     def make(expression):
-        name = lab.write(f"{tmp_path.name}.ipynb", SETUP.format(make=expression), "explorer")
-        lab.run(offline_page, name)
-        offline_page.locator(".js-plotly-plot .main-svg").first.wait_for()
-        return offline_page
+        page = lab.run(SETUP.format(make=expression), "explorer")
+        page.locator(".js-plotly-plot .main-svg").first.wait_for()
+        return page
 
-    yield make
-    offline_context.assert_quiet()
+    return make
 
 
 def agree(lab, page):
     """Wait until every figure of the page holds, number by number, what the kernel draws."""
-    wanted = lab.ask(page, "kernel()")
+    wanted = lab.ask("kernel()")
     for _ in range(200):
         if page.evaluate(DRAWN) == wanted:
             break
@@ -85,7 +84,7 @@ def test_the_keyboard_chooses_scheme_length_depth_and_measure(lab, opened):
     choose(page, "Measure", "ArrowDown")
     says(page, "rope at 256 tokens, depth 30 %")
     says(page, "of answer tokens right")
-    assert lab.ask(page, "explorer.values()") == {
+    assert lab.ask("explorer.values()") == {
         "scheme": "rope",
         "others": "shown",
         "length": 256,
@@ -97,7 +96,7 @@ def test_the_keyboard_chooses_scheme_length_depth_and_measure(lab, opened):
     choose(page, "Others", "ArrowDown", "ArrowDown")
     choose(page, "Single runs", "Space")
     page.wait_for_function("() => document.querySelector('.js-plotly-plot')._fullData.length === 3")
-    assert lab.ask(page, "[explorer.others, explorer.runs]") == ["hidden", False]
+    assert lab.ask("[explorer.others, explorer.runs]") == ["hidden", False]
     agree(lab, page)
 
 
@@ -109,7 +108,7 @@ def test_a_click_chooses_a_cell_and_a_point(lab, opened):
     # The second of five lengths, the fourth of five depths.
     page.mouse.click(box["x"] + box["width"] * 1.5 / 5, box["y"] + box["height"] * 3.5 / 5)
     says(page, "goat at 128 tokens, depth 70 %")
-    assert lab.ask(page, "[explorer.length, explorer.depth]") == [128, 0.7]
+    assert lab.ask("[explorer.length, explorer.depth]") == [128, 0.7]
     assert control(page, "Length").evaluate("e => e.selectedOptions[0].text") == "128"
     assert control(page, "Depth").evaluate("e => e.selectedOptions[0].text") == "70 %"
     agree(lab, page)
@@ -143,7 +142,7 @@ def test_losses_their_differences_and_what_is_wrong(lab, opened):
     )
     agree(lab, page)
 
-    lab.ask(page, "setattr(explorer, 'length', 65)")
+    lab.ask("setattr(explorer, 'length', 65)")
     alert = page.locator(".goatviz-controls [role=alert]")
     page.wait_for_function(
         "() => document.querySelector('.goatviz-controls [role=alert]').textContent"
@@ -152,7 +151,7 @@ def test_losses_their_differences_and_what_is_wrong(lab, opened):
         "length must be one of 256, 512, 1024, 2048, 4096, 8192, 16384, got 65"
         in alert.inner_text()
     )
-    lab.ask(page, "setattr(explorer, 'length', 512)")
+    lab.ask("setattr(explorer, 'length', 512)")
     says(page, "goat in windows of 512 tokens")
     assert alert.inner_text() == ""
     agree(lab, page)

@@ -19,13 +19,11 @@ ROW = """() => {
 
 
 @pytest.fixture
-def page(lab, offline_context, offline_page, tmp_path):
-    name = lab.write(f"{tmp_path.name}.ipynb", SETUP, "explorer")
-    lab.run(offline_page, name)
-    offline_page.locator(".goatviz-map-canvas").wait_for()
-    offline_page.locator(".js-plotly-plot .main-svg").first.wait_for()
-    yield offline_page
-    assert offline_context.outside_requests == []
+def page(lab):
+    page = lab.run(SETUP, "explorer")
+    page.locator(".goatviz-map-canvas").wait_for()
+    page.locator(".js-plotly-plot .main-svg").first.wait_for()
+    return page
 
 
 def shown(page, title):
@@ -38,7 +36,7 @@ def shown(page, title):
 
 def kernels(lab, page):
     values = lab.ask(
-        page, "[None if v != v else float(v) for v in np.asarray(explorer.draw().data[0].y)]"
+        "[None if v != v else float(v) for v in np.asarray(explorer.draw().data[0].y)]"
     )
     return values
 
@@ -56,7 +54,7 @@ def test_a_click_in_the_map_draws_that_querys_row(lab, page):
     height = bounds["height"] - 10 - 48
     page.mouse.click(bounds["x"] + 110, bounds["y"] + 10 + height * (40 + 0.5) / 96)
     agree(shown(page, "Query 40: plan and prior"), kernels(lab, page))
-    assert lab.ask(page, "explorer.query") == 40
+    assert lab.ask("explorer.query") == 40
 
 
 def test_the_keyboard_moves_temperature_layer_and_head(lab, page):
@@ -80,11 +78,11 @@ def test_the_keyboard_moves_temperature_layer_and_head(lab, page):
     )
     page.wait_for_timeout(500)
     agree(shown(page, "Query 95: plan and prior"), kernels(lab, page))
-    assert lab.ask(page, "[explorer.layer, explorer.head]") == [2, 3]
+    assert lab.ask("[explorer.layer, explorer.head]") == [2, 3]
 
 
 def test_errors_of_observers_are_seen(lab, page):
-    lab.ask(page, "setattr(explorer, 'query', 500)")
+    lab.ask("setattr(explorer, 'query', 500)")
     alert = page.locator(".goatviz-controls-error")
     page.wait_for_function(
         "() => document.querySelector('.goatviz-controls-error').textContent !== ''"

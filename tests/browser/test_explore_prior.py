@@ -27,12 +27,10 @@ NAMES = ("u(j)", "κ(lag)", "plan", "π", "margin", "amplitude")
 
 
 @pytest.fixture
-def page(lab, offline_context, offline_page, tmp_path):
-    name = lab.write(f"{tmp_path.name}.ipynb", SETUP, "explorer")
-    lab.run(offline_page, name)
-    offline_page.locator(".js-plotly-plot .main-svg").nth(5).wait_for()
-    yield offline_page
-    offline_context.assert_quiet()
+def page(lab):
+    page = lab.run(SETUP, "explorer")
+    page.locator(".js-plotly-plot .main-svg").nth(5).wait_for()
+    return page
 
 
 def says(page, text):
@@ -44,7 +42,7 @@ def says(page, text):
 def agree(lab, page):
     """Wait until what the page draws is what the kernel draws, to the last bit of a float32."""
     for name in NAMES:
-        wanted = lab.ask(page, f"numbers({name!r})")
+        wanted = lab.ask(f"numbers({name!r})")
         page.wait_for_function(
             f"""([name, wanted]) => {{
                 const found = ({IN_PAGE})(name);
@@ -74,7 +72,7 @@ def test_keys_on_sliders_and_switches_move_every_panel(lab, page):
     page.get_by_role("combobox", name="Head").select_option(index=1)
     says(page, "head 1")
     agree(lab, page)
-    assert lab.ask(page, "[explorer.head, explorer.relative, explorer.sink_scale]") == [
+    assert lab.ask("[explorer.head, explorer.relative, explorer.sink_scale]") == [
         1,
         False,
         0.5,
@@ -83,7 +81,7 @@ def test_keys_on_sliders_and_switches_move_every_panel(lab, page):
     says(page, "as learned")
     agree(lab, page)
     assert page.get_by_role("checkbox", name="Relative").is_checked()
-    assert lab.ask(page, "[explorer.relative, explorer.sink_scale, explorer.temperature]") == [
+    assert lab.ask("[explorer.relative, explorer.sink_scale, explorer.temperature]") == [
         True,
         1.0,
         1.0,
@@ -96,13 +94,13 @@ def test_a_million_tokens_and_an_error(lab, page):
     length.press("Enter")
     says(page, "1,000,000 tokens")
     agree(lab, page)
-    lab.ask(page, "setattr(explorer, 'head', 9)")
+    lab.ask("setattr(explorer, 'head', 9)")
     error = page.locator(".goatviz-controls-error")
     page.wait_for_function(
         "() => document.querySelector('.goatviz-controls-error').textContent !== ''"
     )
     assert "head must be in 0 .. 1, got 9" in error.inner_text()
-    lab.ask(page, "setattr(explorer, 'head', 1)")
+    lab.ask("setattr(explorer, 'head', 1)")
     says(page, "head 1, 1,000,000 tokens")
     assert error.inner_text() == ""
 
@@ -110,11 +108,7 @@ def test_a_million_tokens_and_an_error(lab, page):
 def test_figures_are_legible_in_both_themes(lab, page):
     """Text takes the page's colour, also where a theme's style sheet comes after its name."""
     for theme in ("Dark", "Light", "Dark"):
-        page.evaluate(
-            "theme => window.jupyterapp.commands.execute("
-            "'apputils:change-theme', { theme: `JupyterLab ${theme}` })",
-            theme,
-        )
+        lab.show_in(theme)
         page.wait_for_function(
             """dark => [...document.querySelectorAll('.js-plotly-plot')].every(graph => {
                 const [red] = graph._fullLayout.font.color.match(/\\d+/).map(Number);

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from goatviz import explore_sinks
 from goatviz.models import CausalLM, ModelConfig
+from goatviz.plots.base import as_figure
 torch.manual_seed(0)
 model = CausalLM(ModelConfig(vocab_size=32, training_length=32, embed_dim=64, num_layers=3,
                              num_heads=4, positions="none")).eval()
@@ -23,7 +24,8 @@ explorer = explore_sinks(model, inputs)
 
 def trace(panel, name):
     # NaN as null; plotly's own JSON would pack arrays.
-    (found,) = [t for t in explorer.picture({{}}).figures[panel].data if t.name == name]
+    figure = as_figure(explorer.picture({{}}).figures[panel])
+    (found,) = [t for t in figure.data if t.name == name]
     lists = {{axis: np.asarray(found[axis]).tolist() for axis in "xyz" if axis in found}}
     return json.loads(json.dumps(lists).replace("NaN", "null"))
 """
@@ -52,17 +54,15 @@ PLACE = """([layer, head]) => {
 
 
 @pytest.fixture
-def opened(lab, offline_context, offline_page, tmp_path):
-    """A notebook with the explorer, run; returns how to make it."""
+def opened(lab):
+    """How to make a notebook with the explorer of so many inputs, run."""
 
     def make(count=4):
-        name = lab.write(f"{tmp_path.name}.ipynb", SETUP.format(count=count), "explorer")
-        lab.run(offline_page, name)
-        offline_page.locator(".goatviz-map-canvas").wait_for()
-        return offline_page
+        page = lab.run(SETUP.format(count=count), "explorer")
+        page.locator(".goatviz-map-canvas").wait_for()
+        return page
 
-    yield make
-    offline_context.assert_quiet()
+    return make
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def said(page, text):
 
 def agree(lab, page, panel, name):
     """The page's trace is the kernel's."""
-    wanted = lab.ask(page, f"trace({panel!r}, {name!r})")
+    wanted = lab.ask(f"trace({panel!r}, {name!r})")
     page.wait_for_function(f"place => ({TRACE})(place) !== null", arg=[panel, name])
     page.wait_for_timeout(300)
     found = page.evaluate(TRACE, [panel, name])
@@ -96,7 +96,7 @@ def test_the_page_shows_the_kernels_numbers(lab, page):
     agree(lab, page, "sink rate", "95 % interval")
     agree(lab, page, "importance", "importance")
     agree(lab, page, "signal", "queries")
-    assert lab.ask(page, "explorer._controls.error") == ""
+    assert lab.ask("explorer._controls.error") == ""
 
 
 def test_the_keyboard_moves_threshold_layer_and_head(lab, page):
@@ -105,7 +105,7 @@ def test_the_keyboard_moves_threshold_layer_and_head(lab, page):
     for _ in range(25):
         page.keyboard.press("ArrowLeft")
     said(page, "at ε = 0.05 ")
-    assert lab.ask(page, "explorer.threshold") == 0.05
+    assert lab.ask("explorer.threshold") == 0.05
     page.wait_for_function(
         f"() => ({TRACE})(['heads', 'importance above ε = 0.05']) !== null"
         f" && ({TRACE})(['sink rate', 'ε = 0.05']) !== null"
@@ -119,7 +119,7 @@ def test_the_keyboard_moves_threshold_layer_and_head(lab, page):
         page.locator(f"select[name={name}]").focus()
         page.keyboard.press(key)
         said(page, text)
-    assert lab.ask(page, "[explorer.layer, explorer.head]") == [1, 3]
+    assert lab.ask("[explorer.layer, explorer.head]") == [1, 3]
     agree(lab, page, "sink rate", "layer 1, head 3")
 
 
@@ -143,9 +143,9 @@ def test_profiling_can_be_stopped_and_goes_on(lab, opened):
     cancel = page.get_by_role("button", name="Cancel")
     cancel.click()
     said(page, "Stopped at ")
-    assert lab.ask(page, "[explorer._steps.running, explorer._steps.done]") == [False, False]
+    assert lab.ask("[explorer._steps.running, explorer._steps.done]") == [False, False]
     # The plan of any head can be looked at all the same, and the work goes on in the cells' thread.
-    before = lab.ask(page, "explorer._steps.share")
+    before = lab.ask("explorer._steps.share")
     page.locator("select[name=layer]").select_option(index=1)
     page.wait_for_function(
         "() => document.querySelector('.goatviz-map-rule').textContent.includes('layer 1, head 0')"
@@ -153,12 +153,12 @@ def test_profiling_can_be_stopped_and_goes_on(lab, opened):
     page.wait_for_function(
         "before => document.querySelector('progress').value > before + 0.005", arg=before
     )
-    assert lab.ask(page, "[explorer._steps.running, sorted(in_main)]") == [True, [True]]
-    lab.ask(page, "explorer.cancel()")
+    assert lab.ask("[explorer._steps.running, sorted(in_main)]") == [True, [True]]
+    lab.ask("explorer.cancel()")
 
 
 def test_errors_are_seen_in_the_page(lab, page):
-    lab.ask(page, "setattr(explorer, 'head', 9)")
+    lab.ask("setattr(explorer, 'head', 9)")
     page.wait_for_function(
         "() => document.querySelector('.goatviz-controls-error').textContent"
         ".includes('head must be one of 0 to 3, got 9')"

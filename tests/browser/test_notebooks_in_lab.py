@@ -72,7 +72,7 @@ def numbers(values):
 
 def agree(page, lab):
     """Compare every figure in the page with the kernel's; return how many there were."""
-    shown, wanted = page.evaluate(SHOWN), lab.ask(page, " ".join(KERNEL.split()))
+    shown, wanted = page.evaluate(SHOWN), lab.ask(" ".join(KERNEL.split()))
     assert shown
     for label, traces in shown.items():
         assert [name for name, _ in traces] == [name or "" for name, _ in wanted[label]], label
@@ -100,11 +100,12 @@ def settle(page):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_and_its_explorers_answer(lab, offline_context, offline_page, path):
-    shutil.copy(path, lab.root / path.name)
-    page = offline_page
+def test_a_notebook_runs_and_its_explorers_answer(own_lab, path):
+    lab, page = own_lab, own_lab.page
+    shutil.copy(path, lab.server.root / path.name)
     page.set_viewport_size({"width": 1280, "height": 1400})
-    lab.run(page, path.name, timeout_ms=300_000)
+    lab.open(path.name)
+    lab.run_all(timeout_ms=300_000)
     explorers = page.evaluate(EXPLORERS)
     assert explorers, "a notebook has something to touch"
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
@@ -131,17 +132,8 @@ def test_a_notebook_runs_and_its_explorers_answer(lab, offline_context, offline_
         f"before => JSON.stringify(({SHOWN})()) !== before", arg=json.dumps(before), timeout=60_000
     )
     settle_and_agree(page, lab)
-    page.evaluate(
-        "() => window.jupyterapp.commands.execute('apputils:change-theme',"
-        " { theme: 'JupyterLab Dark' })"
-    )
-    page.wait_for_function("() => document.body.dataset.jpThemeLight === 'false'")
+    lab.show_in("Dark")
     settle(page)
     page.screenshot(path=SCREENSHOTS / f"{path.stem}-dark.png")
-    page.evaluate(
-        "() => window.jupyterapp.commands.execute('apputils:change-theme',"
-        " { theme: 'JupyterLab Light' })"
-    )
     said = page.locator(".goatviz-controls-error").all_inner_texts()
     assert set(said) <= {""}
-    offline_context.assert_quiet()

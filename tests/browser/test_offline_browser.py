@@ -9,6 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from tests.browser.conftest import find_browser, is_local
+
 OUTSIDE = "http://example.invalid/x.png"
 
 
@@ -100,11 +102,11 @@ def test_plotly_figure_draws_offline(tmp_path, offline_context, offline_page):
         ("wss://example.org/", False),
     ],
 )
-def test_what_counts_as_local(offline_rules, url, local):
-    assert offline_rules.is_local(url) is local
+def test_what_counts_as_local(url, local):
+    assert is_local(url) is local
 
 
-def test_missing_browser_fails_and_says_how_to_get_one(offline_rules, monkeypatch):
+def test_missing_browser_fails_and_says_how_to_get_one(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(pytest.fail.Exception, match="apt-get install chromium.*BROWSER=no"):
-        offline_rules.find_browser()
+        find_browser()

@@ -14,37 +14,26 @@ from goatviz import capture, load_pretrained
 from goatviz.analysis.levels import PlanLevels
 from goatviz.explore import PlanMap
 checkpoint = load_pretrained("copy-mixture-4-goat")
-ids = torch.randint(32, (1, {length}), generator=torch.Generator().manual_seed(0))
+ids = torch.randint(32, (1, 64), generator=torch.Generator().manual_seed(0))
 with capture(checkpoint.model, statistics=(), keep="projections") as record, torch.no_grad():
     checkpoint.model(ids)
-tokens = ["<img src=x onerror=alert(1)>" if i == 2 else f"t{{i}}" for i in range({length})]
-levels = PlanLevels(record.calls[0], head={head})
-plan = record.plan(head={head}).weights
-widget = PlanMap(levels, title="Head {head}", query_tokens=tokens, key_tokens=tokens)
+tokens = ["<img src=x onerror=alert(1)>" if i == 2 else f"t{i}" for i in range(64)]
+levels = PlanLevels(record.calls[0], head=0)
+plan = record.plan(head=0).weights
+widget = PlanMap(levels, title="Head 0", query_tokens=tokens, key_tokens=tokens)
 """
 
 
 @pytest.fixture
-def opened(lab, offline_context, offline_page, tmp_path):
-    """A notebook with one map, run; returns how to make it."""
-
-    def make(length=64, head=0):
-        name = lab.write(f"{tmp_path.name}.ipynb", SETUP.format(length=length, head=head), "widget")
-        lab.run(offline_page, name)
-        offline_page.locator(".goatviz-map-canvas").wait_for()
-        wait_for_view(offline_page, length)
-        return offline_page
-
-    yield make
-    assert offline_context.outside_requests == []
-
-
-def wait_for_view(page, rows):
-    """Wait until the canvas holds a view of that many rows or more, painted."""
+def page(lab):
+    """A notebook with one map, run and painted."""
+    page = lab.run(SETUP, "widget")
+    page.locator(".goatviz-map-canvas").wait_for()
     page.wait_for_function(
         "() => Number(document.querySelector('.goatviz-map').dataset.painted) > 0"
     )
     page.wait_for_timeout(150)
+    return page
 
 
 def colour_at(page, query, key, length):
@@ -63,11 +52,9 @@ def colour_at(page, query, key, length):
     )
 
 
-def test_the_pixels_are_the_kernels_numbers(lab, opened):
-    page = opened(64)
+def test_the_pixels_are_the_kernels_numbers(lab, page):
     pairs = [(0, 0), (40, 36), (63, 0), (63, 59), (20, 3)]
     wanted = lab.ask(
-        page,
         "[widget.palette[1 + round(254 * min(1, float(plan[q, k]) / widget.view['range']['high']))]"
         f" for q, k in {pairs}]",
     )
@@ -78,8 +65,7 @@ def test_the_pixels_are_the_kernels_numbers(lab, opened):
     assert ahead[0] == ahead[1] == ahead[2]  # forbidden: grey
 
 
-def test_keys_move_the_cursor_and_the_page_says_the_exact_weight(lab, opened):
-    page = opened(64)
+def test_keys_move_the_cursor_and_the_page_says_the_exact_weight(lab, page):
     canvas = page.locator(".goatviz-map-canvas")
     canvas.focus()
     for key in ["ArrowDown"] * 9 + ["ArrowRight"] * 5:
@@ -90,15 +76,14 @@ def test_keys_move_the_cursor_and_the_page_says_the_exact_weight(lab, opened):
         " && document.querySelector('.goatviz-map-status').textContent.startsWith('query 9')"
     )
     found = float(status.get_attribute("data-weight"))
-    assert found == pytest.approx(lab.ask(page, "float(plan[9, 5])"), rel=1e-9)
+    assert found == pytest.approx(lab.ask("float(plan[9, 5])"), rel=1e-9)
     assert "“t9”" in status.inner_text() and "key 5" in status.inner_text()
     page.keyboard.press("Enter")
     page.wait_for_timeout(300)
-    assert lab.ask(page, "widget.selection") == [9, 5]
+    assert lab.ask("widget.selection") == [9, 5]
 
 
-def test_zoom_fetches_cells_and_shows_tokens_as_text(lab, opened):
-    page = opened(64)
+def test_zoom_fetches_cells_and_shows_tokens_as_text(lab, page):
     canvas = page.locator(".goatviz-map-canvas")
     canvas.focus()
     page.keyboard.press("Home")
@@ -108,7 +93,7 @@ def test_zoom_fetches_cells_and_shows_tokens_as_text(lab, opened):
         "() => document.querySelector('.goatviz-map-rule').textContent.includes('queries 28')"
     )
     page.wait_for_timeout(400)
-    view = lab.ask(page, "widget.view")
+    view = lab.ask("widget.view")
     assert view["queries"] == [28, 36] and view["keys"] == [28, 36]
     assert view["rows"] == view["columns"] == 8 and view["exact"]
     assert view["query_tokens"]["texts"][0] == "t28"
@@ -116,8 +101,7 @@ def test_zoom_fetches_cells_and_shows_tokens_as_text(lab, opened):
     assert page.locator(".goatviz-map img").count() == 0
 
 
-def test_clicks_select_and_a_drag_along_the_axis_brushes(lab, opened):
-    page = opened(64)
+def test_clicks_select_and_a_drag_along_the_axis_brushes(lab, page):
     bounds = page.locator(".goatviz-map-canvas").bounding_box()
     width, height = bounds["width"] - 92 - 12, bounds["height"] - 10 - 84
 
@@ -129,58 +113,55 @@ def test_clicks_select_and_a_drag_along_the_axis_brushes(lab, opened):
 
     page.mouse.click(*at(50, 46))
     page.wait_for_timeout(300)
-    assert lab.ask(page, "widget.selection") == [50, 46]
+    assert lab.ask("widget.selection") == [50, 46]
     page.mouse.move(bounds["x"] + 60, at(10, 0)[1])
     page.mouse.down()
     page.mouse.move(bounds["x"] + 60, at(19, 0)[1], steps=4)
     page.mouse.up()
     page.wait_for_timeout(300)
-    assert lab.ask(page, "widget.brush") == [10, 20]
+    assert lab.ask("widget.brush") == [10, 20]
     page.mouse.click(bounds["x"] + 60, at(33, 0)[1])
     page.wait_for_timeout(300)
     # A token's query, at the key that was selected before.
-    assert lab.ask(page, "[widget.selection, widget.brush]") == [[33, 46], [10, 20]]
+    assert lab.ask("[widget.selection, widget.brush]") == [[33, 46], [10, 20]]
 
 
-def test_keys_brush_too(lab, opened):
-    page = opened(64)
+def test_keys_brush_too(lab, page):
     page.locator(".goatviz-map-canvas").focus()
     for key in ["ArrowDown"] * 12 + ["b"] + ["ArrowUp"] * 4 + ["b"]:
         page.keyboard.press(key)
     page.wait_for_timeout(300)
-    assert lab.ask(page, "widget.brush") == [8, 13]
+    assert lab.ask("widget.brush") == [8, 13]
     page.keyboard.press("Escape")
     page.wait_for_timeout(300)
-    assert lab.ask(page, "widget.brush") == []
+    assert lab.ask("widget.brush") == []
 
 
-def test_errors_of_the_kernel_are_seen_in_the_page(lab, opened):
-    page = opened(64)
-    lab.ask(page, "setattr(widget, '_levels', None)")
+def test_errors_of_the_kernel_are_seen_in_the_page(lab, page):
+    lab.ask("setattr(widget, '_levels', None)")
     page.locator(".goatviz-map-canvas").focus()
     page.keyboard.press("+")
     error = page.locator(".goatviz-map-error")
     error.wait_for()
     assert "AttributeError" in error.inner_text()
-    lab.ask(page, "setattr(widget, '_levels', levels)")
+    lab.ask("setattr(widget, '_levels', levels)")
     page.keyboard.press("-")
     page.wait_for_function("() => document.querySelector('.goatviz-map-error').textContent === ''")
 
 
-def test_another_plan_of_another_size_replaces_the_first(lab, opened):
-    page = opened(64)
+def test_another_plan_of_another_size_replaces_the_first(lab, page):
     code = """
 with capture(checkpoint.model, statistics=(), keep="projections") as longer, torch.no_grad():
     checkpoint.model(torch.randint(32, (1, 3000)))
 widget.show_plan(PlanLevels(longer.calls[0]), title="longer")
 """
-    lab.ask(page, f"exec({code!r})")
+    lab.ask(f"exec({code!r})")
     page.wait_for_function(
         "() => document.querySelector('.goatviz-map-rule').textContent"
         ".includes('longer · queries 0–2,999')"
     )
     page.wait_for_timeout(500)
-    view = lab.ask(page, "widget.view")
+    view = lab.ask("widget.view")
     assert view["queries"] == [0, 3000] and 256 < view["rows"] < 3000
     assert "of 3,000 queries; keys: the largest of" in view["rule"]
 

@@ -1,9 +1,11 @@
 """A saved, trusted notebook shows the last state of its explorers before anything has run."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -13,6 +15,7 @@ from nbclient import NotebookClient
 from plotly.offline import get_plotlyjs
 
 from goatviz.explore import explore_length
+from goatviz.plots.base import as_figure
 from goatviz.results import load_shipped_result
 
 pytestmark = pytest.mark.browser
@@ -52,42 +55,44 @@ def trust(path, data):
 
 
 @pytest.fixture
-def saved(lab, tmp_path):
+def saved(lab_server):
     """An executed notebook in Lab's folder, as nbclient leaves it."""
-    name = lab.write(f"{tmp_path.name}.ipynb", *CELLS)
-    notebook = nbformat.read(lab.root / name, as_version=4)
-    NotebookClient(notebook, timeout=300, store_widget_state=True).execute()
-    nbformat.write(notebook, lab.root / name)
-    return name
+    path = lab_server.root / lab_server.write("saved.ipynb", *CELLS)
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=300, store_widget_state=True)
+    # In a thread without the event loop of a browser.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: asyncio.run(client.async_execute())).result()
+    nbformat.write(notebook, path)
+    return path
 
 
 def listed(values):
     return [None if value != value else float(value) for value in np.ravel(values)]
 
 
-def test_the_last_state_is_seen_without_a_run(lab, saved, offline_context, offline_page):
-    path = lab.root / saved
+def test_the_last_state_is_seen_without_a_run(saved, own_lab):
     library = len(json.dumps(get_plotlyjs()))
-    assert path.stat().st_size < library + LIMIT_BYTES
-    trust(path, lab.root.parent / "data")
-    page = offline_page
-    page.goto(f"{lab.url}/lab/tree/{saved}?reset")
+    assert saved.stat().st_size < library + LIMIT_BYTES
+    trust(saved, own_lab.server.root.parent / "data")
+    own_lab.open(saved.name)
+    page = own_lab.page
     explorers = page.locator(".goatviz-explorer")
     for at in range(2):
         explorers.nth(at).locator(".js-plotly-plot .main-svg").first.wait_for()
-    figures = explore_length(
+    picture = explore_length(
         load_shipped_result("needle-sweep"), grid=load_shipped_result("needle-grid")
     ).picture(LAST)
     wanted = [
-        [listed(t.z) if t.type == "heatmap" else listed(t.x) + listed(t.y) for t in each.data]
-        for each in figures.figures.values()
+        [listed(t.z) if t.type == "heatmap" else listed(t.x) + listed(t.y) for t in figure.data]
+        for figure in map(as_figure, picture.figures.values())
     ]
     for _ in range(200):
         if page.evaluate(DRAWN) == wanted:
             break
         page.wait_for_timeout(50)
     assert page.evaluate(DRAWN) == wanted
-    assert explorers.nth(0).locator(".goatviz-summary").inner_text() == figures.summary
+    assert explorers.nth(0).locator(".goatviz-summary").inner_text() == picture.summary
     controls = explorers.nth(0).locator(".goatviz-controls")
     for name, text in (("scheme", "rope"), ("length", "256"), ("depth", "30 %")):
         chosen = controls.locator(f"[name={name}]").evaluate("e => e.selectedOptions[0].text")
@@ -106,5 +111,4 @@ def test_the_last_state_is_seen_without_a_run(lab, saved, offline_context, offli
         }"""
     )
     # Nobody ran a cell: the kernel that Lab has started knows nothing.
-    assert lab.ask(page, "'explorer' in globals()") is False
-    offline_context.assert_quiet()
+    assert own_lab.ask("'explorer' in globals()") is False

@@ -15,6 +15,7 @@ from goatviz import (
     load_pretrained,
     load_shipped_result,
 )
+from goatviz.plots.base import as_figure
 
 pytestmark = pytest.mark.browser
 
@@ -63,7 +64,7 @@ def numbers(values):
 
 def compare(page, explorer, values):
     """The page's figures are the kernel's for these values."""
-    figures = explorer.picture(values).figures
+    figures = {name: as_figure(it) for name, it in explorer.picture(values).figures.items()}
     shown = page.evaluate(SHOWN)
     assert len(shown) == len(figures)
     for traces, (panel, figure) in zip(shown, figures.items(), strict=True):

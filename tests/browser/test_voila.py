@@ -1,18 +1,14 @@
 """A notebook with an explorer as an app: Voila serves it, and its slider moves the figure."""
 
-import os
-import subprocess
-import sys
-import time
-import urllib.request
-
 import nbformat
 import numpy as np
 import pytest
 import torch
 
 from goatviz.explore import explore_plan
+from goatviz.plots.base import as_figure
 from goatviz.training import load_pretrained
+from tests.browser.lab import LOOPBACK, free_port, serving
 
 pytestmark = pytest.mark.browser
 
@@ -33,52 +29,24 @@ DRAWN = """() => [...document.querySelectorAll('.goatviz-figure .js-plotly-plot'
 
 
 @pytest.fixture
-def served(tmp_path, offline_rules):
+def served(tmp_path):
     """The address at which Voila serves the notebook."""
-    cell = nbformat.v4.new_code_cell(CODE)
-    notebook = nbformat.v4.new_notebook(cells=[cell])
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CODE)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
     nbformat.write(notebook, tmp_path / "app.ipynb")
     names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
-    folders = {name: str(tmp_path / name.lower()) for name in names}
-    port = offline_rules.free_port()
-    url = f"http://{offline_rules.LOOPBACK}:{port}/"
-    log = (tmp_path / "log").open("wb")
-    server = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "voila",
-            str(tmp_path / "app.ipynb"),
-            "--no-browser",
-            f"--port={port}",
-            f"--Voila.ip={offline_rules.LOOPBACK}",
-        ],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=os.environ | folders,
-    )
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        for _ in range(600):
-            assert server.poll() is None, (tmp_path / "log").read_text()
-            try:
-                # A page would start a kernel; a file of Voila's own does not.
-                opener.open(f"{url}voila/static/voila.js", timeout=2).read(1)
-                break
-            except OSError:
-                time.sleep(0.1)
-        else:
-            pytest.fail(f"Voila did not start: {(tmp_path / 'log').read_text()}")
+    folders = {name: tmp_path / name.lower() for name in names}
+    port = free_port()
+    url = f"http://{LOOPBACK}:{port}/"
+    command = ["voila", str(tmp_path / "app.ipynb"), "--no-browser", f"--port={port}"]
+    # A page would start a kernel; a file of Voila's own does not.
+    with serving(
+        [*command, f"--Voila.ip={LOOPBACK}"],
+        f"{url}voila/static/voila.js",
+        tmp_path / "log",
+        folders,
+    ):
         yield url
-    finally:
-        server.terminate()
-        try:
-            server.wait(15)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-        log.close()
 
 
 def expected(**values):
@@ -91,7 +59,7 @@ def expected(**values):
             [None if value != value else float(value) for value in np.ravel(trace.y)]
             for trace in figure.data
         ]
-        for figure in picture.figures.values()
+        for figure in map(as_figure, picture.figures.values())
     ]
     return lines, picture.summary
 
