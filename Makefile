@@ -6,24 +6,31 @@ PYTHON ?= python3
 # are long and stand together: whoever is done takes over what another has not begun.
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 LAB_ARGS ?=
+# BROWSER=no leaves out the tests that need a Chromium.
+ifeq ($(BROWSER),no)
+WITHOUT = and not browser
+endif
 
 RUN = .venv/bin/python -m
 READY = .venv/.ready
 
-.PHONY: demo test lab lint format clean
+.PHONY: demo test test-notebooks lab lint format clean
 
 # The figures and tables of the paper, in figures/index.html.
 demo: $(READY)
 	.venv/bin/goatviz reproduce --out figures
 
-# Every test. `make test BROWSER=no` leaves out those that need a Chromium.
-test: $(READY)
+# Every test but the slow ones, and those: every notebook, the gallery, benchmarks. Together they are
+# all there is.
+test: TESTS = not notebooks
+test-notebooks: TESTS = notebooks
+test test-notebooks: $(READY)
 ifeq ($(BROWSER),no)
 	@echo "*** BROWSER=no: THE BROWSER TESTS ARE LEFT OUT OF THIS RUN ***"
-	$(RUN) pytest $(PYTEST_ARGS) -m "not browser"
+endif
+	$(RUN) pytest $(PYTEST_ARGS) -m "$(strip $(TESTS) $(WITHOUT))"
+ifeq ($(BROWSER),no)
 	@echo "*** BROWSER=no: THE BROWSER TESTS WERE LEFT OUT OF THIS RUN ***"
-else
-	$(RUN) pytest $(PYTEST_ARGS)
 endif
 
 # JupyterLab on notebooks/. In a container run by root: make lab LAB_ARGS=--allow-root

@@ -6,6 +6,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+from goatviz.paper import gallery
+from goatviz.paper.exhibit import Exhibit
+
 # Derandomised, so that a red run is red again when repeated; no deadline, as no test may depend
 # on the speed of the machine. HYPOTHESIS_PROFILE=thorough hunts with fresh examples.
 settings.register_profile("default", derandomize=True, deadline=None)
@@ -15,15 +18,31 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # The workers of pytest-xdist share the cores; threads on top of them only wait for one another.
 torch.set_num_threads(1)
 
-BROWSER_FIXTURES = {"offline_context", "offline_page", "lab", "own_lab"}
+#: Marks, and the fixtures whose tests have them, so that no test can forget to.
+MARKS = {
+    "browser": {"offline_context", "offline_page", "lab", "own_lab"},
+    "notebooks": {"own_lab", "served", "kernel", "benchmark", "exhibits"},
+}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as ``browser`` whatever uses a browser fixture, so that no test can forget to."""
+    """Mark tests by their fixtures, and begin with those that share a browser.
+
+    A worker begins with a stretch of the list, and takes over what another has not begun from its
+    end: so they stay together, and one of the workers opens a browser.
+    """
     for item in items:
-        if BROWSER_FIXTURES & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.browser)
+        for mark, fixtures in MARKS.items():
+            if fixtures & set(getattr(item, "fixturenames", ())):
+                item.add_marker(mark)
+    items.sort(key=lambda item: "browser" not in item.keywords)
+
+
+@pytest.fixture(scope="session")
+def exhibits() -> list[Exhibit]:
+    """Every exhibit of the gallery, computed once."""
+    return gallery.make_exhibits()
 
 
 @pytest.fixture(autouse=True)

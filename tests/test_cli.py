@@ -7,17 +7,17 @@ import sys
 import pytest
 
 from goatviz.cli import main
-from goatviz.paper import gallery
+from goatviz.paper import copy_mixture, gallery
 from goatviz.results import load_result
-from goatviz.training import list_pretrained, load_checkpoint
+from goatviz.training import list_pretrained, load_checkpoint, load_pretrained
 from goatviz.training.execution import Engine
 
 TINY = ["--steps", "3", "--batch-size", "2", "--length", "8", "--vocab-size", "5"]
 
 
 def test_reproduce_prints_where_the_page_is(tmp_path, capsys, monkeypatch):
-    exhibits = gallery.make_exhibits()[:1]
-    monkeypatch.setattr(gallery, "make_exhibits", lambda: exhibits)
+    exhibit = copy_mixture.kernel(load_pretrained("copy-mixture-4-goat"))
+    monkeypatch.setattr(gallery, "make_exhibits", lambda: [exhibit])
     assert main(["reproduce", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "index.html")
     assert (tmp_path / "index.html").stat().st_size > 4_000_000

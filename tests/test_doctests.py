@@ -18,7 +18,11 @@ MODULES = sorted(
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
-@pytest.mark.parametrize("name", MODULES)
+#: Their examples take as long as what they do.
+SLOW = {"goatviz.paper.gallery": pytest.mark.notebooks}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in MODULES])
 def test_examples_run(name, tmp_path, monkeypatch):
     module = importlib.import_module(name)
     monkeypatch.chdir(tmp_path)  # an example that saves a file leaves it here

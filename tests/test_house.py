@@ -212,15 +212,27 @@ def calls(folder: Path) -> list[str]:
     return [line for line in lines if not line.startswith("-c ")]
 
 
+PYTEST = "-m pytest -n auto --maxprocesses 4 --dist worksteal -m "
 VENV = "-m venv --clear .venv"
 PIP = "-m pip install -c constraints.txt -e .[notebook,huggingface,train,dev]"
 
 
 def test_first_run_sets_up_and_the_second_does_not(checkout):
     assert make(checkout, "test").returncode == 0
-    assert calls(checkout) == [VENV, PIP, "-m pytest -n auto --maxprocesses 4 --dist worksteal"]
+    assert calls(checkout) == [VENV, PIP, PYTEST + "not notebooks"]
     assert make(checkout, "test", "PYTEST_ARGS=-x").returncode == 0
-    assert calls(checkout) == ["-m pytest -x"]
+    assert calls(checkout) == ["-m pytest -x -m not notebooks"]
+
+
+def test_both_targets_together_run_every_test(checkout):
+    make(checkout, ".venv/.ready")
+    calls(checkout)
+    assert make(checkout, "test", "test-notebooks").returncode == 0
+    assert calls(checkout) == [PYTEST + "not notebooks", PYTEST + "notebooks"]
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    options = options["tool"]["pytest"]["ini_options"]
+    assert options["testpaths"] == ["tests"]
+    assert not [word for word in options["addopts"] if word.startswith(("-m", "-k", "--ignore"))]
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
@@ -263,9 +275,11 @@ def test_browser_tests_are_left_out_loudly_and_only_on_request(checkout):
     assert done.returncode == 0
     assert "BROWSER TESTS ARE LEFT OUT" in done.stdout
     assert "BROWSER TESTS WERE LEFT OUT" in done.stdout.splitlines()[-1]
-    assert calls(checkout) == ["-m pytest -n auto --maxprocesses 4 --dist worksteal -m not browser"]
+    assert calls(checkout) == [PYTEST + "not notebooks and not browser"]
+    make(checkout, "test-notebooks", "BROWSER=no")
+    assert calls(checkout) == [PYTEST + "notebooks and not browser"]
     make(checkout, "test", "BROWSER=firefox")
-    assert calls(checkout) == ["-m pytest -n auto --maxprocesses 4 --dist worksteal"]
+    assert calls(checkout) == [PYTEST + "not notebooks"]
 
 
 def test_ci_runs_lint_and_every_test():
@@ -273,4 +287,5 @@ def test_ci_runs_lint_and_every_test():
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
     assert "set -euo pipefail" in script
     # Last, so that pytest's own closing line is the last one printed.
-    assert script.splitlines()[-2:] == ["make lint", "make test BROWSER=yes"]
+    last = ["make lint", "make test BROWSER=yes", "make test-notebooks BROWSER=yes"]
+    assert script.splitlines()[-3:] == last

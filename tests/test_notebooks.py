@@ -48,8 +48,8 @@ def faults_of_outputs(notebook: NotebookNode) -> list[str]:
     return faults
 
 
-@pytest.fixture(autouse=True)
-def kernel_of_this_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make "python3" mean this very Python, whatever a user has installed or configured."""
     for variable in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(variable, str(tmp_path / variable.lower()))
@@ -79,7 +79,7 @@ def test_there_are_notebooks():
 
 
 @every_notebook
-def test_notebook_runs(path, tmp_path):
+def test_notebook_runs(kernel, path, tmp_path):
     folder = tmp_path / "notebooks"
     shutil.copytree(FOLDER, folder)
     notebook = execute(nbformat.read(folder / path.name, as_version=4), folder)
@@ -110,7 +110,7 @@ def notebook_of(*sources: str) -> NotebookNode:
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(each) for each in sources])
 
 
-def test_runner_uses_this_python_and_sees_warnings(tmp_path):
+def test_runner_uses_this_python_and_sees_warnings(kernel, tmp_path):
     notebook = notebook_of(
         "import sys\nprint(sys.executable)", "import warnings\nwarnings.warn('careful')"
     )

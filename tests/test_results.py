@@ -5,14 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 import xarray as xr
 
 import goatviz.files
-from goatviz.analysis import implied_prior, plan_slice, prior_profile, sink_profile
+from goatviz.analysis import sink_profile
 from goatviz.files import whole_file
-from goatviz.models import CausalLM, ModelConfig
-from goatviz.priors import ALiBiPrior
 from goatviz.results import (
     PLAN_SLICE,
     PRIOR_PROFILE,
@@ -23,24 +20,22 @@ from goatviz.results import (
     make_result,
     save_result,
 )
-from goatviz.transport import solve_rows
+from tests.factories import HOSTILE, ids, plan_result, prior_result, sink_result, tiny_lm
+
+RESULTS = {
+    "prior_profile": lambda: prior_result("alibi"),
+    "implied_prior": lambda: prior_result("implied"),
+    "plan_slice": plan_result,
+    "with tokens": lambda: plan_result("hostile"),
+    "sink_profile": lambda: sink_profile(
+        tiny_lm(), ids(1, 20), tokens=2 * HOSTILE, maps=8, norms=True
+    ),
+}
 
 
-@pytest.fixture(
-    params=["prior_profile", "plan_slice", "with tokens", "sink_profile", "implied_prior"]
-)
+@pytest.fixture(params=RESULTS)
 def result(request):
-    if request.param == "prior_profile":
-        return prior_profile(ALiBiPrior(2), length=20)
-    if request.param in ("sink_profile", "implied_prior"):
-        model = CausalLM(ModelConfig(vocab_size=20, training_length=20))
-        ids = torch.randint(20, (3, 20))
-        if request.param == "implied_prior":
-            return implied_prior(model, ids)
-        tokens = ["<s>", "日本", "</script>", "", "🙂"] * 4
-        return sink_profile(model, ids, tokens=tokens, maps=8, norms=True)
-    tokens = ["<s>", "日本", "the", "the"] if request.param == "with tokens" else None
-    return plan_slice(solve_rows(torch.randn(4, 4)), tokens=tokens)
+    return RESULTS[request.param]()
 
 
 def test_saved_is_loaded(result, tmp_path):
@@ -56,13 +51,10 @@ def test_every_field_has_units_and_a_name(result):
 
 
 def test_a_selection_is_still_a_result():
-    profile = prior_profile(ALiBiPrior(2), length=20)
+    profile = prior_result("alibi")
     check_result(profile.sel(layer=0, head=1), PRIOR_PROFILE)
     check_result(profile.isel(head=[1]), PRIOR_PROFILE)
-    sinks = sink_profile(
-        CausalLM(ModelConfig(vocab_size=9, training_length=20)), torch.ones(2, 20, dtype=torch.long)
-    )
-    check_result(sinks.sel(layer=0, head=1, threshold=0.3, input=0), SINK_PROFILE)
+    check_result(sink_result().sel(layer=0, head=1, threshold=0.3, input=0), SINK_PROFILE)
 
 
 def test_wrong_things_are_refused(result):
@@ -134,12 +126,13 @@ def test_whole_file_leaves_nothing_behind_on_error(tmp_path):
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
 
 
-def test_results_load_without_torch(result, tmp_path):
-    path = save_result(result, tmp_path / "result.nc")
+def test_results_load_without_torch(tmp_path):
+    made = [make() for make in RESULTS.values()]
+    paths = [str(save_result(each, tmp_path / f"{at}.nc")) for at, each in enumerate(made)]
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import goatviz\n"
-        f"print(goatviz.load_result({str(path)!r}).attrs['schema'])"
+        f"print(*[goatviz.load_result(path).attrs['schema'] for path in {paths}])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == result.attrs["schema"]
+    assert run.stdout.split() == [each.attrs["schema"] for each in made]

@@ -4,10 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
 from goatviz.analysis import prior_profile
 from goatviz.figures import plot_plan, plot_prior
-from goatviz.paper import gallery_page, make_exhibits
+from goatviz.paper import gallery_page
 from goatviz.plots import PRIOR_KINDS, save_html
 from goatviz.priors import ALiBiPrior
 from goatviz.training import load_pretrained
@@ -50,8 +51,7 @@ def open_page(page, path):
 
 
 @pytest.mark.parametrize("width", [900, 1280])
-def test_the_gallery_draws_offline(tmp_path, offline_context, offline_page, width):
-    exhibits = make_exhibits()
+def test_the_gallery_draws_offline(exhibits, tmp_path, offline_context, offline_page, width):
     page = tmp_path / "index.html"
     page.write_text(gallery_page(exhibits), encoding="utf-8")
     offline_page.set_viewport_size({"width": width, "height": 900})
@@ -84,8 +84,6 @@ def _model():
 
 
 def np_scores(n=50):
-    import torch
-
     return torch.randn(n, n, generator=torch.Generator().manual_seed(0))
 
 

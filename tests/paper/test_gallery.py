@@ -10,11 +10,6 @@ from goatviz.results import load_result
 from goatviz.training import load_pretrained
 
 
-@pytest.fixture(scope="module")
-def exhibits():
-    return gallery.make_exhibits()
-
-
 @pytest.fixture
 def quick(exhibits, monkeypatch):
     """`reproduce` without computing the exhibits again."""

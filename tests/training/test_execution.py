@@ -66,15 +66,16 @@ def assert_near(found, wanted):
     assert (found - wanted).norm() < 1e-3 * wanted.norm()
 
 
-@pytest.fixture
-def dna(tmp_path):
+@pytest.fixture(scope="module")
+def dna(tmp_path_factory):
     """A config whose sequences have very different numbers of targets."""
     letters = torch.randint(4, (400,), generator=torch.Generator().manual_seed(0)).tolist()
     text = "".join("ACGT"[k] for k in letters)
     text = text[:100] + "N" * 60 + text[160:300] + "N" * 20 + text[320:]
+    folder = tmp_path_factory.mktemp("dna")
     for name in ("train", "test"):
-        (tmp_path / f"{name}.fa").write_text(f">{name}\n{text}\n")
-    task = DNA(length=48, source=str(tmp_path / "train.fa"), validation=str(tmp_path / "test.fa"))
+        (folder / f"{name}.fa").write_text(f">{name}\n{text}\n")
+    task = DNA(length=48, source=str(folder / "train.fa"), validation=str(folder / "test.fa"))
     return dataclasses.replace(CONFIG, task=task)
 
 
@@ -196,9 +197,10 @@ def test_a_gpu_that_is_not_there(monkeypatch):
 
 
 WORKER = """
-import json, sys
+import json, os, sys
 import torch
 import goatviz.training.loop as loop
+from goatviz.cli import main
 from goatviz.training import Execution, TrainConfig, train
 from goatviz.training.evaluation import evaluate, evaluate_answers
 
@@ -222,38 +224,46 @@ for asked in json.load(open(sys.argv[1])):
             "is_main": result.is_main,
         }
     )
-import os
 json.dump(found, open(sys.argv[2] + os.environ["RANK"], "w"))
+sys.exit(main(sys.argv[3:]))
 """
 
 
-def launch(*command):
-    """Two gloo processes on this machine."""
+@pytest.fixture(scope="module")
+def asked(dna):
+    """Every scheme, weighted targets, masked targets, and micro-batches within processes."""
+    schemes = [(dataclasses.replace(CONFIG, positions=it, steps=3), 1) for it in POSITION_SCHEMES]
+    return [*schemes, (CONFIG, 2), (dna, 1), (dna, 4), (dataclasses.replace(dna, clip=0.05), 1)]
+
+
+@pytest.fixture(scope="module")
+def launched(asked, tmp_path_factory):
+    """Two gloo processes on this machine: what both found, what both printed, the runs' folder."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "worker.py").write_text(WORKER)
+    (folder / "asked.json").write_text(
+        json.dumps([{"config": c.to_dict(), "accumulation": parts} for c, parts in asked])
+    )
+    places = [str(folder / name) for name in ("worker.py", "asked.json", "found")]
+    command = ["train", "needle", "--out", str(folder / "runs"), "--name", "two"]
+    command += ["--steps", "4", "--batch-size", "4", "--length", "24", "--value-length", "2"]
+    command += ["--embed-dim", "32", "--device", "cpu", "--tensorboard", "False"]
     free = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE", "RANK"))}
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        + list(command),
+        + [*places, *command],
         env={**free, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return done
+    both = [json.loads((folder / f"found{rank}").read_text()) for rank in (0, 1)]
+    return both, done.stdout, folder / "runs"
 
 
-def test_two_processes_are_one_run(tmp_path, dna):
-    """Every scheme, weighted targets, masked targets, and micro-batches within processes."""
-    asked = [
-        (dataclasses.replace(CONFIG, positions=scheme, steps=3), 1) for scheme in POSITION_SCHEMES
-    ] + [(CONFIG, 2), (dna, 1), (dna, 4), (dataclasses.replace(dna, clip=0.05), 1)]
-    (tmp_path / "worker.py").write_text(WORKER)
-    (tmp_path / "asked.json").write_text(
-        json.dumps([{"config": c.to_dict(), "accumulation": parts} for c, parts in asked])
-    )
-    launch(str(tmp_path / "worker.py"), str(tmp_path / "asked.json"), str(tmp_path / "found"))
-    both = [json.loads((tmp_path / f"found{rank}").read_text()) for rank in (0, 1)]
-    for (config, parts), first, second in zip(asked, *both, strict=True):
+def test_two_processes_are_one_run(asked, launched):
+    for (config, parts), first, second in zip(asked, *launched[0], strict=True):
         assert (first["is_main"], second["is_main"]) == (True, False)
         assert first["execution"]["processes"] == 2
         assert first["execution"]["accumulation"] == parts
@@ -266,16 +276,13 @@ def test_two_processes_are_one_run(tmp_path, dna):
         assert_near(torch.tensor(first["gradients"]), gradients(alone))
 
 
-def test_the_command_line_writes_once_for_two_processes(tmp_path):
-    arguments = ["-m", "goatviz.cli", "train", "needle", "--out", str(tmp_path), "--name", "two"]
-    sizes = ["--steps", "4", "--batch-size", "4", "--length", "24", "--value-length", "2"]
-    sizes += ["--embed-dim", "32", "--device", "cpu", "--tensorboard", "False"]
-    done = launch(*arguments, *sizes)
-    assert done.stdout.count("two.safetensors") == 1
-    assert load_checkpoint(tmp_path / "two").card["execution"]["processes"] == 2
-    lines = (tmp_path / "two.jsonl").read_text().splitlines()
+def test_the_command_line_writes_once_for_two_processes(launched):
+    _, printed, runs = launched
+    assert printed.count("two.safetensors") == 1
+    assert load_checkpoint(runs / "two").card["execution"]["processes"] == 2
+    lines = (runs / "two.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 4]
-    assert {path.name for path in tmp_path.iterdir()} == {
+    assert {path.name for path in runs.iterdir()} == {
         "two.safetensors",
         "two.json",
         "two.jsonl",
