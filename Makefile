@@ -40,6 +40,7 @@ lab: $(READY)
 lint: $(READY)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	.venv/bin/lint-imports --no-cache --no-logo
 
 format: $(READY)
 	$(RUN) ruff check --fix .
