@@ -156,22 +156,28 @@ HUGGINGFACE = {
 }
 
 
-@functools.cache
-def _huggingface(name: str, std: float, changes: tuple) -> nn.Module:
-    model_class, config_class, options = HUGGINGFACE[name]
+def build_huggingface(
+    model_class: str, config_class: str, options: dict, *, std: float = 0.2
+) -> nn.Module:
+    """A Hugging Face model by the names of its classes, every parameter drawn from N(0, std^2)."""
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
-        config = getattr(transformers, config_class)(**(options | dict(changes)))
-        model = getattr(transformers, model_class)(config).eval()
+        config = getattr(transformers, config_class)(**options)
+        return lively(getattr(transformers, model_class)(config).eval(), std)
     finally:
         transformers.logging.set_verbosity(before)
-    return lively(model, std)
+
+
+@functools.cache
+def _built(name: str, std: float, changes: tuple) -> nn.Module:
+    model_class, config_class, options = HUGGINGFACE[name]
+    return build_huggingface(model_class, config_class, options | dict(changes), std=std)
 
 
 def tiny_huggingface(name: str, *, std: float = 0.2, **changes) -> nn.Module:
     """A copy of a tiny Hugging Face model of `HUGGINGFACE`, with changes of its configuration."""
-    return copy.deepcopy(_huggingface(name, std, tuple(sorted(changes.items()))))
+    return copy.deepcopy(_built(name, std, tuple(sorted(changes.items()))))
 
 
 class MixedHeads(nn.Module):

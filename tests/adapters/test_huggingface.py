@@ -19,67 +19,11 @@ from goatviz.adapters.huggingface import (
     unwatchable_huggingface,
     watch_huggingface,
 )
+from tests.factories import HUGGINGFACE, build_huggingface, tiny_huggingface
 
 LENGTH = 12
-COMMON = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
-WINDOW = {"sliding_window": 5}
-GPT2 = {
-    "vocab_size": 50,
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-T5 = {"vocab_size": 50, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-VIT = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "image_size": 32,
-    "patch_size": 8,
-}
-GEMMA = {**COMMON, **GROUPED, **WINDOW, "query_pre_attn_scalar": 8}
-MODELS = {
-    "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
-    "llama": ("LlamaForCausalLM", "LlamaConfig", {**COMMON, **GROUPED}),
-    "mistral": ("MistralForCausalLM", "MistralConfig", {**COMMON, **GROUPED, **WINDOW}),
-    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {**COMMON, "num_key_value_heads": 2}),
-    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**COMMON, **GROUPED}),
-    "gemma": ("GemmaForCausalLM", "GemmaConfig", {**COMMON, **GROUPED}),
-    "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", {**GEMMA, "attn_logit_softcapping": 2.0}),
-    "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", GEMMA),
-    "gpt-oss": (
-        "GptOssForCausalLM",
-        "GptOssConfig",
-        {
-            **COMMON,
-            **GROUPED,
-            **WINDOW,
-            "num_local_experts": 2,
-            "num_experts_per_tok": 1,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
-        },
-    ),
-    "bert": ("BertModel", "BertConfig", COMMON),
-    "t5": ("T5EncoderModel", "T5Config", T5),
-    "vit": ("ViTModel", "ViTConfig", VIT),
-}
 EAGER_ONLY = {"gemma2", "gpt-oss"}
-CAUSAL = set(MODELS) - {"bert", "t5", "vit"}
+CAUSAL = set(HUGGINGFACE) - {"bert", "t5", "vit"}
 PADDINGS = {"none": None, "left": [0] * 3 + [1] * 9, "right": [1] * 8 + [0] * 4}
 
 
@@ -91,22 +35,9 @@ def quiet():
     transformers.logging.set_verbosity(before)
 
 
-def build(name, **more):
-    return make(*MODELS[name], **more)
-
-
-def make(model_class, config_class, options, **more):
-    torch.manual_seed(0)
-    config = getattr(transformers, config_class)(**options, **more)
-    model = getattr(transformers, model_class)(config).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=HUGGINGFACE)
 def named(request):
-    return request.param, build(request.param)
+    return request.param, tiny_huggingface(request.param)
 
 
 def registries():
@@ -181,7 +112,7 @@ def test_weights_are_the_models_own_and_outputs_keep_every_bit(named, implementa
 @pytest.mark.parametrize("new", [1, 3])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "gpt-oss"])
 def test_cached_decoding(name, new):
-    model = build(name)
+    model = tiny_huggingface(name)
     ids = arguments(name)["input_ids"]
     attentions = eager_weights(model, {"input_ids": ids})
     for implementation in ("eager",) if name in EAGER_ONLY else ("eager", "sdpa"):
@@ -198,7 +129,7 @@ def test_cached_decoding(name, new):
 
 
 def test_a_sliding_window_is_an_interval_and_not_a_mask():
-    model = build("mistral")
+    model = tiny_huggingface("mistral")
     with capture(model, keep="projections") as record:
         model(**arguments("mistral"))
     visibility = record.calls[0].call.visibility
@@ -207,7 +138,7 @@ def test_a_sliding_window_is_an_interval_and_not_a_mask():
 
 
 def test_everything_is_restored_after_an_exception(monkeypatch):
-    model = build("llama")
+    model = tiny_huggingface("llama")
     before, name = registries(), model.config._attn_implementation
     monkeypatch.setattr(model.model.layers[1].mlp, "forward", None)
     with pytest.raises(TypeError):
@@ -217,9 +148,9 @@ def test_everything_is_restored_after_an_exception(monkeypatch):
 
 
 def test_other_models_are_left_alone():
-    model = build("llama")
+    model = tiny_huggingface("llama")
     shared = transformers.LlamaForCausalLM(model.config).eval()
-    other = build("llama")
+    other = tiny_huggingface("llama")
     given = arguments("llama")
     with torch.no_grad():
         wanted = [m(**given).logits for m in (shared, other)]
@@ -230,7 +161,7 @@ def test_other_models_are_left_alone():
 
 
 def test_some_layers_only():
-    model = build("gpt2")
+    model = tiny_huggingface("gpt2")
     with capture(model, layers=1) as record:
         model(**arguments("gpt2"))
     assert [call.name for call in record.calls] == ["transformer.h.1.attn"]
@@ -238,7 +169,7 @@ def test_some_layers_only():
 
 
 def test_watching_twice_at_once_is_refused():
-    model = build("gpt2")
+    model = tiny_huggingface("gpt2")
     before = registries()
     with capture(model):
         with pytest.raises(ValueError, match="captured already"):
@@ -248,7 +179,7 @@ def test_watching_twice_at_once_is_refused():
 
 
 def test_the_name_reads_as_before_while_watched():
-    model = build("gpt2")
+    model = tiny_huggingface("gpt2")
     with capture(model):
         name = model.config._attn_implementation
         assert name == "sdpa" and name in ("eager", "sdpa") and name in AttentionInterface()
@@ -256,20 +187,20 @@ def test_the_name_reads_as_before_while_watched():
 
 
 def test_dropout_in_training_is_refused():
-    model = build("llama", attention_dropout=0.1).train()
+    model = tiny_huggingface("llama", attention_dropout=0.1).train()
     name = model.config._attn_implementation
     with pytest.raises(ValueError, match=r"training mode with attention dropout p=0.1"):
         with capture(model):
             model(**arguments("llama"))
     assert model.config._attn_implementation is name
-    quiet_model = build("llama").train()
+    quiet_model = tiny_huggingface("llama").train()
     with capture(quiet_model) as record:
         quiet_model(**arguments("llama"))
     assert len(record) == 2
 
 
 def test_gpt2_that_bypasses_the_interface_is_refused():
-    model = build("gpt2", reorder_and_upcast_attn=True)
+    model = tiny_huggingface("gpt2", reorder_and_upcast_attn=True)
     model.set_attn_implementation("eager")
     with pytest.raises(ValueError, match="reorder_and_upcast_attn"):
         with capture(model):
@@ -277,26 +208,25 @@ def test_gpt2_that_bypasses_the_interface_is_refused():
 
 
 def test_attention_that_cannot_be_watched_is_named():
-    torch.manual_seed(0)
-    config = transformers.BloomConfig(vocab_size=50, hidden_size=32, n_layer=1, n_head=4)
-    model = transformers.BloomModel(config)
+    sizes = {"vocab_size": 50, "hidden_size": 32, "n_layer": 1, "n_head": 4}
+    model = build_huggingface("BloomModel", "BloomConfig", sizes)
     assert unwatchable_huggingface(model) == ["BloomAttention"]
     with pytest.raises(TypeError, match=r"BloomAttention cannot\); what can: goatviz Attention"):
         with capture(model):
             pass
-    assert unwatchable_huggingface(build("bert")) == []
+    assert unwatchable_huggingface(tiny_huggingface("bert")) == []
 
 
 def test_meta_device_is_refused():
     with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**COMMON, **GROUPED))
+        model = transformers.LlamaForCausalLM(tiny_huggingface("llama").config)
     with pytest.raises(ValueError, match="meta device"):
         with capture(model):
             pass
 
 
 def test_nan_activations_name_their_layer():
-    model = build("llama")
+    model = tiny_huggingface("llama")
     with torch.no_grad():
         model.model.layers[1].self_attn.q_proj.weight[0, 0] = torch.nan
     name = model.config._attn_implementation
@@ -307,7 +237,7 @@ def test_nan_activations_name_their_layer():
 
 
 def seen(implementation, mask, **options):
-    module = build("mistral").model.layers[0].self_attn
+    module = tiny_huggingface("mistral").model.layers[0].self_attn
     q, k = torch.randn(2, 4, 8, 8), torch.randn(2, 2, 8, 8)
     return _call("attn", module, q, k, k, mask, implementation, options, _Masks())
 
@@ -339,7 +269,7 @@ def test_masks_of_an_unknown_kind_are_refused():
 
 
 def test_find_and_watch_are_open_to_others():
-    model = build("gpt2")
+    model = tiny_huggingface("gpt2")
     found = find_huggingface_attention(model)
     paths = []
     with watch_huggingface(model, found, lambda path, _call: paths.append(path)):
@@ -368,7 +298,7 @@ SEQ2SEQ = {
     "t5": (
         "T5ForConditionalGeneration",
         "T5Config",
-        {**T5, "num_layers": 1, "decoder_start_token_id": 0},
+        {**HUGGINGFACE["t5"][2], "num_layers": 1, "decoder_start_token_id": 0},
     ),
 }
 
@@ -376,7 +306,7 @@ SEQ2SEQ = {
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", SEQ2SEQ)
 def test_encoders_with_decoders(name, implementation):
-    model = make(*SEQ2SEQ[name])
+    model = build_huggingface(*SEQ2SEQ[name])
     given = arguments(name, PADDINGS["right"])
     keep = given["attention_mask"].bool()
     given["decoder_input_ids"] = given["input_ids"].flip(0)
@@ -405,7 +335,7 @@ def test_encoders_with_decoders(name, implementation):
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("padding", ["none", "left", "right"])
 def test_empty_places_of_a_static_cache(implementation, padding):
-    model = build("llama")
+    model = tiny_huggingface("llama")
     model.set_attn_implementation(implementation)
     given = arguments("llama", PADDINGS[padding])
     more = given["input_ids"][:, :3]
@@ -455,7 +385,7 @@ def test_every_eager_function_is_found_by_its_own_name():
 
 
 def test_a_config_copied_meanwhile_is_not_watched():
-    model = build("llama")
+    model = tiny_huggingface("llama")
     given = arguments("llama")
     with capture(model) as record:
         copies = [copy.copy(model.config), copy.deepcopy(model.config)]
@@ -496,7 +426,7 @@ def test_all_configs_of_a_composite_model_are_restored():
 
 
 def test_scores_divided_by_the_layers_number():
-    model = build("gpt2", scale_attn_by_inverse_layer_idx=True)
+    model = tiny_huggingface("gpt2", scale_attn_by_inverse_layer_idx=True)
     given = arguments("gpt2")
     attentions = eager_weights(model, given)
     with torch.no_grad(), capture(model, keep="projections") as record:
@@ -515,7 +445,7 @@ def test_a_row_of_a_mask_serves_all_queries():
 
 
 def test_flash_attention_to_fewer_keys():
-    module = build("bert").encoder.layer[0].attention.self
+    module = tiny_huggingface("bert").encoder.layer[0].attention.self
     q, k = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 5, 8)
     call = _call("attn", module, q, k, k, None, "flash_attention_2", {}, _Masks())
     assert (call.visibility.n_queries, call.visibility.n_keys) == (8, 5)
@@ -530,7 +460,7 @@ def test_flash_attention_to_fewer_keys():
     ],
 )
 def test_packed_sequences_are_refused_under_flash_attention(packed):
-    module = build("mistral").model.layers[0].self_attn
+    module = tiny_huggingface("mistral").model.layers[0].self_attn
     q, k = torch.randn(1, 4, 8, 8), torch.randn(1, 2, 8, 8)
     with pytest.raises(ValueError, match="attn cannot be captured.*packed into one"):
         _call("attn", module, q, k, k, None, "flash_attention_2", packed, _Masks())
@@ -555,7 +485,7 @@ def test_the_kernel_without_sink_and_softcap_is_read_without():
 
 
 def test_eager_attention_beside_the_interface_is_refused(monkeypatch):
-    model = build("llama")
+    model = tiny_huggingface("llama")
     model.set_attn_implementation("eager")
 
     def before_5_1(module):

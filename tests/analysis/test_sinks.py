@@ -5,7 +5,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-import transformers
 from torch import nn
 
 from goatviz.adapters.capture import capture
@@ -18,6 +17,7 @@ from goatviz.priors import ALiBiPrior, KeyTablePrior, SinkPrior
 from goatviz.results import load_result, save_result
 from goatviz.training import load_pretrained
 from goatviz.transport import protected_length
+from tests.factories import ids, tiny_huggingface
 
 FLOATS = (
     "importance",
@@ -64,10 +64,6 @@ def lm(positions="goat", **options):
         elif "q_proj.weight" in name:
             nn.init.normal_(parameter, std=0.5)
     return model
-
-
-def ids(batch, length, seed=0, vocab=20):
-    return torch.randint(vocab, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 def dense(model, inputs, **arguments):
@@ -379,43 +375,10 @@ def test_the_density_counts_every_query_that_has_a_choice():
 
 # --- padding, records, other models ---
 
-GPT2 = {
-    "vocab_size": 50,
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-LLAMA = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 
-
-def huggingface(model_class, config):
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    torch.manual_seed(0)
-    model = model_class(config).eval()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    transformers.logging.set_verbosity(before)
-    return model
-
-
-def gpt2():
-    return huggingface(transformers.GPT2Model, transformers.GPT2Config(**GPT2))
+def reader(name, **changes):
+    """A tiny Hugging Face model, without its head."""
+    return tiny_huggingface(name, std=0.3, **changes).base_model
 
 
 def eager(model, given):
@@ -426,7 +389,7 @@ def eager(model, given):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_batches_are_their_sequences_one_by_one(side):
-    model, lengths = gpt2(), (30, 22, 17)
+    model, lengths = reader("gpt2"), (30, 22, 17)
     rows = [ids(1, n, seed=n, vocab=50) for n in lengths]
     padded, mask = torch.zeros(3, 30, dtype=torch.long), torch.zeros(3, 30, dtype=torch.long)
     for row, own in enumerate(rows):
@@ -471,21 +434,12 @@ def test_every_call_of_a_record_is_one_more_forward_pass():
     assert found.identical(wanted)
 
 
-@pytest.mark.parametrize(
-    ("config", "model_class"),
-    [
-        (transformers.GPT2Config(**GPT2), transformers.GPT2Model),
-        (transformers.LlamaConfig(**LLAMA), transformers.LlamaModel),
-        (transformers.MistralConfig(**LLAMA, sliding_window=6), transformers.MistralModel),
-        (transformers.BertConfig(**LLAMA), transformers.BertModel),
-    ],
-    ids=["gpt2", "llama", "mistral", "bert"],
-)
-def test_hugging_face_models_against_their_own_weights(model_class, config):
-    model, x = huggingface(model_class, config), ids(2, 20, vocab=50)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "bert"])
+def test_hugging_face_models_against_their_own_weights(name):
+    model, x = reader(name), ids(2, 20, vocab=50)
     profile = sink_profile(model, x, min_observers=1)
-    window = getattr(config, "sliding_window", None)
-    causal = not isinstance(config, transformers.BertConfig)
+    window = getattr(model.config, "sliding_window", None)
+    causal = name != "bert"
     lag = np.subtract.outer(np.arange(20), np.arange(20))
     allowed = (lag >= 0) | (not causal)
     if window:
@@ -511,14 +465,7 @@ def test_hugging_face_models_against_their_own_weights(model_class, config):
 
 
 def test_an_extra_column_takes_mass_and_leaves_no_bound():
-    config = transformers.GptOssConfig(
-        **LLAMA,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-        sliding_window=64,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-    )
-    model, x = huggingface(transformers.GptOssModel, config), ids(2, 20, vocab=50)
+    model, x = reader("gpt-oss", sliding_window=64), ids(2, 20, vocab=50)
     profile = sink_profile(model, x)
     for layer, weights in enumerate(eager(model, x)):
         column = 1 - weights.sum(-1).mean((0, 2))
@@ -616,10 +563,7 @@ def test_maps_are_mean_logits_and_weights(size):
 
 
 def test_maps_of_an_additive_bias_hold_it():
-    config = transformers.T5Config(
-        vocab_size=50, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4
-    )
-    model, x = huggingface(transformers.T5EncoderModel, config), ids(2, 20, vocab=50)
+    model, x = reader("t5", num_layers=1), ids(2, 20, vocab=50)
     profile = sink_profile(model, x, maps=20)
     weights = eager(model, x)[0]
     np.testing.assert_allclose(profile["map_probability"][0], weights.mean(0), atol=2e-5)
@@ -631,7 +575,7 @@ def test_maps_of_an_additive_bias_hold_it():
 
 
 def test_norms_are_those_of_hooks_by_hand():
-    model = gpt2()
+    model = reader("gpt2")
     with torch.no_grad():
         model.wte.weight[7, 3] = 1e5
     x, y = ids(2, 20, vocab=7), ids(1, 24, seed=1, vocab=7)
@@ -694,7 +638,7 @@ class IdsTokenizer(Tokenizer):
 
 
 def test_tokens_are_read_from_the_tokenizer_or_given(tmp_path):
-    model, text = gpt2(), "how long is a sink?!"
+    model, text = reader("gpt2"), "how long is a sink?!"
     profile = sink_profile(model, text, tokenizer=Tokenizer())
     wanted = [HOSTILE[ord(c) % 50 % len(HOSTILE)] for c in text]
     assert profile["token"].values.tolist() == wanted
@@ -718,7 +662,7 @@ def test_tokens_are_read_from_the_tokenizer_or_given(tmp_path):
 
 def test_tokens_that_no_file_can_hold_are_spelt_out(tmp_path):
     tokens = ["\0", "a\0b", "\ud800", *("x" * 17)]
-    profile = sink_profile(gpt2(), ids(1, 20, vocab=50), tokens=tokens)
+    profile = sink_profile(reader("gpt2"), ids(1, 20, vocab=50), tokens=tokens)
     assert profile["token"].values.tolist()[:3] == ["\\x00", "a\\x00b", "\\ud800"]
     assert load_result(save_result(profile, tmp_path / "odd.nc")).identical(profile)
 
@@ -855,7 +799,7 @@ def test_records_of_cached_decoding_and_left_padding_are_refused():
         layer(x[:, :1], cache=cache)
     with pytest.raises(ValueError, match="1 queries over 21 keys; sinks need whole sequences"):
         sink_profile(record)
-    model, mask = gpt2(), torch.ones(2, 20, dtype=torch.long)
+    model, mask = reader("gpt2"), torch.ones(2, 20, dtype=torch.long)
     mask[1, :3] = 0
     with capture(model) as record:
         model(ids(2, 20, vocab=50), attention_mask=mask)
@@ -878,18 +822,8 @@ def test_the_table_wants_a_sink_profile():
 
 
 def test_queries_that_cannot_see_the_first_key_tell_nothing_of_the_sink():
-    torch.manual_seed(0)
-    config = transformers.MistralConfig(
-        vocab_size=20,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        sliding_window=20,
-        pad_token_id=0,
-    )
-    profile = sink_profile(transformers.MistralModel(config).eval(), ids(2, 60))
+    model = reader("mistral", sliding_window=20, num_hidden_layers=1)
+    profile = sink_profile(model, ids(2, 60, vocab=50))
     assert (profile["observers"].values[0, :41] == 40).all()
     assert (profile["signal_count"].sum(["range_bin", "mass_bin"]) == 2 * 19).all()
     np.testing.assert_allclose(profile["prior_first_low"], 1 / 20, rtol=1e-4)
