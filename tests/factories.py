@@ -6,10 +6,12 @@ tokens and their `TextTokenizer`. Results: `sink_result(case)`, `prior_result(ca
 `plan_result(case)`, `row_result(case)`, cases in `SINK_CASES` and so on; `length_result()`,
 `grid_result()`, `mass_result()`, `perplexity_result()`, `training_result()`, whose schemes are
 `SCHEMES`. Each is computed once a process and handed out as a copy, which the caller may change.
+Figures: `unpacked(json)`.
 """
 
 from __future__ import annotations
 
+import base64
 import copy
 import functools
 import tempfile
@@ -423,3 +425,16 @@ mass_result = _results(
 )
 perplexity_result = _results({"toy": _perplexity})
 training_result = _results({"toy": _training})
+
+
+# --- what is drawn ---
+
+
+def unpacked(value):
+    """plotly's JSON with its packed arrays as arrays."""
+    if isinstance(value, dict) and "bdata" in value:
+        array = np.frombuffer(base64.b64decode(value["bdata"]), value["dtype"])
+        return array.reshape([int(n) for n in str(value.get("shape", array.size)).split(",")])
+    if isinstance(value, dict):
+        return {name: unpacked(part) for name, part in value.items()}
+    return [unpacked(part) for part in value] if isinstance(value, list | tuple) else value

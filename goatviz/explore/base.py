@@ -277,7 +277,7 @@ class Explorer(ipywidgets.VBox):
     def _show(self, picture: Picture) -> None:
         for name, figure in picture.figures.items():
             self._views[name].show_figure(
-                as_figure(figure),
+                figure,
                 label=self._views[name].label,
                 view_of=picture.views.get(name, name),
             )

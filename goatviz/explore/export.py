@@ -22,7 +22,7 @@ from goatviz.explore.scripts import widget_file
 from goatviz.files import whole_file
 from goatviz.pages import json_text, page_text
 from goatviz.plots import style
-from goatviz.plots.base import as_figure
+from goatviz.plots.base import as_json
 
 #: The most that a page may hold beside plotly.js.
 LIMIT_BYTES = 6_000_000
@@ -141,7 +141,7 @@ def _state(explorer: Exported, values: Mapping[str, Any], shared: _Shared) -> di
     picture = explorer.picture(values)
     return {
         "figures": {
-            name: shared.keep(json.loads(as_figure(figure).to_json(validate=False)))
+            name: shared.keep(json.loads(as_json(figure)))
             for name, figure in picture.figures.items()
         },
         "views": picture.views,

@@ -7,7 +7,7 @@ JSON, in which plotly packs arrays; what is drawn last is what a saved notebook 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anywidget
@@ -17,6 +17,9 @@ from ipywidgets import widget_serialization
 from plotly.offline import get_plotlyjs
 
 from goatviz.explore.scripts import widget_file
+from goatviz.plots.base import Panel, as_json
+
+Drawn = go.Figure | Panel | Sequence[Panel]
 
 
 class PlotlyLibrary(anywidget.AnyWidget):
@@ -43,8 +46,9 @@ class FigureView(anywidget.AnyWidget):
 
     Parameters
     ----------
-    figure : plotly.graph_objects.Figure, optional
-        As from any `draw_*`; it fills the width that there is and keeps its height.
+    figure : plotly.graph_objects.Figure, Panel or sequence of Panel, optional
+        As from any `draw_*`, or panels below each other; it fills the width that there is and
+        keeps its height.
     label : str
         What screen readers say of it.
 
@@ -64,24 +68,25 @@ class FigureView(anywidget.AnyWidget):
     view_of = traitlets.Unicode().tag(sync=True)
     library = traitlets.Instance(PlotlyLibrary).tag(sync=True, **widget_serialization)
 
-    def __init__(self, figure: go.Figure | None = None, *, label: str = "") -> None:
+    def __init__(self, figure: Drawn | None = None, *, label: str = "") -> None:
         super().__init__(library=plotly_library(), label=label, layout={"width": "100%"})
+        self._shown: Panel | Sequence[Panel] | None = None
         self._on_click: list[Callable[[dict[str, Any]], None]] = []
         self.on_msg(self._received)
         if figure is not None:
             self.show_figure(figure, label=label)
 
-    def show_figure(self, figure: go.Figure, *, label: str = "", view_of: str = "") -> None:
+    def show_figure(self, figure: Drawn, *, label: str = "", view_of: str = "") -> None:
         """Draw another figure in this one's place.
 
         Raises
         ------
         TypeError
-            If `figure` is no plotly Figure.
+            If `figure` is neither a plotly Figure nor panels.
         """
-        if not isinstance(figure, go.Figure):
-            raise TypeError(f"figure must be a plotly Figure, got {type(figure).__name__}")
-        text = figure.to_json(validate=False)
+        # What was drawn last is often drawn again: a slider moves a few of many panels.
+        text = self.figure if figure is self._shown else as_json(figure)
+        self._shown = None if isinstance(figure, go.Figure) else figure
         with self.hold_sync():
             self.view_of = view_of
             self.label = label

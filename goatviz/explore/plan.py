@@ -78,7 +78,7 @@ def explore_plan(
     >>> ids = torch.randint(32, (1, 64), generator=torch.Generator().manual_seed(0))
     >>> explorer = explore_plan(load_pretrained("copy-mixture-1-goat"), ids)
     >>> explorer.draw(head=1, query=40).layout.title.text
-    'Query 40: plan and prior'
+    'Plan and prior'
     """
     if isinstance(model, Record):
         if inputs is not None:

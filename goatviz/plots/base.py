@@ -8,6 +8,7 @@ width that a figure is shown at, so that nothing overlaps there; a wider page on
 from __future__ import annotations
 
 import base64
+import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 
 from goatviz.plots import style
 from goatviz.plots.figure import MENU_HEIGHT, Figure
@@ -32,6 +34,7 @@ _EDGE = 10  # Pixels between text and the figure's edge.
 _LINE = 15  # Pixels that a line of small text is high.
 _ROW = 20  # Pixels that a row of a legend is high.
 _SYMBOL = 46  # Pixels that plotly adds to a legend entry's text for its symbol.
+_TEMPLATE = style.TEMPLATE.to_plotly_json()
 # Kinds of numbers that plotly takes in binary form.
 _BINARY = ("f4", "f8", "i1", "i2", "i4", "u1", "u2", "u4")
 
@@ -121,20 +124,32 @@ def single(panel: Panel, *, width: int = NARROWEST) -> Figure:
     >>> single(Panel("Squares", [{"type": "scatter", "y": [0, 1, 4]}])).layout.title.text
     'Squares'
     """
-    words = Words(panel.title, panel.note, panel.caption)
-    return grid([replace(panel, title="", note="", caption=())], words, columns=1, width=width)
+    return _figure(*_column([panel], width))
 
 
 def as_figure(drawn: Panel | Sequence[Panel] | Figure) -> Figure:
     """A panel, or some below each other, as a figure narrow enough to stand beside others."""
-    if isinstance(drawn, Panel):
-        return single(drawn, width=NARROW)
     if isinstance(drawn, Figure):
         return drawn
-    first, *others = drawn
-    words = Words(first.title, first.note)
-    first = replace(first, title="", note="")
-    return grid([first, *others], words, columns=1, linked="x", width=NARROW)
+    return _figure(*_column([drawn] if isinstance(drawn, Panel) else drawn, NARROW))
+
+
+def as_json(drawn: Panel | Sequence[Panel] | go.Figure) -> str:
+    """`as_figure` as plotly's JSON, without a Figure on the way: for sliders.
+
+    Raises
+    ------
+    TypeError
+        If it is neither a plotly Figure nor a panel or several.
+    """
+    if isinstance(drawn, go.Figure):
+        return drawn.to_json(validate=False)
+    panels = [drawn] if isinstance(drawn, Panel) else drawn
+    if not isinstance(panels, Sequence) or not all(isinstance(one, Panel) for one in panels):
+        raise TypeError(f"drawn must be a plotly Figure or panels, got {type(drawn).__name__}")
+    data, layout = _column(panels, NARROW)
+    content = {"data": data, "layout": layout}
+    return json.dumps(content, default=_plain, separators=(",", ":"), allow_nan=False)
 
 
 def grid(
@@ -156,7 +171,7 @@ def grid(
     columns : int
         Panels in a row.
     linked : {"", "x", "y", "xy"}
-        Axes that zoom together.
+        Axes that zoom together, as far as they have one title.
     width : int
         The narrowest width that the figure is shown at, pixels.
 
@@ -169,8 +184,7 @@ def grid(
         raise ValueError("panels must hold at least one panel, got none")
     words = _with_captions(words, panels)
     place = _Place([panels], [words], columns, width, menus=0)
-    data, layout = place.lower(panels, words, linked)
-    return Figure(data=data, layout=layout, _validate=False)
+    return _figure(*place.lower(panels, words, linked))
 
 
 def menu(
@@ -214,6 +228,19 @@ def menu(
     data, layout, updates = _differences(lowered, opening)
     if menus:
         layout["updatemenus"] = _menus(entries, groups, opening, updates, place)
+    return _figure(data, layout)
+
+
+def _column(panels: Sequence[Panel], width: int) -> tuple[list[Trace], dict[str, Any]]:
+    """Panels below each other, the first one's title and note above them all."""
+    first, *others = panels
+    words = _with_captions(Words(first.title, first.note), panels)
+    first = replace(first, title="", note="")
+    place = _Place([[first, *others]], [words], 1, width, menus=0)
+    return place.lower([first, *others], words, "x")
+
+
+def _figure(data: list[Trace], layout: dict[str, Any]) -> Figure:
     return Figure(data=data, layout=layout, _validate=False)
 
 
@@ -299,7 +326,8 @@ class _Place:
                 self.headers[row] = max(self.headers[row], _heading(panel, room)[1])
         self.room = room
         subtitle = max(len(self.subtitle(text)) for text in words)
-        self.top = _EDGE + (24 if words[0].title else 0) + _LINE * subtitle + 6
+        title = max(len(self.title(text)) for text in words)
+        self.top = _EDGE + (4 + 20 * title if title else 0) + _LINE * subtitle + 6
         self.top += MENU_HEIGHT if menus else 0
         self.legend_width, self.legend_rows = self._legend(alternatives)
         self.caption_lines = max(len(self.caption(text)) for text in words)
@@ -318,6 +346,9 @@ class _Place:
             self.spans.append((1 - (at + height) / self.plot_height, 1 - at / self.plot_height))
             at += height + belows[number]
 
+    def title(self, words: Words) -> list[str]:
+        return wrapped(words.title, self.width - 2 * _EDGE, 16)
+
     def subtitle(self, words: Words) -> list[str]:
         return wrapped(words.subtitle, self.width - 2 * _EDGE, 12)
 
@@ -332,23 +363,23 @@ class _Place:
         return start / inner, min((start + self.plot_width) / inner, 1.0)
 
     def _legend(self, alternatives: Sequence[Sequence[Panel]]) -> tuple[int, int]:
-        names = {
-            trace["name"]
+        """Pixels of a legend's texts, 0 where they stand in one row as they are; and rows.
+
+        plotly gives a row the width of the plot, and the entries of several rows one width.
+        """
+        rows = [
+            {trace["name"]: None for panel in panels for trace in panel.traces if _in_legend(trace)}
             for panels in alternatives
-            for panel in panels
-            for trace in panel.traces
-            if _in_legend(trace)
-        }
-        if not names:
+        ]
+        most = max(map(len, rows))
+        if not most:
             return 0, 0
         room = self.width - self.left[0] - self.right[-1]
-        widest = min(max(_text_width(name, 11) for name in names) + 4, room - _SYMBOL)
-        in_a_row = max(1, int(room // (widest + _SYMBOL)))
-        most = max(
-            len({t["name"] for panel in panels for t in panel.traces if _in_legend(t)})
-            for panels in alternatives
-        )
-        return int(widest), math.ceil(most / in_a_row)
+        if max(sum(_text_width(name, 12) + _SYMBOL for name in names) for names in rows) <= room:
+            return 0, 1
+        widest = max(_text_width(name, 11) for names in rows for name in names) + 4
+        widest = min(math.ceil(widest), int(room) - _SYMBOL)
+        return widest, math.ceil(most / max(1, room // (widest + _SYMBOL)))
 
     def lower(
         self, panels: Sequence[Panel], words: Words, linked: str
@@ -357,6 +388,7 @@ class _Place:
         data: list[Trace] = []
         layout = self._frame(words)
         seen: set[tuple[str, str]] = set()
+        leaders: dict[tuple[str, str], str] = {}
         for at, panel in enumerate(panels):
             row, column = divmod(at, self.columns)
             number = "" if at == 0 else str(at + 1)
@@ -366,8 +398,11 @@ class _Place:
             for side, domain, other in (("x", across, "y"), ("y", upward, "x")):
                 axis = self._axis(side, getattr(panel, side), panel)
                 axis |= {"domain": list(domain), "anchor": f"{other}{number}"}
-                if side in linked and number:
-                    axis["matches"] = side
+                if side in linked:
+                    title = str(axis.get("title", {}).get("text", ""))
+                    leader = leaders.setdefault((side, title), f"{side}{number}")
+                    if leader != f"{side}{number}":
+                        axis["matches"] = leader
                 layout[f"{side}axis{number}"] = axis
             marks = list(panel.shapes)
             if panel.masked:
@@ -408,14 +443,13 @@ class _Place:
                 "xanchor": "left",
                 "y": -(self.foot - _ROW * self.legend_rows - 4) / self.plot_height,
                 "yanchor": "top",
-                "entrywidth": self.legend_width,
-                "entrywidthmode": "pixels",
+                **({"entrywidth": self.legend_width} if self.legend_width else {}),
                 "tracegroupgap": 0,
             },
         }
         if words.title:
             layout["title"] = {
-                "text": style.escape(words.title),
+                "text": "<br>".join(self.title(words)),
                 "subtitle": {"text": "<br>".join(self.subtitle(words))},
                 "x": 0.0,
                 "xref": "container",
@@ -765,3 +799,10 @@ def _packed(value: Any) -> Any:
     if array.ndim > 1:
         packed["shape"] = ", ".join(map(str, array.shape))
     return packed
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know, as plotly reads it."""
+    if isinstance(value, np.ndarray):
+        return _packed(value)
+    return _TEMPLATE if value is style.TEMPLATE else value.item()

@@ -289,6 +289,32 @@ def legend_square(name: str, color: str) -> Trace:
     return points([None], [None], name=name, color=color, symbol="square", size=11)
 
 
+def cell_texts(
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, texts: np.ndarray, *, most: float
+) -> list[Trace]:
+    """Texts in the cells of a sequential map from 0 to `most`, black or white by their ground.
+
+    Their size fits the cells; where that would be too small plotly leaves them out.
+    """
+    red, green, blue = np.moveaxis(np.array(style.colour_table()[1:]) / 255, -1, 0) ** 2.2
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    step = np.clip(np.nan_to_num(z) / most, 0.0, 1.0) * (len(luminance) - 1)
+    # Black and white have the same contrast, 4.6:1, against a ground of this luminance.
+    light = luminance[step.astype(int)] > 0.179
+    return [
+        {
+            **flat_cells(x, y, where & np.isfinite(z), name=name, color="rgba(0,0,0,0)"),
+            "text": np.where(where, texts, "").tolist(),
+            "texttemplate": "%{text}",
+            "textfont": {"color": color},
+            "hoverinfo": "skip",
+            "hovertemplate": None,
+        }
+        for name, color, where in (("black", "#000000", light), ("white", "#ffffff", ~light))
+        if (where & np.isfinite(z)).any()
+    ]
+
+
 def frames(
     x: np.ndarray, y: np.ndarray, where: np.ndarray, *, name: str, color: str, **trace: Any
 ) -> Trace:
@@ -384,6 +410,11 @@ def compact(values: np.ndarray) -> np.ndarray:
         return values.astype(np.int32)
     # Bin centres are halves: exact in float32 up to 2^23 tokens.
     return values.astype(np.float32) if np.abs(values).max(initial=0.0) < 2**23 else values
+
+
+def tick_format(positions: np.ndarray) -> str:
+    """Positions as they are, or in thousands and millions where those would not fit."""
+    return "~s" if len(positions) and np.max(positions) >= 10_000 else ",d"
 
 
 def translucent(color: str, alpha: float) -> str:

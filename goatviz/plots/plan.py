@@ -71,7 +71,7 @@ def draw_plan(plan: xr.Dataset) -> Figure:
         f"{plan.attrs['source']}, temperature τ = {plan.attrs['temperature']:g}",
         caption,
     )
-    return grid(panels, words)
+    return grid(panels, words, linked="xy")
 
 
 class _Window:
@@ -95,7 +95,7 @@ class _Window:
         keys, queries = {"title": "key [tokens]"}, {"title": "query [tokens]"}
         queries["autorange"] = "reversed"
         for dim, axis in (("key", keys), ("query", queries)):
-            axis["tickformat"] = tick_format(self.plan[dim].values)
+            axis["tickformat"] = marks.tick_format(self.plan[dim].values)
             if f"{dim}_token" in self.plan.variables:
                 axis |= token_ticks(self.plan[dim].values, self.plan[f"{dim}_token"].values, dim)
         return keys, queries
@@ -153,11 +153,6 @@ class _Window:
         )
 
 
-def tick_format(positions: np.ndarray) -> str:
-    """Positions as they are, or in thousands and millions where those would not fit."""
-    return "~s" if len(positions) and np.max(positions) >= 10_000 else ",d"
-
-
 def token_ticks(positions: np.ndarray, tokens: np.ndarray, dim: str) -> dict[str, Any]:
     """Tokens as ticks where they have room: positions stay numbers, since tokens repeat."""
     if len(positions) > MAX_TOKENS:
@@ -200,7 +195,7 @@ def row_panels(row: xr.Dataset) -> list[Panel]:
     start, stop = row["key"].values, row["key_stop"].values
     middle = (start + stop - 1) / 2
     hover, texts = _row_hover(row)
-    ticks = {"title": "key [tokens]", "tickformat": tick_format(start)}
+    ticks = {"title": "key [tokens]", "tickformat": marks.tick_format(start)}
     if "key_token" in row.variables:
         ticks |= token_ticks(start, row["key_token"].values, "key")
 

@@ -198,7 +198,7 @@ def test_arrays_reach_the_page_exactly():
 
 
 def test_what_is_no_figure():
-    with pytest.raises(TypeError, match="figure must be a plotly Figure, got dict"):
+    with pytest.raises(TypeError, match="must be a plotly Figure or panels, got dict"):
         FigureView({})
 
 

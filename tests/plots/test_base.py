@@ -1,13 +1,25 @@
 """Panels and their lowering: whatever is drawn has its own place, and a choice is that drawing."""
 
 import itertools
+import json
 
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 
 from goatviz.plots import marks
-from goatviz.plots.base import LIMIT_BYTES, Entry, Panel, Words, grid, menu, single
+from goatviz.plots.base import (
+    LIMIT_BYTES,
+    Entry,
+    Panel,
+    Words,
+    as_figure,
+    as_json,
+    grid,
+    menu,
+    single,
+)
+from tests.factories import unpacked
 
 WORDS = Words("Title", "a subtitle", ["A caption."])
 
@@ -157,3 +169,43 @@ def test_captions_of_panels_are_said_once():
     both = [Panel("A", [], caption=["shared"]), Panel("B", [], caption=["shared", "its own"])]
     caption = grid(both, WORDS).layout.annotations[-1].text
     assert caption.split("<br>") == ["A caption.", "shared", "its own"]
+
+
+@pytest.mark.parametrize("drawn", [panels(0)[0], panels(0)[1], panels(1), single(panels(0)[1])])
+def test_a_panels_json_is_that_of_its_figure(drawn):
+    quick, slow = (
+        json.dumps(unpacked(json.loads(text)), default=np.ndarray.tolist, sort_keys=True)
+        for text in (as_json(drawn), as_figure(drawn).to_json(validate=False))
+    )
+    assert quick == slow
+
+
+def test_what_cannot_be_json_is_refused():
+    with pytest.raises(TypeError, match="drawn must be a plotly Figure or panels, got dict"):
+        as_json({})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        as_json(Panel("A", [{"type": "scatter", "y": [float("nan")]}]))
+
+
+def test_axes_of_one_title_zoom_together():
+    figure = checked(grid(panels(0) + panels(1), WORDS, linked="xy"))
+    matches = [figure.layout[f"{side}axis{n}"].matches for side in "xy" for n in ("", 2, 3, 4)]
+    assert matches == [None, None, "x", "x2", None, None, "y", "y2"]
+
+
+def test_a_legend_has_the_rows_that_it_needs():
+    def height(names, width):
+        x = np.arange(2)
+        traces = [marks.curve(x, x, name=n, color="#000000", hover="") for n in names]
+        return single(Panel("A", traces, {"title": "x"}, {"title": "y"}), width=width)
+
+    one, four = height(["plan"], 340), height(["a long name of a curve", "b", "c", "d"], 340)
+    assert four.layout.height == one.layout.height + 60
+    assert one.layout.legend.entrywidth is None and four.layout.legend.entrywidth > 100
+    wide = height(["a long name of a curve", "b", "c", "d"], 660)
+    assert wide.layout.legend.entrywidth is None
+
+
+def test_long_titles_are_wrapped():
+    figure = single(Panel("a title that is far too long " * 4, []), width=340)
+    assert figure.layout.title.text.count("<br>") > 2
