@@ -17,10 +17,9 @@ from goatviz.analysis.training import training_log
 from goatviz.plots.figure import Figure
 from goatviz.plots.length import draw_extrapolation, draw_needle
 from goatviz.plots.mass import draw_mass
-from goatviz.plots.menus import MAX_CHOICES
 from goatviz.plots.perplexity import draw_perplexity
 from goatviz.plots.plan import draw_plan
-from goatviz.plots.prior import PRIOR_KINDS, draw_prior
+from goatviz.plots.prior import PRIOR_KINDS, draw_prior, prior_detail
 from goatviz.plots.sinks import SINK_KINDS, draw_sinks
 from goatviz.plots.training import draw_training
 from goatviz.priors.base import Prior
@@ -50,8 +49,7 @@ def plot_prior(
         Tokens; default the training length. A window or a pooled view is evaluated, never the
         length x length whole, so 1,000,000 draws.
     layers, heads : int or sequence of int, optional
-        Which; default all, as far as a menu holds them (then the last layers, and the caption
-        says so).
+        Which; default all. The more there are, the coarser; see `goatviz.plots.draw_prior`.
     **profile
         Passed to `goatviz.prior_profile`: queries, keys, causal, resolution, points.
 
@@ -87,15 +85,12 @@ def plot_prior(
     if isinstance(source, Checkpoint):
         source = source.model
     sources = prior_sources(source, length=length, causal=profile.get("causal"))
-    count = _count(heads, max(s.prior.num_heads for s in sources))
-    if kind == "heads":
-        profile = {"resolution": 2, "points": 512, **profile}
-    elif layers is None and count * len(sources) > MAX_CHOICES:
-        keep = max(1, MAX_CHOICES // count)
-        layers = list(range(len(sources) - keep, len(sources)))
-    pairs = count * _count(layers, len(sources))
-    if kind != "heads":
-        profile = {**_detail(pairs), **profile}
+    count = _count(layers, len(sources))
+    total = count * _count(heads, max(s.prior.num_heads for s in sources))
+    cells, points = prior_detail(kind, total, count)
+    # Without maps their last row is enough.
+    cells = 2 if kind in ("heads", "kernel") else cells
+    profile = {"resolution": cells, "points": points, **profile}
     result = prior_profile(source, length=length, layers=layers, heads=heads, **profile)
     return draw_prior(result, kind=kind)
 
@@ -347,14 +342,6 @@ def plot_training(
     'Training'
     """
     return draw_training(runs if isinstance(runs, xr.Dataset) else training_log(runs))
-
-
-def _detail(pairs: int) -> dict[str, int]:
-    """Resolution and points at which `pairs` heads together stay below 2 MB."""
-    for most, resolution, points in ((4, 128, 1024), (12, 72, 512), (32, 36, 224)):
-        if pairs <= most:
-            return {"resolution": resolution, "points": points}
-    return {"resolution": 24, "points": 112}
 
 
 def _count(chosen: Sequence[int] | int | None, available: int) -> int:

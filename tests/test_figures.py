@@ -45,24 +45,24 @@ def test_a_model_without_a_prior_is_told_what_to_do(model):
 
 def test_options_reach_the_profile():
     figure = plot_prior(ALiBiPrior(2), length=100, heads=1, queries=slice(90, 100), kind="matrix")
-    heatmap = next(t for t in figure.data if t.name == "probability")
+    heatmap = next(t for t in figure.data if t.name == "plan")
     assert list(heatmap.y) == list(range(90, 100))
     assert "head 1" in figure.layout.title.subtitle.text
-    assert "100 tokens" in caption(figure)
+    assert figure.layout.title.subtitle.text.startswith("100 tokens")
 
 
 def test_notes_of_foreign_modules_are_shown():
     gated = GoatAttention(64, 2, prior_gate="query_norm", training_seq_len=32)
-    assert "gated by the query's norm" in caption(plot_prior(gated))
-    assert "no training_seq_len" in caption(plot_prior(GoatAttention(64, 2), length=16))
+    assert "⚠ Gated by the query's norm" in caption(plot_prior(gated))
+    assert "⚠ No training_seq_len" in caption(plot_prior(GoatAttention(64, 2), length=16))
 
 
 def test_bidirectional_priors_show_both_sides():
     figure = plot_prior(ALiBiPrior(1, symmetric=True), length=16, causal=False)
-    kernel = next(t for t in figure.data if t.name == "kernel κ")
+    kernel = next(t for t in figure.data if t.name == "κ(lag)")
     assert kernel.x.min() == -15 and kernel.x.max() == 15
     np.testing.assert_array_equal(kernel.y, kernel.y[::-1])
-    assert not any(t.name == "not allowed" for t in figure.data)
+    assert not figure.layout.shapes
 
 
 @pytest.mark.parametrize(

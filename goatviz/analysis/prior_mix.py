@@ -19,7 +19,7 @@ import xarray as xr
 from goatviz.analysis.prior import PriorSource, curve_edges, pool_curve, prior_spectrum
 from goatviz.priors.base import Prior, ScaledPrior
 from goatviz.priors.spectral import SpectralPrior
-from goatviz.results import PRIOR_MIX, make_result
+from goatviz.results import PRIOR_MIX, check_result, make_result
 from goatviz.transport.bounds import protected_length
 
 #: What can be scaled, by the kind of component.
@@ -399,6 +399,86 @@ class PriorMixer:
                 "top_high": float(_share(np.float64(mixed.top_odds + reach))),
             },
         )
+
+
+def mix_summary(mix: xr.Dataset) -> str:
+    """What is switched, what the last query sees, and what content can do, in words.
+
+    Parameters
+    ----------
+    mix : xarray.Dataset
+        From `PriorMixer.mix`.
+
+    Returns
+    -------
+    str
+        For captions and screen readers.
+    """
+    check_result(mix, PRIOR_MIX)
+    attrs = mix.attrs
+    scales = {name: attrs[f"{name}_scale"] for name in attrs["components"].split()}
+    changed = [
+        f"{name} off" if scale == 0 else f"{name} × {scale:.3g}"
+        for name, scale in scales.items()
+        if scale != 1
+    ]
+    last = mix.isel(query=-1)
+    count, margin = int(last["seen"]), float(last["margin"])
+    key, mass, entropy = (float(last[n]) for n in ("margin_key", "top_mass", "prior_entropy"))
+    sentences = [
+        f"Layer {attrs['layer']}, head {attrs['head']}, {attrs['length']:,} tokens: "
+        + (", ".join(changed) or "as learned")
+        + "."
+    ]
+    if count == 1:
+        sentences.append("The last query sees one key.")
+    else:
+        if margin > 0:
+            protected = attrs["protected_length"]
+            sentences.append(
+                f"At the last query key {int(key):,} leads by a margin of {margin:.3g} nats with "
+                f"{_percent(mass)} of the prior; the margin keeps half the mass on it up to "
+                f"{_count(protected)} tokens (1 + e^margin)."
+            )
+        else:
+            sentences.append("At the last query no key leads: its margin is 0 nats.")
+        sentences.append(
+            f"Entropy {entropy:.3g} of at most {np.log(count):.3g} nats ({count:,} keys)."
+        )
+        if attrs["content_range"] > 0:
+            held = f"leaves it {_percent(attrs['top_low'])} to {_percent(attrs['top_high'])}"
+            sentences.append(
+                f"Content of range {attrs['content_range']:.3g} at temperature "
+                f"{attrs['temperature']:.3g} moves log-odds by at most {attrs['reach']:.3g} nats"
+                + (
+                    f": it {held} and can{'not' if margin > attrs['reach'] else ''} unseat it."
+                    if margin > 0
+                    else "."
+                )
+            )
+    if len(mix["query"]) < attrs["length"] or (mix["bin_stop"] - mix["key_bin"]).max() > 1:
+        sentences.append(
+            f"Plan: {len(mix['query'])} queries, evenly spaced; mass summed in "
+            f"{len(mix['key_bin'])} equal bins of keys."
+        )
+    if attrs["training_length"]:
+        sentences.append(f"Trained at {attrs['training_length']:,} tokens.")
+    if attrs["notes"]:
+        sentences.append(f"⚠ {attrs['notes']}.")
+    return " ".join(sentences)
+
+
+def _count(number: float) -> str:
+    if number < 1e9:
+        return f"{int(number):,}"
+    return f"{number:.2g}" if np.isfinite(number) else "any number of"
+
+
+def _percent(share: float) -> str:
+    """A share whose distance to 0 or 1 is not rounded away."""
+    if share > 0.5 and 1 - share < 5e-4:
+        return "all but " + _percent(1 - share) if share < 1 else "100%"
+    return f"{share:.3%}" if share < 1e-3 and share >= 1e-5 else f"{share:.1%}" if share else "0%"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A learned prior, component by component: switches and scales, and what they make of its plan.
 
-Numbers come from `goatviz.analysis.prior_mix`, pictures from `goatviz.plots.prior_panels`.
+Numbers come from `goatviz.analysis.prior_mix`, pictures from `goatviz.plots.prior`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,18 @@ import xarray as xr
 from torch import nn
 
 from goatviz.analysis.prior import PriorSource, prior_sources, prior_spectrum
-from goatviz.analysis.prior_mix import PriorMixer, component_names, grid_message, part_of
+from goatviz.analysis.prior_mix import (
+    PriorMixer,
+    component_names,
+    grid_message,
+    mix_summary,
+    part_of,
+)
 from goatviz.explore.base import Explorer, Picture, Task, ranged
 from goatviz.explore.controls import Control
 from goatviz.explore.selection import Selection
-from goatviz.plots.figure import Figure
-from goatviz.plots.prior_panels import PRIOR_PANELS, draw_prior_panel, mix_summary
+from goatviz.plots.base import Panel
+from goatviz.plots.prior import MIX_PANELS
 from goatviz.priors.base import Prior
 from goatviz.training.checkpoint import Checkpoint
 
@@ -171,7 +177,7 @@ class PriorExplorer(Explorer):
         self._parts = [component_names(s.prior) for s in sources]
         self._names = tuple(n for n in _COMPONENTS if any(n in parts for parts in self._parts))
         self._mixers: OrderedDict[tuple[int, int, int], PriorMixer] = OrderedDict()
-        self._drawn: dict[str, tuple[tuple, Figure]] = {}
+        self._drawn: dict[str, tuple[tuple, Panel]] = {}
         self._lock = threading.Lock()
         self.shown = (
             "layer",
@@ -187,7 +193,7 @@ class PriorExplorer(Explorer):
             "kernel": bool({"relative", "recency"} & set(self._names)),
             "spectrum": any(len(prior_spectrum(s.prior)[0]) for s in sources),
         }
-        self.panels = {name: 340 for name in PRIOR_PANELS if there.get(name, True)}
+        self.panels = {name: 340 for name in MIX_PANELS if there.get(name, True)}
         self._set_up(self._all_controls(sources), label="Learned prior", selection=selection)
         self._controls.on_press("reset", self.reset)
         self._fit()
@@ -331,12 +337,12 @@ class PriorExplorer(Explorer):
             if name not in _SCALES_OF:
                 depends += (mix.attrs["reach"],)
             with self._lock:
-                known, figure = self._drawn.get(name, (None, None))
+                known, panel = self._drawn.get(name, (None, None))
             if known != depends:
-                figure = draw_prior_panel(mix, name)
+                panel = MIX_PANELS[name](mix)
                 with self._lock:
-                    self._drawn[name] = depends, figure
-            figures[name] = figure
+                    self._drawn[name] = depends, panel
+            figures[name] = panel
         views = {name: f"{name} {values['length']}" for name in self.panels}
         return Picture(figures, mix_summary(mix), views)
 

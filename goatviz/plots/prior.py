@@ -1,42 +1,33 @@
-"""Figures of a learned prior: the decomposition of Figure 1, all heads, the kernel, the matrix.
+"""Pictures of a prior: its key-only term, kernel and spectrum, its plan and margin, head by head.
 
-Everything is drawn from a "prior_profile" result. Layer and head are chosen inside the figure, by
-plotly's own menu, so the choice works in a saved page too.
+A panel takes one head of a "prior_profile" result, or a "prior_mix" result, which has the learned
+prior beside the scaled one. `draw_prior` draws a profile, its heads in menus.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
-from goatviz.plots import legacy_marks as marks
-from goatviz.plots import style
+from goatviz import checks
+from goatviz.plots import marks, style
+from goatviz.plots.base import LIMIT_BYTES, Entry, Panel, Words, grid, menu
 from goatviz.plots.figure import Figure
-from goatviz.plots.menus import MAX_CHOICES, add_choices
+from goatviz.plots.prior_maps import coarser, head_panels, log_prior, plan
 from goatviz.results import PRIOR_PROFILE, check_result
 
-#: Pixels between the menu and the plots, whose titles lie there.
-_PAD = 46
+PanelOf = Callable[[xr.Dataset], Panel]
 
-
-@dataclass(frozen=True)
-class _Pair:
-    """One head of one layer."""
-
-    layer: int
-    head: int
-    name: str
-    causal: bool
-    data: xr.Dataset
-
-    @property
-    def label(self) -> str:
-        return f"layer {self.layer}, head {self.head}"
+#: The smallest probability that the last query's axis reaches.
+LEAST = 1e-8
+_DECADES = np.arange(-8, 1)
+_LEARNED = "#8c9299"
+#: Cells along one side of a map and points of a curve, from fine to coarse.
+_DETAILS = ((128, 1024), (96, 512), (64, 384), (48, 256), (32, 160), (24, 96), (16, 32))
 
 
 def draw_prior(profile: xr.Dataset, *, kind: str = "decomposition") -> Figure:
@@ -53,455 +44,360 @@ def draw_prior(profile: xr.Dataset, *, kind: str = "decomposition") -> Figure:
     Returns
     -------
     Figure
-        A plotly Figure; nothing is shown, saved or computed.
+        Layer and head are chosen inside it. Of more heads than it can hold it has the leading
+        ones, and its caption says how many: by their margin at the last query, or by the range of
+        their kernel for kind="kernel".
 
     Raises
     ------
     TypeError
         If `profile` is not a prior profile.
     ValueError
-        If `kind` is unknown, or more heads are to be chosen from than a menu can hold.
+        If `kind` is unknown, or no head is present.
     """
     check_result(profile, PRIOR_PROFILE)
-    if kind not in PRIOR_KINDS:
-        raise ValueError(f"kind must be one of {', '.join(PRIOR_KINDS)}, got {kind!r}")
+    checks.one_of("kind", kind, PRIOR_KINDS)
     for dim in ("layer", "head"):
         if dim not in profile.dims:
             profile = profile.expand_dims(dim)
-    pairs = [
-        _Pair(
-            int(layer),
-            int(head),
-            str(profile["layer_name"].sel(layer=layer).item()),
-            bool(profile["causal"].sel(layer=layer).item()),
-            profile.sel(layer=layer, head=head),
+    heads = np.argwhere(profile["present"].values)
+    if not len(heads):
+        raise ValueError("profile must hold a head that is present, got none")
+    if kind == "heads":
+        caption = [*_beside(profile), f"At the last query of {profile.attrs['length']:,} tokens."]
+        title = f"{_title(profile)}: all heads at a glance"
+        return grid(head_panels(profile), Words(title, _lengths(profile), caption))
+    return _draw_heads(profile, kind, heads)
+
+
+def prior_detail(kind: str, heads: int, layers: int) -> tuple[int, int]:
+    """Cells along one side of a map, and points of a curve, at which so many heads fit a figure.
+
+    Parameters
+    ----------
+    kind : str
+        As in `draw_prior`.
+    heads : int
+        All heads of all layers together.
+    layers : int
+        A menu of layers holds one head of each once more.
+    """
+    fit = [d for d in _DETAILS if (heads + layers) * _bytes(kind, *d) < LIMIT_BYTES]
+    return fit[0] if fit else _DETAILS[-1]
+
+
+def _bytes(kind: str, cells: int, points: int) -> float:
+    """What a head adds to a figure, at most: float32 in base64, escaped, and what is around it."""
+    maps = 2 * (log_prior in PRIOR_KINDS[kind])
+    curves = 5 * (kernel in PRIOR_KINDS[kind]) + 3 * (sink in PRIOR_KINDS[kind])
+    return 6.5 * (maps * cells**2 + curves * points) + 1500
+
+
+def _draw_heads(profile: xr.Dataset, kind: str, heads: np.ndarray) -> Figure:
+    rank, rule = _rank(profile, kind)
+    order = sorted(map(tuple, heads), key=lambda at: -np.nan_to_num(rank[at], nan=-np.inf))
+    layers = len(np.unique(heads[:, 0]))
+    profile = coarser(profile, *prior_detail(kind, len(heads), layers))
+    size = _bytes(kind, profile.sizes["query"], max(profile.sizes["key"], profile.sizes["lag"]))
+    shown = sorted(order[: max(1, int(LIMIT_BYTES / size) - layers)])
+    entries = []
+    for layer, head in shown:
+        one = profile.isel(layer=layer, head=head)
+        where = f"layer {int(one['layer'])}, head {int(one['head'])} ({one['layer_name'].item()})"
+        if "explained_variance" in one.variables and np.isfinite(one["explained_variance"]):
+            share = float(one["explained_variance"])
+            where += f": explains {share:.1%} of the logits' variance within rows"
+        panels = [draw(one) for draw in PRIOR_KINDS[kind]]
+        if kind == "matrix":
+            panels = [replace(panel, height=340) for panel in panels]
+        group = f"layer {int(one['layer'])}"
+        entries.append(Entry(f"head {int(one['head'])}", panels, group, where, rank[layer, head]))
+    if kind == "kernel" and not (profile["frequency"].values > 0).any():
+        entries = [replace(entry, panels=entry.panels[:1]) for entry in entries]
+    caption = _beside(profile)
+    if len(heads) > 1:
+        caption.append(f"Menus open on {rule}.")
+    if len(shown) < len(heads):
+        caption.append(
+            f"In the menus: the {len(shown):,} leading heads of {len(heads):,}, by the same rule; "
+            "layers= and heads= choose others, and kind='heads' shows all."
         )
-        for layer in profile["layer"].values
-        for head in profile["head"].values
-        if bool(profile["present"].sel(layer=layer, head=head))
+    title = _title(profile) + {"kernel": ": kernel", "matrix": ": log-prior and plan"}.get(kind, "")
+    return menu(entries, Words(title, _lengths(profile), caption + _pooling(profile, kind)))
+
+
+def _rank(profile: xr.Dataset, kind: str) -> tuple[np.ndarray, str]:
+    """What tells most, by layer and head, and the rule in words."""
+    if kind == "kernel":
+        low, high = profile["kernel_low"].min("lag"), profile["kernel_high"].max("lag")
+        return (high - low).values, "the head whose kernel has the largest range"
+    margin = profile["margin"].isel(query=-1).values
+    return margin, "the head whose top key has the largest margin at the last query"
+
+
+def _title(profile: xr.Dataset) -> str:
+    return str(profile.attrs.get("title", "Learned prior"))
+
+
+def _lengths(profile: xr.Dataset) -> str:
+    trained = profile.attrs.get("training_length")
+    return f"{profile.attrs['length']:,} tokens" + (f", trained at {trained:,}" if trained else "")
+
+
+def _beside(profile: xr.Dataset) -> list[str]:
+    """What has to be said whatever is drawn: layers left out, and notes."""
+    attrs, layers = profile.attrs, profile.sizes["layer"]
+    lines = []
+    if layers < attrs.get("num_layers", layers):
+        lines.append(f"{layers} of {attrs['num_layers']} layers are shown: layers= chooses others.")
+    if attrs.get("notes"):
+        sign = "" if "explained_variance" in profile.variables else "⚠ "
+        lines.append(f"{sign}{attrs['notes'][:1].upper()}{attrs['notes'][1:]}.")
+    return lines
+
+
+def _pooling(profile: xr.Dataset, kind: str) -> list[str]:
+    lines = []
+    curves = {"key", "lag"} if kind == "decomposition" else {"lag"} if kind == "kernel" else set()
+    if any(np.any(profile[f"{dim}_stop"].values - profile[dim].values > 1) for dim in curves):
+        lines.append("Curves: means in bins beyond the exact part, and ranges in them as bands.")
+    width = int(np.max(profile["bin_stop"].values - profile["key_bin"].values))
+    rows = profile.sizes["query"]
+    if kind != "kernel" and (width > 1 or rows < profile.attrs["length"]):
+        pooled = "; in each bin of keys K is averaged and mass is summed" if width > 1 else ""
+        lines.append(f"Maps: {rows} of {profile.attrs['length']:,} queries{pooled}.")
+    return lines
+
+
+# --- panels of curves ---
+
+
+def sink(head: xr.Dataset) -> Panel:
+    """The key-only term u(j).
+
+    Parameters
+    ----------
+    head : xarray.Dataset
+        One layer and head of a prior profile, or a prior mix.
+    """
+    x, hover, extra = _points(head, "key")
+    color = style.LINES[0]
+    hover += "<br>u = %{y:.4g} nats"
+    u = marks.curve(x, head["sink"].values, name="u(j)", color=color, hover=hover, **extra)
+    return Panel(
+        "Sink u(j)",
+        [*_spread(head, x, "sink", color, extra), *_learned(head, x, "sink", "key"), u],
+        _positions(head, "key j", "key"),
+        _nats("u(j)"),
+    )
+
+
+def kernel(head: xr.Dataset) -> Panel:
+    """The function of the lag κ(i − j), with its relative part and recency where it has both."""
+    if not np.isfinite(head["kernel"].values).all():
+        # A causal layer among others that have negative lags too.
+        head = head.isel(lag=np.isfinite(head["kernel"].values))
+    x, hover, extra = _points(head, "lag")
+    color = style.LINES[1]
+
+    def line(field: str, name: str, color: str, dash: str, width: float) -> marks.Trace:
+        text = f"{hover}<br>{name} = %{{y:.4g}} nats"
+        y = head[field].values
+        return marks.curve(
+            x, y, name=name, color=color, hover=text, dash=dash, width=width, **extra
+        )
+
+    traces = [*_spread(head, x, "kernel", color, extra), *_learned(head, x, "kernel", "lag")]
+    traces.append(line("kernel", "κ(lag)", color, "solid", 2.5))
+    note = ""
+    if "recency" in head.variables and np.any(head["recency"].values):
+        traces.append(line("relative", "relative", style.LINES[2], "dot", 1.5))
+        traces.append(line("recency", "recency −m·lag", style.LINES[3], "dash", 1.5))
+        note = "recency is 0 at the diagonal"
+    y = _nats("κ")
+    return Panel("Kernel κ(lag)", traces, _positions(head, "lag i − j", "lag"), y, note)
+
+
+def spectrum(head: xr.Dataset) -> Panel:
+    """Amplitudes of the relative term by period; the dotted line is the length."""
+    frequency = head["frequency"].values
+    # A frequency of 0 is a constant, which changes no weight.
+    known = np.isfinite(frequency) & (frequency > 0)
+    frequency = frequency[known]
+    period, length = 2 * np.pi / frequency, head.attrs["length"]
+    hover = "period %{x:.4g} tokens (%{customdata:.4g} radian/token)<br>"
+    traces = []
+    if "learned_amplitude" in head.variables:
+        y, text = head["learned_amplitude"].values[known], hover + "learned amplitude %{y:.4g} nats"
+        rings = {"symbol": "circle-open", "size": 13, "customdata": frequency}
+        traces.append(marks.points(period, y, name="learned", color=_LEARNED, hover=text, **rings))
+    y, text = head["amplitude"].values[known], hover + "amplitude %{y:.4g} nats"
+    extra = {"customdata": frequency, "showlegend": bool(traces)}
+    traces.append(
+        marks.stems(period, y, name="amplitude", color=style.LINES[4], hover=text, **extra)
+    )
+    # An axis needs something to span where there is no Fourier term.
+    low, high = (period.min(), period.max()) if len(period) else (2.0, 2.0 * length)
+    x = {
+        "title": "period 2π/ω [tokens]",
+        "type": "log",
+        "dtick": 1,
+        "tickformat": "~s",
+        "range": [
+            float(np.log10(min(low, length))) - 0.3,
+            float(np.log10(max(high, length))) + 0.3,
+        ],
+    }
+    y = _nats("amplitude") | {"rangemode": "tozero"} | ({} if len(period) else {"range": [0, 1]})
+    # Slower waves than the text is long are slopes to it.
+    label = {"text": "length", "x": float(np.log10(length)), "xanchor": "right"}
+    label |= {"y": 1, "yref": "y domain", "yanchor": "top"}
+    return Panel(
+        "Spectrum of the relative term",
+        traces,
+        x,
+        y,
+        shapes=[marks.upright(length, dash="dot", color=_LEARNED)],
+        annotations=[label] if len(period) else [label, marks.notice("no Fourier term")],
+    )
+
+
+def margin(head: xr.Dataset) -> Panel:
+    """The lead of each query's top key and, in a mix, what content can overcome."""
+    queries = head["query"].values
+    traces = _learned(head, queries, "margin", "query")
+    keys = head["margin_key"].values.astype(np.int32)
+    lead = marks.finite_or_empty(head["margin"].values)
+    hover = "query %{x:,}, top key %{customdata:,}<br>margin %{y:.4g} nats"
+    look = {"name": "margin", "color": style.LINES[3], "customdata": keys}
+    traces.append(marks.curve(queries, lead, hover=hover, **look))
+    if "seen" in head.variables:
+        seen = head["seen"].values
+        needed = np.where(seen > 1, np.log(np.maximum(seen - 1.0, 1.0)), np.nan)
+        hover = "query %{x:,}<br>ln(keys − 1) = %{y:.4g} nats keep half the mass"
+        look = {"name": "enough for half the mass", "color": style.LINES[6], "dash": "dot"}
+        traces.append(marks.curve(queries, needed, hover=hover, width=1.5, **look))
+    if "reach" in head.attrs:
+        ends = queries[[0, -1]]
+        reach = np.full(len(ends), head.attrs["reach"])
+        hover = "content can overcome w/τ = %{y:.4g} nats"
+        look = {"name": "reach of content", "color": style.LINES[2], "dash": "dashdot"}
+        traces.append(marks.curve(ends, reach, hover=hover, width=1.5, **look))
+    x = {"title": "query i [tokens]", "tickformat": marks.tick_format(queries)}
+    return Panel("Margin of the top key", traces, x, _nats("margin") | {"rangemode": "tozero"})
+
+
+def last_query(mix: xr.Dataset) -> Panel:
+    """The last row of a prior mix, as learned and scaled, and what content can make of it."""
+    start, stop = mix["last_key"].values, mix["last_stop"].values
+    last, learned = mix["last"].values, mix["learned_last"].values
+    low, high = mix["last_low"].values, mix["last_high"].values
+    least = max(float(min(last.min(), learned.min(), low.min())), LEAST)
+    pooled = np.flatnonzero(stop - start > 1)
+    # Bins lie as far apart as single keys: at a million keys both ends can still be read.
+    x = np.arange(len(start)) if len(pooled) else start
+    axis: dict[str, Any] = {"title": "key j [tokens]", "tickformat": ",d"}
+    shapes, hover = [], "key %{x:,}"
+    if len(pooled):
+        first, end = pooled[0], pooled[-1] + 1
+        places = np.array([0, first, (first + end) // 2, end, len(start) - 1])
+        axis["title"] = f"key j [tokens, to {(stop - start).max():,} a point]"
+        axis |= {"tickvals": places.tolist(), "ticktext": [f"{key:,}" for key in start[places]]}
+        shapes = [marks.upright(at, dash="dot", color=_LEARNED) for at in (first - 0.5, end - 0.5)]
+        hover = "keys %{customdata[0]:,} to %{customdata[1]:,}"
+    extra = {"customdata": np.stack([start, stop - 1], axis=-1).astype(np.int32)}
+    below, above = np.maximum(low, LEAST), np.maximum(high, LEAST)
+    color = style.LINES[2]
+    as_learned = {"name": "learned", "color": _LEARNED, "dash": "dash", "width": 1.5}
+    text = hover + "<br>π = %{y:.4g}" + (" a key" if len(pooled) else "")
+    traces = [
+        marks.band(x, below, above, name="reach of content", color=color),
+        marks.curve(x, learned, hover=hover + "<br>learned π = %{y:.4g}", **as_learned, **extra),
+        marks.curve(x, last, name="π", color=color, hover=text, **extra),
     ]
-    if not pairs:
-        raise ValueError("profile holds no head that is present")
-    if kind != "heads" and len(pairs) > MAX_CHOICES:
-        raise ValueError(
-            f"profile holds {len(pairs)} heads, more than the {MAX_CHOICES} a menu can offer: "
-            "select some with layers= and heads=, or use kind='heads'"
-        )
-    return PRIOR_KINDS[kind](profile, pairs)
-
-
-def _draw_decomposition(profile: xr.Dataset, pairs: list[_Pair]) -> Figure:
-    figure = Figure(
-        make_subplots(
-            rows=2,
-            cols=2,
-            horizontal_spacing=0.2,
-            vertical_spacing=0.16,
-            row_heights=[0.4, 0.6],
-            subplot_titles=(
-                "Sink u(j)",
-                "Kernel κ(lag), recency relative to the diagonal",
-                "Log-prior K, centred in each row",
-                "Induced prior, softmax of K" + (" (causal)" if pairs[0].causal else ""),
-            ),
-        )
-    )
-
-    place = {"y": 0.0, "yanchor": "bottom", "len": 0.48, "thickness": 12}
-
-    def traces(pair: _Pair) -> list[tuple[go.Trace, int, int]]:
-        bar = {"title": "nats", "x": 0.41, **place}
-        return [
-            *((mark, 1, 1) for mark in _sink_marks(pair)),
-            *((mark, 1, 2) for mark in _kernel_marks(pair)),
-            (_signed_matrix(pair, bar), 2, 1),
-            (_probability_matrix(pair), 2, 2),
-            *((mark, 2, 1) for mark in _special(pair, "row_centred")),
-            *((mark, 2, 2) for mark in _special(pair, "probability")),
-        ]
-
-    figure.add_trace(marks.probability_bar(x=1.01, **place), row=2, col=2)
-    add_choices(figure, pairs, traces, profile.attrs.get("title", "Learned prior"), pad=_PAD)
-    figure.update_xaxes(title_text="key j [tokens]", tickformat=",d", row=1, col=1)
-    figure.update_yaxes(title_text="u(j) [nats]", row=1, col=1)
-    figure.update_xaxes(title_text="lag = query − key [tokens]", tickformat=",d", row=1, col=2)
-    figure.update_yaxes(title_text="κ [nats]", row=1, col=2)
-    for col in (1, 2):
-        _matrix_axes(figure, profile, pairs[0], row=2, col=col)
-    figure.update_layout(
-        template=style.TEMPLATE,
-        height=860,
-        margin={"t": 120, "b": 110, "l": 70, "r": 80},
-        legend={"orientation": "h", "x": 1.0, "xanchor": "right", "y": 0.575, "yanchor": "top"},
-    )
-    _captions(figure, profile)
-    return figure
-
-
-def _draw_kernel(profile: xr.Dataset, pairs: list[_Pair]) -> Figure:
-    figure = Figure(
-        make_subplots(
-            rows=1,
-            cols=2,
-            column_widths=[0.64, 0.36],
-            horizontal_spacing=0.12,
-            subplot_titles=("Kernel κ(lag)", "Spectrum of the relative term"),
-        )
-    )
-
-    def traces(pair: _Pair) -> list[tuple[go.Trace, int, int]]:
-        spectrum = [(mark, 1, 2) for mark in _spectrum_marks(pair)]
-        return [*((mark, 1, 1) for mark in _kernel_marks(pair)), *spectrum]
-
-    add_choices(figure, pairs, traces, "Relative kernel", pad=_PAD)
-    figure.update_xaxes(title_text="lag = query − key [tokens]", tickformat=",d", row=1, col=1)
-    figure.update_yaxes(title_text="κ [nats]", row=1, col=1)
-    figure.update_xaxes(title_text="frequency [radian/token]", type="log", row=1, col=2)
-    figure.update_yaxes(title_text="amplitude [nats]", rangemode="tozero", row=1, col=2)
-    figure.update_layout(
-        template=style.TEMPLATE,
-        height=520,
-        margin={"t": 120, "b": 150, "l": 70, "r": 40},
-        legend={"orientation": "h", "x": 0.0, "y": -0.24, "yanchor": "top"},
-    )
-    if not any(_has_spectrum(pair) for pair in pairs):
-        figure.add_annotation(
-            text="no Fourier term",
-            x=0.5,
-            y=0.5,
-            xref="x2 domain",
-            yref="y2 domain",
-            showarrow=False,
-        )
-        figure.update_xaxes(range=[-4, 0], row=1, col=2)
-        figure.update_yaxes(range=[0, 1], row=1, col=2)
-    _captions(figure, profile, matrix=False, yshift=-92)
-    return figure
-
-
-def _draw_matrix(profile: xr.Dataset, pairs: list[_Pair]) -> Figure:
-    figure = Figure(
-        make_subplots(
-            rows=1,
-            cols=2,
-            horizontal_spacing=0.2,
-            subplot_titles=("Log-prior K, centred in each row", "Induced prior"),
-        )
-    )
-
-    def traces(pair: _Pair) -> list[tuple[go.Trace, int, int]]:
-        return [
-            (_signed_matrix(pair, {"title": "nats", "x": 0.41, "thickness": 12}), 1, 1),
-            (_probability_matrix(pair), 1, 2),
-            *((mark, 1, 1) for mark in _special(pair, "row_centred")),
-            *((mark, 1, 2) for mark in _special(pair, "probability")),
-        ]
-
-    figure.add_trace(marks.probability_bar(x=1.01, thickness=12), row=1, col=2)
-    add_choices(figure, pairs, traces, "Log-prior and induced plan", pad=_PAD)
-    for col in (1, 2):
-        _matrix_axes(figure, profile, pairs[0], row=1, col=col)
-    figure.update_layout(
-        template=style.TEMPLATE,
-        height=650,
-        margin={"t": 120, "b": 140, "l": 70, "r": 80},
-        legend={"orientation": "h", "x": 1.0, "xanchor": "right", "y": -0.14, "yanchor": "top"},
-    )
-    _captions(figure, profile, yshift=-84)
-    return figure
-
-
-def _draw_heads(profile: xr.Dataset, pairs: list[_Pair]) -> Figure:
-    layers, heads = profile["layer"].values, profile["head"].values
-    last = profile.isel(query=-1)
-    span = profile["relative"].max("lag") - profile["relative"].min("lag")
-    query = int(last["query"])
-    top_key = last["margin_key"].values
-    lag = query - top_key
-    where = np.where(top_key <= lag, "key ", "lag ")
-    nearest = np.minimum(top_key, lag)
-    panels = (
-        ("Margin of the top key", "nats", last["margin"].values, "margin %{z:.3g} nats"),
-        ("Prior mass on the top key", "prob.", last["top_mass"].values, "mass %{z:.3g}"),
-        (
-            "Recency slope m",
-            "nats/token",
-            profile["recency_slope"].values,
-            "slope %{z:.3g} nats/token",
-        ),
-        ("Range of the relative term", "nats", span.values, "range %{z:.3g} nats"),
-    )
-    figure = Figure(
-        make_subplots(
-            rows=2,
-            cols=2,
-            horizontal_spacing=0.2,
-            vertical_spacing=0.24,
-            subplot_titles=[panel[0] for panel in panels],
-        )
-    )
-    small = len(layers) * len(heads) <= 64
-    for at, (_, unit, values, hover) in enumerate(panels):
-        row, col = divmod(at, 2)
-        z = marks.finite_or_empty(values)
-        text = None
-        if small:
-            text = np.vectorize(lambda v: "" if np.isnan(v) else f"{v:.3g}")(z).astype(object)
-            if at < 2:
-                for place in np.ndindex(text.shape):
-                    if text[place]:
-                        text[place] += f"<br>{where[place]}{int(nearest[place])}"
-        finite = z[np.isfinite(z)]
-        figure.add_trace(
-            go.Heatmap(
-                x=marks.compact(heads),
-                y=marks.compact(layers),
-                z=z,
-                text=None if text is None else text.tolist(),
-                texttemplate="%{text}" if small else None,
-                colorscale=style.SEQUENTIAL,
-                zmin=0.0,
-                zmax=float(finite.max()) if finite.size and finite.max() > 0 else 1.0,
-                colorbar={
-                    "title": unit,
-                    "thickness": 12,
-                    "x": 0.41 if col == 0 else 1.01,
-                    "y": 1.0 if row == 0 else 0.0,
-                    "yanchor": "top" if row == 0 else "bottom",
-                    "len": 0.4,
-                },
-                hovertemplate="layer %{y}, head %{x}<br>" + hover + "<extra></extra>",
-                hoverongaps=False,
-                xgap=2,
-                ygap=2,
-            ),
-            row=row + 1,
-            col=col + 1,
-        )
-    figure.update_xaxes(title_text="head", dtick=max(1, len(heads) // 16), showgrid=False)
-    figure.update_yaxes(
-        title_text="layer", dtick=max(1, len(layers) // 16), autorange="reversed", showgrid=False
-    )
-    figure.update_layout(
-        template=style.TEMPLATE,
-        title={
-            "text": "All heads at a glance",
-            "subtitle": {"text": (f"at the last query of {profile.attrs['length']:,} tokens")},
+    return Panel(
+        "Last query: π, and what content leaves",
+        traces,
+        axis,
+        {
+            "title": "probability of a key",
+            "type": "log",
+            "range": [float(np.floor(np.log10(least))) - 0.1, 0.1],
+            "tickvals": (10.0**_DECADES).tolist(),
+            "ticktext": [_decade(exponent) for exponent in _DECADES],
         },
-        height=min(1500, 520 + 2 * max(60, 26 * len(layers))),
-        margin={"t": 110, "b": 110, "l": 70, "r": 90},
+        shapes=shapes,
     )
-    _captions(figure, profile, curves=False, matrix=False)
-    return figure
 
 
-PRIOR_KINDS: dict[str, Callable[[xr.Dataset, list[_Pair]], Figure]] = {
-    "decomposition": _draw_decomposition,
-    "heads": _draw_heads,
-    "kernel": _draw_kernel,
-    "matrix": _draw_matrix,
+#: The panels of `goatviz.plots.draw_prior` by kind.
+PRIOR_KINDS: dict[str, Sequence[PanelOf]] = {
+    "decomposition": (sink, kernel, log_prior, plan),
+    "heads": (),
+    "kernel": (kernel, spectrum),
+    "matrix": (log_prior, plan),
+}
+
+#: The panels of a prior mix, in order.
+MIX_PANELS: dict[str, PanelOf] = {
+    "sink": sink,
+    "kernel": kernel,
+    "plan": plan,
+    "last query": last_query,
+    "margin": margin,
+    "spectrum": spectrum,
 }
 
 
-def _sink_marks(pair: _Pair) -> list[go.Trace]:
-    data = pair.data
-    start, stop = data["key"].values, data["key_stop"].values
-    x, hover, extra = _points(start, stop, "key")
-    drawn: list[go.Trace] = []
-    if extra:
-        drawn.append(
-            marks.band(
-                x,
-                data["sink_low"].values,
-                data["sink_high"].values,
-                name="range in bin",
-                color=style.LINES[0],
-                showlegend=False,
-            )
-        )
-    drawn.append(
-        marks.curve(
-            x,
-            data["sink"].values,
-            name="sink",
-            color=style.LINES[0],
-            hover=f"{pair.label}<br>{hover}<br>u = %{{y:.4g}} nats",
-            showlegend=False,
-            **extra,
-        )
-    )
-    return drawn
+# --- parts of panels ---
 
 
-def _kernel_marks(pair: _Pair) -> list[go.Trace]:
-    data = pair.data
-    keep = np.isfinite(data["kernel"].values)
-    start, stop = data["lag"].values[keep], data["lag_stop"].values[keep]
-    x, hover, extra = _points(start, stop, "lag")
-    drawn: list[go.Trace] = []
-    if extra:
-        drawn.append(
-            marks.band(
-                x,
-                data["kernel_low"].values[keep],
-                data["kernel_high"].values[keep],
-                name="range in bin",
-                color=style.LINES[1],
-                showlegend=False,
-            )
-        )
-    recency = data["recency"].values[keep]
-    has_recency = bool(np.any(recency != 0))
-    lines = [("kernel", "kernel κ", style.LINES[1], "solid", 2.5)]
-    if has_recency:
-        lines += [
-            ("relative", "relative", style.LINES[2], "dot", 1.5),
-            ("recency", "recency −m·lag", style.LINES[3], "dash", 1.5),
-        ]
-    for name, label, color, dash, width in lines:
-        drawn.append(
-            marks.curve(
-                x,
-                data[name].values[keep],
-                name=label,
-                color=color,
-                dash=dash,
-                width=width,
-                hover=f"{pair.label}<br>{hover}<br>{label}: %{{y:.4g}} nats",
-                showlegend=has_recency,
-                legendgroup=label,
-                **extra,
-            )
-        )
-    return drawn
+def _points(head: xr.Dataset, dim: str) -> tuple[np.ndarray, str, dict[str, Any]]:
+    """Where a curve's points lie, what hovering says of them, and what only some curves have.
 
-
-def _spectrum_marks(pair: _Pair) -> list[go.Trace]:
-    if not _has_spectrum(pair):
-        return []
-    data = pair.data
-    keep = np.isfinite(data["amplitude"].values) & np.isfinite(data["frequency"].values)
-    frequency = data["frequency"].values[keep]
-    return [
-        marks.stems(
-            frequency,
-            data["amplitude"].values[keep],
-            name="amplitude",
-            color=style.LINES[2],
-            hover=(
-                f"{pair.label}<br>%{{x:.4g}} radian/token (period %{{customdata:.4g}} tokens)"
-                "<br>amplitude %{y:.4g} nats"
-            ),
-            customdata=2 * np.pi / frequency,
-            showlegend=False,
-        )
-    ]
-
-
-def _has_spectrum(pair: _Pair) -> bool:
-    return bool(np.isfinite(pair.data["amplitude"].values).any())
-
-
-def _signed_matrix(pair: _Pair, bar: dict) -> go.Heatmap:
-    data = pair.data
-    values = np.where(data["allowed"].values, data["row_centred"].values, np.nan)
-    return marks.signed_map(
-        data["key_bin"].values,
-        data["query"].values,
-        values,
-        hover=f"{pair.label}<br>{_cell_hover(data)}<br>K − row mean = {{value}} nats",
-        bar=bar,
-        name="row-centred",
-    )
-
-
-def _probability_matrix(pair: _Pair) -> go.Heatmap:
-    data = pair.data
-    values = np.where(data["allowed"].values, data["probability"].values, np.nan)
-    return marks.probability_map(
-        data["key_bin"].values,
-        data["query"].values,
-        values,
-        hover=f"{pair.label}<br>{_cell_hover(data)}<br>prior mass = {{value}}",
-        name="probability",
-    )
-
-
-def _special(pair: _Pair, name: str) -> list[go.Heatmap]:
-    data = pair.data
-    return marks.special_cells(
-        data["key_bin"].values, data["query"].values, data[name].values, data["allowed"].values
-    )
-
-
-def _cell_hover(data: xr.Dataset) -> str:
-    width = _bin_width(data)
-    keys = "key %{x}" if width == 1 else f"{width:,} keys from %{{x}}"
-    return f"query %{{y}}, {keys}"
-
-
-def _bin_width(data: xr.Dataset) -> int:
-    return int(np.max(data["bin_stop"].values - data["key_bin"].values))
-
-
-def _points(
-    start: np.ndarray, stop: np.ndarray, what: str
-) -> tuple[np.ndarray, str, dict[str, np.ndarray]]:
-    """Where a curve's points lie, what hovering says of them, and the bins if there are any."""
+    A curve alone needs no legend; one of bins tells their ends.
+    """
+    start, stop = head[dim].values, head[f"{dim}_stop"].values
+    several = f"learned_{'sink' if dim == 'key' else 'kernel'}" in head.variables
+    several |= dim == "lag" and "recency" in head.variables and bool(np.any(head["recency"].values))
     if np.all(stop - start == 1):
-        return start, f"{what} %{{x}}", {}
-    bins = np.stack([start, stop - 1], axis=-1).astype(np.int32)
-    hover = f"{what} %{{customdata[0]}} to %{{customdata[1]}} (mean)"
-    return (start + stop - 1) / 2, hover, {"customdata": bins}
+        return start, f"{dim} %{{x:,}}", {"showlegend": several}
+    ends = np.stack([start, stop - 1], axis=-1).astype(np.int32)
+    hover = f"{dim} %{{customdata[0]:,}} to %{{customdata[1]:,}} (mean)"
+    return (start + stop - 1) / 2, hover, {"customdata": ends, "showlegend": several}
 
 
-def _matrix_axes(figure: Figure, profile: xr.Dataset, pair: _Pair, *, row: int, col: int) -> None:
-    width = _bin_width(pair.data)
-    keys = "key j [tokens]" if width == 1 else f"key j [tokens, bins of {width:,}]"
-    figure.update_xaxes(title_text=keys, tickformat=",d", showgrid=False, row=row, col=col)
-    figure.update_yaxes(
-        title_text="query i [tokens]",
-        tickformat=",d",
-        autorange="reversed",
-        showgrid=False,
-        row=row,
-        col=col,
-    )
+def _spread(
+    head: xr.Dataset, x: np.ndarray, field: str, color: str, extra: dict[str, Any]
+) -> list[marks.Trace]:
+    """Least to largest in each bin, where there are bins."""
+    if "customdata" not in extra:
+        return []
+    low, high = head[f"{field}_low"].values, head[f"{field}_high"].values
+    return [marks.band(x, low, high, name="range in bin", color=color, showlegend=False)]
 
 
-def _captions(
-    figure: Figure,
-    profile: xr.Dataset,
-    *,
-    curves: bool = True,
-    matrix: bool = True,
-    yshift: int = -62,
-) -> None:
-    attrs = profile.attrs
-    parts = [f"{attrs['length']:,} tokens"]
-    if attrs.get("training_length"):
-        parts.append(f"trained at {attrs['training_length']:,}")
-    shown = len(set(profile["layer"].values.tolist()))
-    if shown < attrs.get("num_layers", shown):
-        parts.append(f"{shown} of {attrs['num_layers']} layers shown (choose with layers=)")
-    lines = [" · ".join(parts)]
-    if curves and np.any(profile["key_stop"].values - profile["key"].values > 1):
-        lines.append("curves beyond the exact part: mean, and range as a band, in equal bins")
-    bin_width = np.max(profile["bin_stop"].values - profile["key_bin"].values)
-    if matrix and (bin_width > 1 or not attrs["rows"].startswith("every")):
-        note = f"matrix: {attrs['rows']}"
-        if bin_width > 1:
-            note += "; in each key bin K is averaged and mass is summed"
-        lines.append(note)
-    if "explained_variance" in profile.variables:
-        share = profile["explained_variance"].values
-        share = share[np.isfinite(share)]
-        if share.size:
-            lines.append(
-                "of the logits' variance in each row this explains "
-                f"{share.min():.1%} to {share.max():.1%}, head by head"
-            )
-        lines.append(style.escape(attrs["notes"]))
-    elif attrs.get("notes"):
-        lines.append(f"⚠ {style.escape(attrs['notes'])}")
-    figure.add_annotation(marks.caption("<br>".join(lines), yshift=yshift))
+def _learned(head: xr.Dataset, x: np.ndarray, field: str, dim: str) -> list[marks.Trace]:
+    """The same curve as learned, where the result has it."""
+    if f"learned_{field}" not in head.variables:
+        return []
+    y = marks.finite_or_empty(head[f"learned_{field}"].values)
+    hover = f"{dim} %{{x:,.0f}}<br>learned {field} %{{y:.4g}} nats"
+    return [marks.curve(x, y, name="learned", color=_LEARNED, hover=hover, dash="dash", width=1.5)]
+
+
+def _positions(head: xr.Dataset, what: str, dim: str) -> dict[str, Any]:
+    start, stop = head[dim].values, head[f"{dim}_stop"].values
+    pooled = ", means in bins" if np.any(stop - start > 1) else ""
+    return {"title": f"{what} [tokens{pooled}]", "tickformat": marks.tick_format(start)}
+
+
+def _nats(what: str) -> dict[str, Any]:
+    return {"title": f"{what} [nats]", "exponentformat": "none", "separatethousands": True}
+
+
+def _decade(exponent: int) -> str:
+    """A power of ten in the size of the other ticks, which plotly's own is not."""
+    if exponent > -4:
+        return f"{10.0**exponent:g}"
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

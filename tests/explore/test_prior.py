@@ -16,6 +16,7 @@ from goatviz.analysis.prior_mix import COMPONENTS
 from goatviz.attention import Attention
 from goatviz.explore import PriorExplorer, Selection, explore_prior
 from goatviz.models import CausalLM, ModelConfig, goat_prior
+from goatviz.plots.base import as_json
 from goatviz.priors import ALiBiPrior, BucketPrior, KeyTablePrior, SpectralPrior, UniformPrior
 from goatviz.priors.base import ScaledPrior, SumPrior
 from goatviz.training import load_pretrained
@@ -112,7 +113,7 @@ def test_the_widget_shows_what_draw_returns(explorer):
     picture = explorer.picture({})
     assert list(picture.figures) == list(explorer.panels)
     for name, figure in picture.figures.items():
-        assert shown(explorer, name) == json.loads(figure.to_json(validate=False))
+        assert shown(explorer, name) == json.loads(as_json(figure))
     assert "sink off, relative × 2" in explorer._summary.value
     assert explorer._controls.error == ""
     assert {trace.name for trace in explorer.draw().data} >= {"plan", "margin", "u(j)", "π"}
