@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from goatviz.derived import completed
 from goatviz.files import check_shipped, shipped_file, shipped_names, whole_file
 
 
@@ -298,6 +299,7 @@ NEEDLE_GRID = Schema(
 
 _PIECE = ("scheme", "run", "piece", "length")
 _PLACE = ("scheme", "run", "piece", "position")
+_AT = ("scheme", "position")
 
 PERPLEXITY_SWEEP = Schema(
     "perplexity_sweep",
@@ -311,17 +313,15 @@ PERPLEXITY_SWEEP = Schema(
         "perplexity": Field(_POOLED, "1", "exp of the mean loss"),
         "perplexity_low": Field(_POOLED, "1", "lower end of its interval"),
         "perplexity_high": Field(_POOLED, "1", "upper end of its interval"),
+        "run_perplexity": Field(_RUN, "1", "exp of the mean loss, each run"),
         "position_loss": Field(_PLACE, "nats", "mean loss by position in the longest windows"),
         "position_tokens": Field(("piece", "position"), "count", "tokens that count there"),
-        "mean_position_loss": Field(
-            ("scheme", "position"), "nats", "mean loss by position over pieces and runs"
-        ),
-        "mean_position_loss_low": Field(
-            ("scheme", "position"), "nats", "lower end of its interval"
-        ),
-        "mean_position_loss_high": Field(
-            ("scheme", "position"), "nats", "upper end of its interval"
-        ),
+        "mean_position_loss": Field(_AT, "nats", "mean loss by position over pieces and runs"),
+        "mean_position_loss_low": Field(_AT, "nats", "lower end of its interval"),
+        "mean_position_loss_high": Field(_AT, "nats", "upper end of its interval"),
+        "position_perplexity": Field(_AT, "1", "exp of the mean loss by position"),
+        "position_perplexity_low": Field(_AT, "1", "lower end of its interval"),
+        "position_perplexity_high": Field(_AT, "1", "upper end of its interval"),
     },
 )
 
@@ -343,6 +343,9 @@ _MASS_NAMES = {
     "recent": "on the recent keys",
 }
 
+_PLANS = (("", "mass"), ("prior_", "prior mass"))
+_ENDS = (("", ""), ("_low", ", lower end"), ("_high", ", upper end"))
+
 MASS_SWEEP = Schema(
     "mass_sweep",
     {
@@ -354,9 +357,38 @@ MASS_SWEEP = Schema(
             f"{plan}{group}_mass{end}": Field(
                 _MASS, "probability", f"{what} {_MASS_NAMES[group]}{of}"
             )
-            for plan, what in (("", "mass"), ("prior_", "prior mass"))
+            for plan, what in _PLANS
             for group in MASS_GROUPS
-            for end, of in (("", ""), ("_low", ", lower end"), ("_high", ", upper end"))
+            for end, of in _ENDS
+        },
+        "reference_length": Field((), "tokens", "length at which leading heads are chosen"),
+        **{
+            f"mean_token{end}": Field(
+                _POOLED, "probability", f"answer tokens right, mean over runs{of}"
+            )
+            for end, of in _ENDS
+        },
+        **{
+            f"{group}_{what}": Field(
+                ("scheme", "run"), "1", f"{what} of the leading head; -1: none"
+            )
+            for group in MASS_GROUPS
+            for what in ("layer", "head")
+        },
+        **{
+            f"run_{plan}{group}_mass": Field(
+                _RUN, "probability", f"{what} {_MASS_NAMES[group]}, leading head"
+            )
+            for plan, what in _PLANS
+            for group in MASS_GROUPS
+        },
+        **{
+            f"mean_{plan}{group}_mass{end}": Field(
+                _POOLED, "probability", f"{what} {_MASS_NAMES[group]}, mean over leading heads{of}"
+            )
+            for plan, what in _PLANS
+            for group in MASS_GROUPS
+            for end, of in _ENDS
         },
     },
 )
@@ -515,7 +547,9 @@ def save_result(dataset: xr.Dataset, path: str | os.PathLike) -> Path:
 
 
 def load_result(path: str | os.PathLike) -> xr.Dataset:
-    """Read a result that `save_result` wrote, and check it.
+    """Read a result that `save_result` wrote, complete it, and check it.
+
+    Fields that a file of an earlier version lacks follow from others: see `goatviz.derived`.
 
     Raises
     ------
@@ -541,7 +575,7 @@ def load_result(path: str | os.PathLike) -> xr.Dataset:
     schema = dataset.attrs.get("schema")
     if schema not in SCHEMAS:
         raise ValueError(f"{path.name} holds no goatviz result (schema {schema!r})")
-    return check_result(dataset, SCHEMAS[schema])
+    return check_result(completed(dataset, SCHEMAS[schema]), SCHEMAS[schema])
 
 
 def list_results() -> list[str]:

@@ -1,6 +1,6 @@
 """The import law, kept by import-linter and ruff with the rules of pyproject.toml, and broken here.
 
-    checks, bins, files, pages <- results <- priors <- transport <- attention
+    checks, bins, derived, files, pages <- results <- priors <- transport <- attention
           <- models, tasks, adapters <- training <- analysis <- figures, explore, paper <- cli
     results <- plots <- figures, explore, paper
 

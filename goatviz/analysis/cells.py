@@ -1,7 +1,7 @@
-"""What every sweep over models and lengths shares: its arguments, and cells measured once.
+"""What sweeps over models and lengths share: checks of their arguments, and a cache of cells.
 
-A cell is what one model says at one length. With a cache folder it is one small JSON file, named
-by everything that it depends on, so that a sweep that was stopped goes on where it was.
+A cell is the measurement of one model at one length. With a cache folder it is a small JSON file,
+named by a digest of everything it depends on, so that an interrupted sweep resumes.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from goatviz import checks
 from goatviz.files import whole_file
 from goatviz.models import CausalLM
 from goatviz.tasks import Task
@@ -21,40 +22,41 @@ Models = Mapping[str, CausalLM | Sequence[CausalLM]]
 
 
 def check_models(models: Models, task: Task) -> dict[str, list[CausalLM]]:
-    """Models by scheme as lists, that know the task's tokens."""
-    if not isinstance(models, Mapping) or not models:
-        raise ValueError(
-            "models must map scheme names to models, such as {'goat': model}, "
-            f"got {type(models).__name__}"
-        )
-    found = {}
+    """Lists of models by scheme, each with a vocabulary that holds the task's tokens."""
+    wanted = "a mapping of scheme names to models, such as {'goat': model}"
+    if not checks.instance("models", models, Mapping, wanted):
+        raise ValueError(f"models must be {wanted}, got none")
+    runs = {}
     for scheme, given in models.items():
-        each = [given] if isinstance(given, CausalLM) else list(given)
-        if not each:
-            raise ValueError(f"models[{scheme!r}] must hold at least one model, got none")
-        for model in each:
-            if not isinstance(model, CausalLM):
-                raise TypeError(f"models[{scheme!r}] must be CausalLM, got {type(model).__name__}")
+        name = f"models[{scheme!r}]"
+        if isinstance(given, CausalLM):
+            given = [given]
+        run = list(checks.instance(name, given, Iterable, "a CausalLM or a sequence of them"))
+        if not run:
+            raise ValueError(f"{name} must hold at least one model, got none")
+        for model in run:
+            checks.instance(name, model, CausalLM, "a CausalLM")
             if model.config.vocab_size < task.vocab_size:
                 raise ValueError(
-                    f"models[{scheme!r}] must know the task's {task.vocab_size} tokens, "
-                    f"got a vocabulary of {model.config.vocab_size}"
+                    f"{name} must have a vocabulary of at least the task's {task.vocab_size} "
+                    f"tokens, got {model.config.vocab_size}"
                 )
-        found[str(scheme)] = each
-    return found
+        runs[str(scheme)] = run
+    return runs
 
 
 def check_lengths(lengths: Sequence[int]) -> list[int]:
     """Increasing positive integers."""
-    found = list(lengths)
-    whole = all(not isinstance(n, bool) and int(n) == n and n > 0 for n in found)
-    if not found or not whole or sorted(set(found)) != found:
-        raise ValueError(f"lengths must be increasing positive integers, got {found}")
-    return [int(n) for n in found]
+    wanted = "increasing positive integers"
+    checks.instance("lengths", lengths, Iterable, wanted)
+    numbers = [checks.positive_int("lengths", length) for length in lengths]
+    if not numbers or sorted(set(numbers)) != numbers:
+        raise ValueError(f"lengths must be {wanted}, got {numbers}")
+    return numbers
 
 
 def check_cache(cache: str | os.PathLike | None) -> Path | None:
-    """A folder that is there."""
+    """An existing folder, or None."""
     if cache is None:
         return None
     folder = Path(cache)
@@ -64,7 +66,7 @@ def check_cache(cache: str | os.PathLike | None) -> Path | None:
 
 
 def model_digest(model: CausalLM) -> str:
-    """Names a model by its configuration and weights."""
+    """SHA-256 of a model's configuration and weights."""
     digest = hashlib.sha256(repr(model.config).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -73,40 +75,45 @@ def model_digest(model: CausalLM) -> str:
 
 
 def trained_lengths(models: Mapping[str, Sequence[CausalLM]]) -> str:
-    """Training lengths of all models, increasing, as an attribute of a result."""
-    found = {model.config.training_length for each in models.values() for model in each}
-    return ", ".join(map(str, sorted(found)))
+    """The training lengths of all models, increasing, as an attribute of a result."""
+    lengths = {model.config.training_length for run in models.values() for model in run}
+    return ", ".join(map(str, sorted(lengths)))
 
 
-def cached(folder: Path | None, label: str, asked: Any, measure: Callable[[], Any]) -> Any:
-    """What `measure` says, or said before; plain values, for JSON.
+def exceeds_positions(model: CausalLM, length: int) -> bool:
+    """Whether the model learned its positions one by one and has none at this length."""
+    return model.config.positions == "learned" and length > model.config.training_length
+
+
+def cached(folder: Path | None, label: str, key: Any, measure: Callable[[], Any]) -> Any:
+    """What `measure()` returns, or returned when the same cell was measured before.
 
     Parameters
     ----------
     folder : Path or None
-        An existing folder of cells; None: nothing is kept.
+        An existing folder of cells; None keeps nothing.
     label : str
-        How the cell's file begins, for people.
-    asked : plain values
-        Everything the cell depends on.
+        Beginning of the cell's file name, for people.
+    key : JSON values
+        Everything that the cell depends on.
     measure : callable
-        Called if there is no such cell.
+        Returns JSON values; called if there is no such cell.
 
     Raises
     ------
     ValueError
-        If the cell's file was damaged.
+        If the cell's file is damaged.
     """
     if folder is None:
         return measure()
-    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = folder / f"{label}-{name[:24]}.json"
     if path.exists():
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"cell {path} is damaged, remove it: {error}") from error
-    found = measure()
+    value = measure()
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(found), encoding="utf-8")
-    return found
+        temporary.write_text(json.dumps(value), encoding="utf-8")
+    return value

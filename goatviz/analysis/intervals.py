@@ -46,6 +46,14 @@ def wilson_interval(right: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, n
     return np.where(share == 0, 0.0, low), np.where(share == 1, 1.0, high)
 
 
+def share_fields(name: str, right: np.ndarray, count: np.ndarray) -> dict[str, np.ndarray]:
+    """A share and its Wilson interval as the fields `name`, `name`_low and `name`_high."""
+    with np.errstate(invalid="ignore"):
+        share = right / count
+    low, high = wilson_interval(right, count)
+    return {name: share, f"{name}_low": low, f"{name}_high": high}
+
+
 def bootstrap_weights(count: int, resamples: int, seed: int) -> np.ndarray:
     """How often each of `count` units is drawn, by resample: shape (resamples, count)."""
     draws = np.random.default_rng(seed).integers(count, size=(resamples, count))

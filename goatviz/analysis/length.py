@@ -1,7 +1,7 @@
-"""How well answers are found beyond the training length, with counts and intervals.
+"""Accuracy of answers at and beyond the training length, with counts and Wilson intervals.
 
-Each cell (model, length, depth) is measured once: with a `cache` folder a sweep that was stopped
-goes on where it was. What a cell measures is `goatviz.training.evaluation.evaluate_answers`.
+A cell is one model at one length and depth, measured by
+`goatviz.training.evaluation.evaluate_answers`; with a `cache` folder an interrupted sweep resumes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ import numpy as np
 import xarray as xr
 from tqdm.auto import tqdm
 
+from goatviz import checks
 from goatviz.analysis.cells import (
     Models,
     cached,
     check_cache,
     check_lengths,
     check_models,
+    exceeds_positions,
     model_digest,
     trained_lengths,
 )
-from goatviz.analysis.intervals import wilson_interval
+from goatviz.analysis.intervals import share_fields
 from goatviz.models import CausalLM
 from goatviz.results import LENGTH_SWEEP, NEEDLE_GRID, check_result, make_result
 from goatviz.tasks import Task
@@ -35,6 +37,7 @@ from goatviz.training.evaluation import CHUNK, HELD_OUT_STREAM, AnswerAccuracy, 
 
 # Tokens of a batch: memory stays the same at every length.
 _BATCH_TOKENS = 2**15
+_COUNTS = ("examples", "right", "tokens", "right_tokens")
 _UNKNOWN = AnswerAccuracy(0, 0, 0, 0, math.nan)
 
 
@@ -51,41 +54,40 @@ def length_sweep(
 ) -> xr.Dataset:
     """Accuracy of answers against length, for several schemes and training seeds.
 
-    All models are asked the same questions. Positions learned one by one end at the training
-    length: longer cells are missing (0 examples, NaN).
+    All models get the same questions. Positions learned one by one end at the training length:
+    longer cells are missing (0 examples, NaN).
 
     Parameters
     ----------
     models : mapping of str to CausalLM or sequence of CausalLM
-        By scheme; several models of a scheme are runs with different seeds.
+        Models by scheme; several models of a scheme are runs with different seeds.
     task : Task
         `Passkey` or `Needle`; its own length does not matter.
     lengths : sequence of int
-        Tokens of context, increasing.
-    examples : int or mapping
-        For each model and length; by length if a mapping.
+        Context lengths in tokens, increasing.
+    examples : int or mapping of int to int
+        Number of questions for each model and length, or the number by length.
     seed : int
-        Of the questions.
+        Seed of the questions.
     chunk : int
-        Tokens that go through a model at a time.
+        Number of tokens that go through a model at a time.
     cache : path-like, optional
-        Existing folder in which cells are kept and found again.
+        Existing folder that keeps measured cells for later sweeps.
     progress : bool
-        Show a bar.
+        Whether to show a progress bar.
 
     Returns
     -------
     xarray.Dataset
-        Schema `length_sweep`: counts, shares of whole answers ("strict") and of their tokens with
-        Wilson intervals, for each run and over all runs of a scheme. The interval over all runs
-        says how well the mean of these runs is known, not how far other seeds may lie.
+        Schema `length_sweep`: counts, and shares of whole answers ("strict") and of their tokens
+        that are right, with 95 % Wilson intervals; for each run and over all runs of a scheme. The
+        interval over all runs says how well the mean of these runs is known, not how far other
+        seeds may lie.
 
     Raises
     ------
-    ValueError
-        If models, lengths or examples do not fit, or a length is too short for the task.
-    TypeError
-        If a model is not a CausalLM.
+    TypeError, ValueError
+        If an argument is of the wrong kind or out of range, or a length too short for the task.
 
     Notes
     -----
@@ -100,23 +102,21 @@ def length_sweep(
     [[[24, 24]]]
     """
     models = check_models(models, task)
-    _check_answers(task)
     lengths = check_lengths(lengths)
-    runs = max(len(each) for each in models.values())
-    cells = np.full((len(models), runs, len(lengths)), None, dtype=object)
-    asked = _Asked(task, lengths, (None,), examples, seed, chunk, cache, progress)
-    for (s, r, t, _), found in _cells(models, asked):
-        cells[s, r, t] = found
-    counts = _counts(cells)
-    data = {
-        name: counts[name]
-        for name in ("examples", "right", "tokens", "right_tokens", "log_probability")
-    }
-    data |= _shares("strict", counts["right"], counts["examples"])
-    data |= _shares("token", counts["right_tokens"], counts["tokens"])
-    pooled = {name: counts[name].sum(axis=1) for name in ("examples", "right", "tokens")}
-    data |= _shares("mean_strict", pooled["right"], pooled["examples"])
-    data |= _shares("mean_token", counts["right_tokens"].sum(axis=1), pooled["tokens"])
+    runs = max(len(run) for run in models.values())
+    shape = (len(models), runs, len(lengths))
+    data = {name: np.zeros(shape, dtype=int) for name in _COUNTS}
+    data["log_probability"] = np.full(shape, np.nan)
+    questions = _Questions.checked(task, lengths, (None,), examples, seed, chunk, cache)
+    for (s, r, t, _), accuracy in _cells(models, questions, progress):
+        for name, values in data.items():
+            values[s, r, t] = getattr(accuracy, name)
+    for measure, right, unit in (
+        ("strict", "right", "examples"),
+        ("token", "right_tokens", "tokens"),
+    ):
+        data |= share_fields(measure, data[right], data[unit])
+        data |= share_fields(f"mean_{measure}", data[right].sum(axis=1), data[unit].sum(axis=1))
     return make_result(
         LENGTH_SWEEP,
         data,
@@ -137,24 +137,24 @@ def needle_grid(
     cache: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Accuracy of answers against length and depth; several runs of a scheme are pooled.
+    """Accuracy of answers against length and depth, several runs of a scheme pooled.
 
     Parameters
     ----------
     models, task, lengths, examples, seed, chunk, cache, progress
         As in `length_sweep`.
     depths : sequence of float
-        Where the pair stands in the filler, 0 = first, 1 = just before the question.
+        Places of the answer in the filler, increasing: 0 is first, 1 just before the question.
 
     Returns
     -------
     xarray.Dataset
-        Schema `needle_grid`.
+        Schema `needle_grid`: counts over all runs, and shares with 95 % Wilson intervals.
 
     Raises
     ------
-    ValueError, TypeError
-        As in `length_sweep`; and if a depth lies outside [0, 1].
+    TypeError, ValueError
+        As in `length_sweep`, and if a depth lies outside [0, 1].
 
     Notes
     -----
@@ -169,20 +169,19 @@ def needle_grid(
     [[[24]]]
     """
     models = check_models(models, task)
-    _check_answers(task)
     lengths = check_lengths(lengths)
-    depths = [float(depth) for depth in depths]
-    if not depths or any(not 0 <= d <= 1 for d in depths) or sorted(set(depths)) != depths:
+    depths = [checks.number("depths", depth, low=0, high=1) for depth in depths]
+    if not depths or sorted(set(depths)) != depths:
         raise ValueError(f"depths must be increasing numbers in [0, 1], got {depths}")
     shape = (len(models), len(depths), len(lengths))
-    counts = {name: np.zeros(shape, dtype=int) for name in AnswerAccuracy._fields[:4]}
-    asked = _Asked(task, lengths, tuple(depths), examples, seed, chunk, cache, progress)
-    for (s, _, t, d), found in _cells(models, asked):
+    counts = {name: np.zeros(shape, dtype=int) for name in _COUNTS}
+    questions = _Questions.checked(task, lengths, tuple(depths), examples, seed, chunk, cache)
+    for (s, _, t, d), accuracy in _cells(models, questions, progress):
         for name, values in counts.items():
-            values[s, d, t] += getattr(found, name)
+            values[s, d, t] += getattr(accuracy, name)
     data = {name: counts[name] for name in ("examples", "tokens")}
-    data |= _shares("token", counts["right_tokens"], counts["tokens"])
-    data |= _shares("strict", counts["right"], counts["examples"])
+    data |= share_fields("token", counts["right_tokens"], counts["tokens"])
+    data |= share_fields("strict", counts["right"], counts["examples"])
     return make_result(
         NEEDLE_GRID,
         data,
@@ -192,7 +191,7 @@ def needle_grid(
 
 
 def over_depths(grid: xr.Dataset) -> xr.Dataset:
-    """A needle grid with its depths pooled: right answers and questions are summed over them.
+    """A needle grid pooled over its depths: sums of right answers over sums of questions.
 
     Parameters
     ----------
@@ -202,13 +201,13 @@ def over_depths(grid: xr.Dataset) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Schema `needle_grid` without the dimension depth, as a selection of one depth has none;
-        Wilson intervals of the pooled counts.
+        Schema `needle_grid` without the dimension depth, like a selection of one depth; intervals
+        are Wilson's of the pooled counts.
 
     Raises
     ------
     TypeError
-        If `grid` is no needle grid.
+        If `grid` is not a needle grid.
 
     Examples
     --------
@@ -223,7 +222,7 @@ def over_depths(grid: xr.Dataset) -> xr.Dataset:
     for name, unit in (("token", "tokens"), ("strict", "examples")):
         # A share times its count is a whole number up to rounding.
         right = (grid[name].fillna(0.0) * grid[unit]).round().sum("depth").values
-        data |= _shares(name, right, data[unit])
+        data |= share_fields(name, right, data[unit])
     fields = {name: (("scheme", "length"), values) for name, values in data.items()}
     pooled = xr.Dataset(
         {name: (*field, grid[name].attrs) for name, field in fields.items()},
@@ -233,51 +232,57 @@ def over_depths(grid: xr.Dataset) -> xr.Dataset:
     return check_result(pooled, NEEDLE_GRID)
 
 
-class _Asked(NamedTuple):
-    """The questions of a sweep or grid; a depth of None is the task's own."""
+class _Questions(NamedTuple):
+    """The questions of a sweep or grid: a number of examples for each length; depth None is the
+    task's own."""
 
-    task: Task
-    lengths: list[int]
+    tasks: list[Task]
+    examples: list[int]
     depths: tuple[float | None, ...]
-    examples: int | Mapping[int, int]
     seed: int
     chunk: int
-    cache: str | os.PathLike | None
-    progress: bool
+    cache: Path | None
+
+    @classmethod
+    def checked(
+        cls,
+        task: Task,
+        lengths: Sequence[int],
+        depths: tuple[float | None, ...],
+        examples: int | Mapping[int, int],
+        seed: int,
+        chunk: int,
+        cache: str | os.PathLike | None,
+    ) -> _Questions:
+        if not task.answer_length:
+            raise ValueError(f"task must have answers (passkey, needle), got {task.name}")
+        by_length = isinstance(examples, Mapping)
+        counts = [
+            checks.positive_int(
+                f"examples at length {length}", examples.get(length) if by_length else examples
+            )
+            for length in lengths
+        ]
+        tasks = [task.at_length(length) for length in lengths]
+        return cls(tasks, counts, depths, seed, chunk, check_cache(cache))
 
 
 def _cells(
-    models: dict[str, list[CausalLM]], asked: _Asked
+    models: dict[str, list[CausalLM]], questions: _Questions, progress: bool
 ) -> Iterator[tuple[tuple[int, int, int, int], AnswerAccuracy]]:
-    """Every cell with its place: scheme, run, length, depth."""
-    tasks = [asked.task.at_length(length) for length in asked.lengths]
-    wanted = [_examples(asked.examples, length) for length in asked.lengths]
-    folder = check_cache(asked.cache)
-    total = sum(len(each) for each in models.values()) * len(tasks) * len(asked.depths)
-    with tqdm(total=total, disable=not asked.progress, unit="cell") as bar:
-        for s, (scheme, each) in enumerate(models.items()):
-            for r, model in enumerate(each):
-                digest = None if folder is None else model_digest(model)
-                for t, (task, count) in enumerate(zip(tasks, wanted, strict=True)):
-                    for d, depth in enumerate(asked.depths):
+    """The accuracy of every cell by its place: scheme, run, length, depth."""
+    tasks, depths = questions.tasks, questions.depths
+    total = sum(map(len, models.values())) * len(tasks) * len(depths)
+    with tqdm(total=total, disable=not progress, unit="cell") as bar:
+        for s, (scheme, run) in enumerate(models.items()):
+            for r, model in enumerate(run):
+                digest = None if questions.cache is None else model_digest(model)
+                for t, task in enumerate(tasks):
+                    for d, depth in enumerate(depths):
                         bar.set_postfix_str(f"{scheme} {task.length}", refresh=False)
-                        found = _cell(
-                            model, digest, task, count, asked.seed, depth, asked.chunk, folder
-                        )
-                        yield (s, r, t, d), found
+                        count = questions.examples[t]
+                        yield (s, r, t, d), _cell(model, digest, task, count, depth, questions)
                         bar.update()
-
-
-def _check_answers(task: Task) -> None:
-    if not task.answer_length:
-        raise ValueError(f"task must have answers (passkey, needle), got {task.name}")
-
-
-def _examples(examples: int | Mapping[int, int], length: int) -> int:
-    count = examples.get(length) if isinstance(examples, Mapping) else examples
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"examples must be at least 1 at length {length}, got {count!r}")
-    return count
 
 
 def _cell(
@@ -285,40 +290,28 @@ def _cell(
     digest: str | None,
     task: Task,
     examples: int,
-    seed: int,
     depth: float | None,
-    chunk: int,
-    folder: Path | None,
+    questions: _Questions,
 ) -> AnswerAccuracy:
-    if model.config.positions == "learned" and task.length > model.config.training_length:
+    if exceeds_positions(model, task.length):
         return _UNKNOWN
-    # Part of what is drawn, so part of a cell's name too.
+    seed = questions.seed
+    # The batch decides what is drawn, so it is part of the cell's name too.
     batch = max(1, min(64, _BATCH_TOKENS // task.length))
-    asked = [digest, task.name, asdict(task), examples, batch, seed, depth]
-    found = cached(
-        folder,
-        f"{task.name}-{task.length}",
-        asked,
-        lambda: evaluate_answers(
-            model, task, examples=examples, batch_size=batch, seed=seed, depth=depth, chunk=chunk
-        )._asdict(),
-    )
-    return AnswerAccuracy(**found)
 
+    def measure() -> dict[str, int | float]:
+        return evaluate_answers(
+            model,
+            task,
+            examples=examples,
+            batch_size=batch,
+            seed=seed,
+            depth=depth,
+            chunk=questions.chunk,
+        )._asdict()
 
-def _counts(cells: np.ndarray) -> dict[str, np.ndarray]:
-    filled = [_UNKNOWN if cell is None else cell for cell in cells.flat]
-    return {
-        name: np.array([getattr(cell, name) for cell in filled]).reshape(cells.shape)
-        for name in AnswerAccuracy._fields
-    }
-
-
-def _shares(name: str, right: np.ndarray, count: np.ndarray) -> dict[str, np.ndarray]:
-    with np.errstate(invalid="ignore"):
-        share = right / count
-    low, high = wilson_interval(right, count)
-    return {name: share, f"{name}_low": low, f"{name}_high": high}
+    key = [digest, task.name, asdict(task), examples, batch, seed, depth]
+    return AnswerAccuracy(**cached(questions.cache, f"{task.name}-{task.length}", key, measure))
 
 
 def _attrs(

@@ -1,30 +1,40 @@
 """Where attention and its prior put their mass when an answer is due, against length.
 
-A retrieval task says where its answer stands, so that the plan of the queries that must give it
-can be read: mass on the answer is what a head found, mass on the first key what it left unused.
+A retrieval task knows where its answer stands in the text, so the plan of the queries that must
+give it can be read: mass on the answer is what a head retrieved, mass on the first key what it left
+unused.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from goatviz import checks
 from goatviz.adapters.capture import CapturedCall, capture, problem_of
-from goatviz.analysis.cells import Models, check_lengths, check_models, trained_lengths
-from goatviz.analysis.intervals import wilson_interval
+from goatviz.analysis.cells import (
+    Models,
+    check_lengths,
+    check_models,
+    exceeds_positions,
+    trained_lengths,
+)
+from goatviz.analysis.intervals import bootstrap_interval, bootstrap_weights, share_fields
+from goatviz.derived import leading_masses
 from goatviz.models import CausalLM
 from goatviz.results import MASS_GROUPS, MASS_SWEEP, make_result
 from goatviz.tasks import Needle, Passkey
 from goatviz.training.evaluation import HELD_OUT_STREAM, squeezed_to
 from goatviz.transport.fused import dense_window
 
-#: Draws of the bootstrap.
+#: Resamples of the bootstrap.
 RESAMPLES = 1000
 # Tokens that go through a model at a time, over all examples of a batch.
 _BATCH_TOKENS = 2**14
@@ -48,32 +58,34 @@ def mass_sweep(
     Parameters
     ----------
     models : mapping of str to CausalLM or sequence of CausalLM
-        By scheme, all with as many layers and heads; several models of a scheme are runs.
+        Models by scheme, all with the same numbers of layers and heads; several models of a scheme
+        are runs.
     task : Passkey or Needle
-        Its own length does not matter.
+        The task that asks for answers; its own length does not matter.
     lengths : sequence of int
-        Tokens of context, increasing.
+        Context lengths in tokens, increasing.
     examples : int
-        For each model and length, the same for all models.
+        Number of examples for each length, the same for all models; at least 2.
     recent : int
-        Keys that end at the query itself.
+        Number of recent keys, the query itself the last of them.
     seed : int
-        Of the examples.
+        Seed of the examples and of the bootstrap.
 
     Returns
     -------
     xarray.Dataset
-        Schema `mass_sweep`: masses by layer and head, means over examples and the answer's
-        queries, with 95 % percentile bootstrap intervals over examples; the share of answer
-        tokens that these examples got right, with Wilson intervals. The groups of keys may
-        overlap. Models with learned positions are missing (NaN) beyond their training length.
+        Schema `mass_sweep`. Masses by layer and head are means over examples and the answer's
+        queries, with 95 % percentile bootstrap intervals over examples; beside them stands the
+        share of answer tokens that are right, with 95 % Wilson intervals. Means over runs follow
+        one head of each run, the one with most of a group's mass at the training length (see
+        `goatviz.derived.leading_masses`). The groups of keys may overlap. Models with learned
+        positions are missing (NaN) beyond their training length.
 
     Raises
     ------
-    TypeError
-        If the task has no answers, or a model is not a CausalLM.
-    ValueError
-        If models, lengths, examples or recent do not fit.
+    TypeError, ValueError
+        If an argument is of the wrong kind or out of range, or models differ in their numbers of
+        layers or heads.
 
     Notes
     -----
@@ -92,71 +104,73 @@ def mass_sweep(
     >>> bool(sweep["answer_mass"].max() > 0.5)
     True
     """
-    if not isinstance(task, Passkey | Needle):
-        raise TypeError(f"task must be Passkey or Needle, got {type(task).__name__}")
+    checks.instance("task", task, (Passkey, Needle), "a Passkey or Needle")
     models = check_models(models, task)
     lengths = check_lengths(lengths)
-    for name, value, least in (("examples", examples, 2), ("recent", recent, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    sizes = {
-        (model.config.num_layers, model.config.num_heads)
-        for each in models.values()
-        for model in each
+    examples = checks.integer("examples", examples, low=2)
+    recent = checks.positive_int("recent", recent)
+    layers, heads = _size(models)
+    coords = {
+        "scheme": list(models),
+        "run": np.arange(max(len(run) for run in models.values())),
+        "length": lengths,
+        "layer": np.arange(layers),
+        "head": np.arange(heads),
     }
+    attrs = {
+        "task": task.name,
+        "task_options": json.dumps(asdict(task), sort_keys=True),
+        "training_length": trained_lengths(models),
+        "chance_token": task.chance,
+        "examples": examples,
+        "recent": recent,
+        "resamples": RESAMPLES,
+        "seed": seed,
+    }
+    data = _fields(models, task, coords, attrs)
+    data |= leading_masses(data, coords, attrs)
+    return make_result(MASS_SWEEP, data, coords=coords, attrs=attrs)
+
+
+def _size(models: dict[str, list[CausalLM]]) -> tuple[int, int]:
+    """Layers and heads of every model."""
+    configs = [model.config for run in models.values() for model in run]
+    sizes = sorted({(config.num_layers, config.num_heads) for config in configs})
     if len(sizes) > 1:
-        raise ValueError(
-            f"models must all have as many layers and heads, got (layers, heads) {sorted(sizes)}"
-        )
-    (size,) = sizes
-    runs = max(len(each) for each in models.values())
-    shape = (len(models), runs, len(lengths))
-    masses = np.full((2, 3, len(MASS_GROUPS), *shape, *size), np.nan)
-    right = np.zeros(shape, dtype=int)
-    tokens = np.zeros(shape, dtype=int)
-    drawn = np.random.default_rng(seed).integers(examples, size=(RESAMPLES, examples))
-    weights = np.stack([np.bincount(row, minlength=examples) for row in drawn]) / examples
-    for t, asked in enumerate(task.at_length(length) for length in lengths):
+        raise ValueError(f"models must all have the same (layers, heads), got {sizes}")
+    return sizes[0]
+
+
+def _fields(
+    models: dict[str, list[CausalLM]],
+    task: Passkey | Needle,
+    coords: Mapping[str, Sequence],
+    attrs: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+    """Counts, shares and masses of every model at every length; NaN where there is none."""
+    examples, seed = attrs["examples"], attrs["seed"]
+    *shape, layers, heads = (len(values) for values in coords.values())
+    masses = np.full((3, 2, len(MASS_GROUPS), *shape, layers, heads), np.nan)
+    right, tokens = np.zeros((2, *shape), dtype=int)
+    weights = bootstrap_weights(examples, RESAMPLES, seed)
+    for t, length in enumerate(coords["length"]):
+        asked = task.at_length(length)
         ids = asked.sample(examples, generator=torch.Generator().manual_seed(seed))
-        for s, each in enumerate(models.values()):
-            for r, model in enumerate(each):
-                config = model.config
-                if config.positions == "learned" and asked.length > config.training_length:
+        for s, run in enumerate(models.values()):
+            for r, model in enumerate(run):
+                if exceeds_positions(model, length):
                     continue
-                found, right[s, r, t] = _measured(model, asked, ids, recent)
+                values, right[s, r, t] = _measured(model, asked, ids, attrs["recent"])
                 tokens[s, r, t] = examples * asked.answer_length
-                drawn_means = np.einsum("de,e...->d...", weights, found)
-                low, high = np.percentile(drawn_means, [2.5, 97.5], axis=0)
-                masses[..., s, r, t, :, :] = np.stack([found.mean(axis=0), low, high], axis=1)
-    with np.errstate(invalid="ignore"):
-        share = right / tokens
-    low, high = wilson_interval(right, tokens)
-    data = {"tokens": tokens, "token": share, "token_low": low, "token_high": high}
-    for p, plan in enumerate(("", "prior_")):
-        for e, end in enumerate(("", "_low", "_high")):
+                masses[..., s, r, t, :, :] = np.stack(
+                    [values.mean(axis=0), *bootstrap_interval(values, weights)]
+                )
+    data = {"tokens": tokens, **share_fields("token", right, tokens)}
+    for e, end in enumerate(("", "_low", "_high")):
+        for p, plan in enumerate(("", "prior_")):
             for g, group in enumerate(MASS_GROUPS):
-                data[f"{plan}{group}_mass{end}"] = masses[p, e, g]
-    return make_result(
-        MASS_SWEEP,
-        data,
-        coords={
-            "scheme": list(models),
-            "run": np.arange(runs),
-            "length": lengths,
-            "layer": np.arange(size[0]),
-            "head": np.arange(size[1]),
-        },
-        attrs={
-            "task": task.name,
-            "task_options": json.dumps(asdict(task), sort_keys=True),
-            "training_length": trained_lengths(models),
-            "chance_token": task.chance,
-            "examples": examples,
-            "recent": recent,
-            "resamples": RESAMPLES,
-            "seed": seed,
-        },
-    )
+                data[f"{plan}{group}_mass{end}"] = masses[e, p, g]
+    return data
 
 
 @torch.no_grad()

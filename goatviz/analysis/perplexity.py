@@ -1,4 +1,4 @@
-"""Loss on documents against length, with intervals over documents, and by position in the window.
+"""Loss on documents against context length and by position in the window, with intervals.
 
 The same text is cut into windows of every length, so that lengths differ in context alone.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,25 +18,29 @@ import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from goatviz import bins, checks
 from goatviz.analysis.cells import (
     Models,
     cached,
     check_cache,
     check_lengths,
     check_models,
+    exceeds_positions,
     model_digest,
     trained_lengths,
 )
+from goatviz.analysis.intervals import bootstrap_interval, bootstrap_weights
+from goatviz.derived import perplexities
 from goatviz.models import CausalLM
 from goatviz.results import LOSS_DIFFERENCE, PERPLEXITY_SWEEP, check_result, make_result
 from goatviz.tasks import DNA, Text
 from goatviz.training.evaluation import CHUNK, counts, sequence_loss
 
-#: Draws of the bootstrap.
+#: Resamples of the bootstrap.
 RESAMPLES = 2000
 # Tokens whose logits are held at a time, over all windows of a batch.
 _BATCH_TOKENS = 2**13
-# Logits of a chunk, where nothing else is asked for.
+# Logits of a chunk where the caller names none.
 _LOGITS = 2**22
 
 
@@ -52,46 +58,44 @@ def perplexity_sweep(
 ) -> xr.Dataset:
     """Loss on the documents of `task.source`, for several schemes and training seeds.
 
-    Each piece, a stretch of as many tokens as the longest length, is cut into windows of every
-    length: all lengths predict the same tokens, and a longer one gives them more context.
+    A piece is a stretch of as many tokens as the longest length, cut into windows of every length:
+    all lengths predict the same tokens, and a longer one gives them more context.
 
     Parameters
     ----------
     models : mapping of str to CausalLM or sequence of CausalLM
-        By scheme; several models of a scheme are runs with different seeds.
+        Models by scheme; several models of a scheme are runs with different seeds.
     task : Text or DNA
-        Documents no model was trained on or tuned on; its own length does not matter.
+        Documents that no model was trained or tuned on; its own length does not matter.
     lengths : sequence of int
-        Tokens of context, increasing; each divides the last.
+        Context lengths in tokens, increasing; each divides the last.
     per_document : int
-        The most pieces of a document, which do not overlap.
+        Largest number of pieces, which do not overlap, from one document.
     documents : int, optional
-        The most pieces in all, spread evenly over those there are; default all.
+        Largest number of pieces in all, spread evenly over those there are. Default: all.
     chunk : int, optional
-        Tokens that go through a model at a time; default 1,024, or as many as have 4 million
-        logits: one pass needs no mask and is half as fast again as many.
+        Number of tokens that go through a model at a time. Default: as many as have 4 million
+        logits, at least 1,024; a single pass is faster than several.
     seed : int
-        Of the bootstrap.
+        Seed of the bootstrap.
     cache : path-like, optional
-        Existing folder in which cells are kept and found again.
+        Existing folder that keeps measured cells for later sweeps.
     progress : bool
-        Show a bar.
+        Whether to show a progress bar.
 
     Returns
     -------
     xarray.Dataset
         Schema `perplexity_sweep`, losses in nats per token. Intervals are 95 % percentile bootstrap
-        over pieces (documents where each gives one), the same draws for all schemes and lengths,
-        runs averaged. Positions are upper ends: p stands for the tokens of the longest windows from
-        the position before it (16 from 0) up to the p-th. Models with learned positions are
-        missing (NaN) beyond their training length.
+        over pieces (documents, where each gives one), with the same resamples for all schemes and
+        lengths, runs averaged. A position is the upper end of its bin in the longest windows: the
+        first bin holds 16 tokens, and each later end is twice the one before. Models with learned
+        positions are missing (NaN) beyond their training length.
 
     Raises
     ------
-    ValueError
-        If models, lengths or documents do not fit.
-    TypeError
-        If the task is neither Text nor DNA, or a model is not a CausalLM.
+    TypeError, ValueError
+        If an argument is of the wrong kind or out of range, or the documents are too short.
 
     Examples
     --------
@@ -105,70 +109,44 @@ def perplexity_sweep(
     >>> sweep["tokens"].values.tolist()
     [[64, 64], [64, 64]]
     """
-    if not isinstance(task, Text | DNA):
-        raise TypeError(f"task must be Text or DNA, got {type(task).__name__}")
+    checks.instance("task", task, (Text, DNA), "a Text or DNA")
     models = check_models(models, task)
     lengths = check_lengths(lengths)
     longest = lengths[-1]
     if any(longest % length for length in lengths):
         raise ValueError(f"lengths must all divide the last, {longest}, got {lengths}")
-    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
-        raise ValueError(f"chunk must be an integer of at least 1, got {chunk!r}")
+    if chunk is not None:
+        checks.positive_int("chunk", chunk)
     pieces, names = _pieces(task, longest, per_document, documents)
     counted = counts(pieces, task).numpy()
     ends = [2**power for power in range(4, longest.bit_length()) if 2**power < longest] + [longest]
-    folder = check_cache(cache)
-    runs = max(len(each) for each in models.values())
-    loss = np.full((len(models), runs, len(names), len(lengths)), np.nan)
-    place = np.full((len(models), runs, len(names), len(ends)), np.nan)
-    total = sum(len(each) for each in models.values()) * len(names)
-    with tqdm(total=total, disable=not progress, unit="piece") as bar:
-        for s, (scheme, each) in enumerate(models.items()):
-            for r, model in enumerate(each):
-                digest = None if folder is None else model_digest(model)
-                for p, piece in enumerate(pieces):
-                    bar.set_postfix_str(f"{scheme} {names[p]}", refresh=False)
-                    for t, length in enumerate(lengths):
-                        loss[s, r, p, t], place[s, r, p] = _cell(
-                            model,
-                            digest,
-                            piece,
-                            counted[p],
-                            length,
-                            ends,
-                            _chunk(model) if chunk is None else chunk,
-                            folder,
-                        )
-                    bar.update()
-    by_place = _by_place(counted, ends)
+    windows = _Windows(pieces, counted, names, lengths, ends, chunk, check_cache(cache))
+    loss, place = _losses_of(models, windows, progress)
+    by_place = np.add.reduceat(counted, [0, *ends[:-1]], axis=1, dtype=int)
     tokens = np.repeat(counted.sum(axis=1)[:, None], len(lengths), axis=1)
     data = {"loss": loss, "tokens": tokens, "position_loss": place, "position_tokens": by_place}
     # The same tokens at every length.
     data["run_loss"] = np.einsum("srpt,p->srt", loss, tokens[:, 0] / tokens[:, 0].sum())
-    draws = np.random.default_rng(seed).integers(len(names), size=(RESAMPLES, len(names)))
-    data |= _intervals("mean_loss", loss, tokens, draws)
-    data |= _intervals("mean_position_loss", place, by_place, draws)
-    for end in ("", "_low", "_high"):
-        data[f"perplexity{end}"] = np.exp(data[f"mean_loss{end}"])
-    return make_result(
-        PERPLEXITY_SWEEP,
-        data,
-        coords={
-            "scheme": list(models),
-            "run": np.arange(runs),
-            "piece": np.arange(len(names)),
-            "length": lengths,
-            "position": ends,
-        },
-        attrs={
-            "task": task.name,
-            "source": task.source,
-            "documents": json.dumps(names),
-            "training_length": trained_lengths(models),
-            "resamples": RESAMPLES,
-            "seed": seed,
-        },
-    )
+    weights = bootstrap_weights(len(names), RESAMPLES, seed)
+    data |= _mean_over_pieces("mean_loss", loss, tokens, weights)
+    data |= _mean_over_pieces("mean_position_loss", place, by_place, weights)
+    coords = {
+        "scheme": list(models),
+        "run": np.arange(loss.shape[1]),
+        "piece": np.arange(len(names)),
+        "length": lengths,
+        "position": ends,
+    }
+    attrs = {
+        "task": task.name,
+        "source": task.source,
+        "documents": json.dumps(names),
+        "training_length": trained_lengths(models),
+        "resamples": RESAMPLES,
+        "seed": seed,
+    }
+    data |= perplexities(data, coords, attrs)
+    return make_result(PERPLEXITY_SWEEP, data, coords=coords, attrs=attrs)
 
 
 def loss_difference(
@@ -176,17 +154,17 @@ def loss_difference(
 ) -> xr.Dataset:
     r"""Loss of every scheme less that of one, on the same pieces: d = mean_p (l_p - l_p^reference).
 
-    Pieces differ far more from each other than schemes do; what is hard for one is hard for all,
-    and leaves their difference.
+    Pieces differ far more than schemes do. What makes a piece hard for one scheme makes it hard for
+    all, and cancels in the difference.
 
     Parameters
     ----------
     sweep : xarray.Dataset
         From `perplexity_sweep`.
     reference : str
-        One of its schemes.
+        Scheme whose loss is subtracted.
     resamples, seed : int
-        Of the bootstrap.
+        Number of resamples of the bootstrap, and its seed.
 
     Returns
     -------
@@ -197,9 +175,9 @@ def loss_difference(
     Raises
     ------
     TypeError
-        If `sweep` is no perplexity sweep.
+        If `sweep` is not a perplexity sweep.
     ValueError
-        If it lacks the reference, or resamples is below 1.
+        If it lacks the reference, or `resamples` is below 1.
 
     Examples
     --------
@@ -210,37 +188,67 @@ def loss_difference(
     """
     check_result(sweep, PERPLEXITY_SWEEP)
     schemes = [str(scheme) for scheme in sweep["scheme"].values]
-    if reference not in schemes:
-        raise ValueError(f"reference must be one of {', '.join(schemes)}, got {reference!r}")
-    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
-        raise ValueError(f"resamples must be an integer of at least 1, got {resamples!r}")
-    known = ~np.isnan(sweep["loss"].values)
-    with np.errstate(invalid="ignore"):
-        each = np.nansum(sweep["loss"].values, axis=1) / known.sum(axis=1)
-    apart = (each - each[schemes.index(reference)])[:, None]
-    pieces = apart.shape[2]
-    draws = np.random.default_rng(seed).integers(pieces, size=(resamples, pieces))
+    checks.one_of("reference", reference, schemes)
+    checks.positive_int("resamples", resamples)
+    loss = bins.mean_of_finite(sweep["loss"].values, axis=1)
+    difference = (loss - loss[schemes.index(reference)])[:, None]
+    pieces = sweep.sizes["piece"]
+    weights = bootstrap_weights(pieces, resamples, seed)
     return make_result(
         LOSS_DIFFERENCE,
-        _intervals("difference", apart, sweep["tokens"].values, draws),
+        _mean_over_pieces("difference", difference, sweep["tokens"].values, weights),
         coords={"scheme": schemes, "length": sweep["length"].values},
-        attrs={"reference": reference, "resamples": resamples, "seed": seed, "pieces": pieces},
+        attrs={
+            "reference": reference,
+            "training_length": sweep.attrs["training_length"],
+            "resamples": resamples,
+            "seed": seed,
+            "pieces": pieces,
+        },
     )
 
 
-def _chunk(model: CausalLM) -> int:
-    return max(CHUNK, _LOGITS // model.config.vocab_size)
+class _Windows(NamedTuple):
+    """Pieces of documents, the tokens of them that count, and how they are cut into windows."""
+
+    pieces: Tensor
+    counted: np.ndarray
+    names: tuple[str, ...]
+    lengths: list[int]
+    ends: list[int]
+    chunk: int | None
+    cache: Path | None
+
+
+def _losses_of(
+    models: dict[str, list[CausalLM]], windows: _Windows, progress: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean losses by length and by position: (schemes, runs, pieces, lengths or positions)."""
+    shape = (len(models), max(map(len, models.values())), len(windows.pieces))
+    loss = np.full((*shape, len(windows.lengths)), np.nan)
+    place = np.full((*shape, len(windows.ends)), np.nan)
+    total = sum(map(len, models.values())) * len(windows.pieces)
+    with tqdm(total=total, disable=not progress, unit="piece") as bar:
+        for s, (scheme, run) in enumerate(models.items()):
+            for r, model in enumerate(run):
+                digest = None if windows.cache is None else model_digest(model)
+                for p, name in enumerate(windows.names):
+                    bar.set_postfix_str(f"{scheme} {name}", refresh=False)
+                    for t, length in enumerate(windows.lengths):
+                        # The last length is the longest, whose positions are kept.
+                        loss[s, r, p, t], place[s, r, p] = _cell(model, digest, windows, p, length)
+                    bar.update()
+    return loss, place
 
 
 def _pieces(
     task: Text | DNA, length: int, per_document: int, most: int | None
 ) -> tuple[Tensor, tuple[str, ...]]:
     pieces, names = task.pieces(length, per_document=per_document)
-    # What is masked throughout says nothing of any model.
+    # A piece that is masked throughout says nothing about any model.
     keep = [at for at, row in enumerate(counts(pieces, task)) if bool(row.any())]
     if most is not None:
-        if isinstance(most, bool) or not isinstance(most, int) or most < 2:
-            raise ValueError(f"documents must be an integer of at least 2, got {most!r}")
+        checks.integer("documents", most, low=2)
         if len(keep) > most:
             keep = [keep[(2 * index + 1) * len(keep) // (2 * most)] for index in range(most)]
     if len(keep) < 2:
@@ -252,30 +260,24 @@ def _pieces(
 
 
 def _cell(
-    model: CausalLM,
-    digest: str | None,
-    piece: Tensor,
-    counted: np.ndarray,
-    length: int,
-    ends: list[int],
-    chunk: int,
-    folder: Path | None,
+    model: CausalLM, digest: str | None, windows: _Windows, at: int, length: int
 ) -> tuple[float, list[float]]:
-    """Mean loss of the tokens that count, and means by position in the window, nats."""
-    config = model.config
-    if config.positions == "learned" and length > config.training_length:
+    """Mean loss of a piece's tokens that count, and means by position in the window, nats."""
+    piece, counted, ends = windows.pieces[at], windows.counted[at], windows.ends
+    if exceeds_positions(model, length):
         return np.nan, [np.nan] * len(ends)
-    asked = [digest, piece.tolist(), counted.tolist(), length, ends]
+    chunk = windows.chunk or max(CHUNK, _LOGITS // model.config.vocab_size)
 
     def measure() -> list:
-        each = _losses(model, piece, length, chunk)
+        losses = _losses(model, piece, length, chunk)
         places = []
-        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        for start, end in pairwise([0, *ends]):
             within = counted[start:end]
-            places.append(float(each[start:end][within].mean()) if within.any() else None)
-        return [float(each[counted].mean()), places]
+            places.append(float(losses[start:end][within].mean()) if within.any() else None)
+        return [float(losses[counted].mean()), places]
 
-    mean, places = cached(folder, f"perplexity-{length}", asked, measure)
+    key = [digest, piece.tolist(), counted.tolist(), length, ends]
+    mean, places = cached(windows.cache, f"perplexity-{length}", key, measure)
     return mean, [np.nan if value is None else value for value in places]
 
 
@@ -294,29 +296,13 @@ def _losses(model: CausalLM, piece: Tensor, length: int, chunk: int) -> np.ndarr
     return torch.cat(parts).flatten().double().cpu().numpy()
 
 
-def _by_place(counted: np.ndarray, ends: list[int]) -> np.ndarray:
-    """Tokens that count by position, shape (pieces, positions)."""
-    return np.stack(
-        [counted[:, start:end].sum(1) for start, end in zip([0, *ends[:-1]], ends, strict=True)],
-        axis=1,
-    )
-
-
-def _intervals(
-    name: str, loss: np.ndarray, tokens: np.ndarray, draws: np.ndarray
+def _mean_over_pieces(
+    name: str, loss: np.ndarray, tokens: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Mean over runs and over the tokens of pieces, with its percentile interval over pieces."""
-    missing = np.isnan(loss).all(axis=1)  # a run that is not there counts for nothing
-    each = np.where(missing, 0.0, np.nansum(loss, axis=1))
-    each = each / np.maximum((~np.isnan(loss)).sum(axis=1), 1)
-    weight = np.where(missing, 0, tokens)
-    sums, weights = each * weight, weight
+    """Mean over runs and over the tokens of pieces, with its bootstrap interval over pieces."""
+    by_piece = bins.mean_of_finite(loss, axis=1)
+    sizes = np.where(np.isnan(by_piece), 0, tokens)
     with np.errstate(invalid="ignore"):
-        mean = sums.sum(axis=1) / weights.sum(axis=1)
-        # How often each piece is drawn: (draws, pieces).
-        drawn = np.stack([np.bincount(row, minlength=loss.shape[2]) for row in draws])
-        means = np.einsum("bp,spl->bsl", drawn, sums) / np.einsum("bp,spl->bsl", drawn, weights)
-    known = ~np.isnan(mean)
-    low, high = np.full(mean.shape, np.nan), np.full(mean.shape, np.nan)
-    low[known], high[known] = np.nanpercentile(means[:, known], [2.5, 97.5], axis=0)
+        mean = (np.nan_to_num(by_piece) * sizes).sum(axis=1) / sizes.sum(axis=1)
+    low, high = bootstrap_interval(by_piece.swapaxes(0, 1), weights, sizes.swapaxes(0, 1))
     return {name: mean, f"{name}_low": low, f"{name}_high": high}

@@ -1,4 +1,4 @@
-"""Folders of trained models, sorted by position scheme and seed, ready to be compared."""
+"""Folders of trained models, grouped by position scheme and seed for comparison."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Runs(NamedTuple):
     Attributes
     ----------
     task : Task
-        What all were trained on.
+        Task that all were trained on.
     models : dict of str to list of CausalLM
-        By scheme, seeds in order.
+        Models by scheme, in the order of their seeds.
     """
 
     task: Task
@@ -32,18 +32,17 @@ def load_runs(folder: str | os.PathLike) -> Runs:
     """Load every checkpoint of a folder, grouped by position scheme, seeds in order.
 
     Where there are runs of "rope" and none of "rope-interpolated", the latter are the same weights
-    with squeezed positions: training either gives the other.
+    with interpolated positions: the two schemes train alike.
 
     Parameters
     ----------
     folder : path-like
-        Checkpoints of one task, that differ in scheme and seed alone.
+        Folder of checkpoints of one task that differ in scheme and seed alone.
 
     Raises
     ------
     ValueError
-        If there are none, or they were trained on different tasks or by different recipes, or a
-        scheme has a seed twice.
+        If there are none, they differ in more than scheme and seed, or a scheme has a seed twice.
 
     Examples
     --------
@@ -58,14 +57,14 @@ def load_runs(folder: str | os.PathLike) -> Runs:
     names = sorted(path.stem for path in folder.glob("*.json"))
     if not names:
         raise ValueError(f"folder must hold checkpoints, got none in {folder}")
-    found: dict[str, dict[int, Checkpoint]] = {}
+    runs: dict[str, dict[int, Checkpoint]] = {}
     recipes: dict[str, str] = {}
     for name in names:
         checkpoint = load_checkpoint(folder / name)
         config = dict(checkpoint.card["config"])
         scheme, seed = config.pop("positions"), config.pop("seed")
         recipes[json.dumps(config, sort_keys=True)] = name
-        seeds = found.setdefault(scheme, {})
+        seeds = runs.setdefault(scheme, {})
         if seed in seeds:
             raise ValueError(
                 f"folder must hold a scheme and seed once, got {seeds[seed].name} and {name}"
@@ -73,16 +72,13 @@ def load_runs(folder: str | os.PathLike) -> Runs:
         seeds[seed] = checkpoint
     if len(recipes) > 1:
         raise ValueError(
-            "folder must hold runs of one recipe, that differ in scheme and seed alone; these do "
-            f"not agree: {', '.join(sorted(recipes.values()))}"
+            "folder must hold runs that differ in scheme and seed alone, got different recipes in "
+            f"{', '.join(sorted(recipes.values()))}"
         )
     models = {
-        scheme: [found[scheme][seed].model for seed in sorted(found[scheme])]
-        for scheme in POSITION_SCHEMES
-        if scheme in found
+        scheme: [seeds[seed].model for seed in sorted(seeds)] for scheme, seeds in runs.items()
     }
     if "rope" in models and "rope-interpolated" not in models:
-        squeezed = [interpolate_positions(model) for model in models["rope"]]
-        order = [scheme for scheme in POSITION_SCHEMES if scheme in {*models, "rope-interpolated"}]
-        models = {scheme: models.get(scheme, squeezed) for scheme in order}
-    return Runs(TrainConfig.from_dict(checkpoint.card["config"]).task, models)
+        models["rope-interpolated"] = [interpolate_positions(model) for model in models["rope"]]
+    ordered = {scheme: models[scheme] for scheme in POSITION_SCHEMES if scheme in models}
+    return Runs(TrainConfig.from_dict(checkpoint.card["config"]).task, ordered)

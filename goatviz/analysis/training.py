@@ -1,4 +1,4 @@
-"""How training went: losses and learning rates of several runs, side by side."""
+"""Losses and learning rates of training runs, side by side."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
+from goatviz import checks
 from goatviz.results import TRAINING_LOG, make_result
 from goatviz.training import Checkpoint, TrainResult
 
@@ -20,20 +21,22 @@ def training_log(
     Parameters
     ----------
     runs : Checkpoint, TrainResult, or mapping of str to them
-        A loaded checkpoint (its card holds the history), or what `train` returned.
+        A loaded checkpoint, whose card holds the history; what `train` returned; or several of
+        them by name.
 
     Returns
     -------
     xarray.Dataset
-        Schema `training_log`: loss (what training minimised, on one batch) and learning rate by
-        step, NaN where a run did not log that step; and the held-out loss, nats per token.
+        Schema `training_log`: the loss that training minimised, on one batch, and the learning
+        rate by step, NaN where a run did not log that step; and the held-out loss. Losses are in
+        nats per token.
 
     Raises
     ------
+    TypeError
+        If a run is neither a checkpoint nor a training result.
     ValueError
         If there is no run, or a run has no history.
-    TypeError
-        If a run is neither a checkpoint nor a result.
 
     Examples
     --------
@@ -44,11 +47,9 @@ def training_log(
     """
     if isinstance(runs, Checkpoint | TrainResult):
         runs = {_name(runs): runs}
-    if not isinstance(runs, Mapping) or not runs:
-        raise ValueError(
-            "runs must be a checkpoint, a training result, or a mapping of names to them, "
-            f"got {type(runs).__name__}"
-        )
+    wanted = "a checkpoint, a training result, or a mapping of names to them"
+    if not checks.instance("runs", runs, Mapping, wanted):
+        raise ValueError(f"runs must be {wanted}, got an empty mapping")
     histories, held_out = [], []
     for name, run in runs.items():
         history, loss, error = _read(name, run)
@@ -73,16 +74,15 @@ def _name(run: Checkpoint | TrainResult) -> str:
 
 def _read(name: str, run: Checkpoint | TrainResult) -> tuple[list[dict[str, float]], float, float]:
     """History, held-out loss and its standard error."""
+    wanted = "a checkpoint or a training result"
+    checks.instance(f"runs[{name!r}]", run, (Checkpoint, TrainResult), wanted)
     if isinstance(run, Checkpoint):
         history, losses = run.card.get("history"), run.card.get("losses", {})
-        found = losses.get("held_out", math.nan), losses.get("held_out_standard_error", math.nan)
-    elif isinstance(run, TrainResult):
-        history, held_out = run.history, run.held_out
-        found = (math.nan, math.nan) if held_out is None else held_out[:2]
+        loss = losses.get("held_out", math.nan)
+        error = losses.get("held_out_standard_error", math.nan)
     else:
-        raise TypeError(
-            f"runs[{name!r}] must be a checkpoint or a training result, got {type(run).__name__}"
-        )
+        history = run.history
+        loss, error = (math.nan, math.nan) if run.held_out is None else run.held_out[:2]
     if not history:
-        raise ValueError(f"runs[{name!r}] has no history")
-    return history, *found
+        raise ValueError(f"runs[{name!r}] must have a history, got none")
+    return history, loss, error

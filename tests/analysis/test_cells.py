@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from goatviz import CausalLM, ModelConfig, Needle
@@ -64,20 +65,23 @@ def test_models_by_scheme():
     one = model()
     assert check_models({"a": one, "b": [one, one]}, Needle()) == {"a": [one], "b": [one, one]}
     assert trained_lengths({"a": [one], "b": [model(training_length=8), one]}) == "8, 16"
-    with pytest.raises(ValueError, match="must map scheme names to models.*got list"):
+    with pytest.raises(TypeError, match="a mapping of scheme names to models.*got list"):
         check_models([one], Needle())
     with pytest.raises(ValueError, match="must hold at least one model, got none"):
         check_models({"a": []}, Needle())
-    with pytest.raises(TypeError, match="must be CausalLM, got int"):
+    with pytest.raises(TypeError, match="must be a CausalLM, got int"):
         check_models({"a": [3]}, Needle())
     with pytest.raises(ValueError, match="know the task's 128 tokens, got a vocabulary of 8"):
         check_models({"a": model(vocab_size=8)}, Needle())
 
 
 def test_lengths_and_cache(tmp_path):
-    assert check_lengths((8, 16.0)) == [8, 16]
-    for bad in ([], [0], [8, 8], [16, 8], [1.5], [True]):
+    assert check_lengths((8, np.int64(16))) == [8, 16]
+    for bad in ([], [8, 8], [16, 8]):
         with pytest.raises(ValueError, match="lengths must be increasing positive integers"):
+            check_lengths(bad)
+    for bad, error in ((64, TypeError), ([1.5], TypeError), ([True], TypeError), ([0], ValueError)):
+        with pytest.raises(error, match="lengths must be"):
             check_lengths(bad)
     assert check_cache(None) is None and check_cache(str(tmp_path)) == tmp_path
     with pytest.raises(ValueError, match="cache must be an existing folder, got"):

@@ -133,8 +133,8 @@ def test_a_saved_sweep_comes_back(tmp_path):
 @pytest.mark.parametrize(
     ("models", "task", "options", "error", "says"),
     [
-        ({"goat": 0}, CopyMixture(), {}, TypeError, "task must be Passkey or Needle, got Copy"),
-        ({}, TASK, {}, ValueError, "models must map scheme names"),
+        ({"goat": 0}, CopyMixture(), {}, TypeError, "task must be a Passkey or Needle, got Copy"),
+        ({}, TASK, {}, ValueError, "models must be a mapping of scheme names"),
         ({"a": {}}, TASK, {"lengths": [8]}, ValueError, "length must be at least"),
         ({"a": {}}, TASK, {"examples": 1}, ValueError, "examples must be an integer of at least 2"),
         ({"a": {}}, TASK, {"recent": 0}, ValueError, "recent must be an integer of at least 1"),
@@ -143,7 +143,7 @@ def test_a_saved_sweep_comes_back(tmp_path):
             TASK,
             {},
             ValueError,
-            r"models must all have as many layers and heads, got .*\(1, 2\), \(2, 2\)",
+            r"models must all have the same \(layers, heads\), got .*\(1, 2\), \(2, 2\)",
         ),
     ],
 )

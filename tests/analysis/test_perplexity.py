@@ -5,8 +5,15 @@ import pytest
 import torch
 
 from goatviz.analysis import loss_difference, perplexity, perplexity_sweep
+from goatviz.analysis.intervals import bootstrap_interval, bootstrap_weights
 from goatviz.models import CausalLM, ModelConfig
-from goatviz.results import PERPLEXITY_SWEEP, load_result, make_result, save_result
+from goatviz.results import (
+    PERPLEXITY_SWEEP,
+    load_result,
+    load_shipped_result,
+    make_result,
+    save_result,
+)
 from goatviz.tasks import DNA, Passkey, Text
 from goatviz.training.evaluation import next_token_loss
 
@@ -78,6 +85,20 @@ def test_means_and_intervals(task):
     np.testing.assert_allclose(whole, sweep["mean_loss"].sel(length=128), rtol=1e-6)
 
 
+def test_intervals_of_shipped_tables_follow_from_their_losses():
+    sweep = load_shipped_result("text-eltec")
+    weights = bootstrap_weights(sweep.sizes["piece"], sweep.attrs["resamples"], sweep.attrs["seed"])
+    for name, loss, tokens in (
+        ("mean_loss", "loss", "tokens"),
+        ("mean_position_loss", "position_loss", "position_tokens"),
+    ):
+        by_piece = sweep[loss].mean("run").transpose("piece", ...)
+        sizes = sweep[tokens].expand_dims(scheme=sweep["scheme"]).transpose(*by_piece.dims)
+        low, high = bootstrap_interval(by_piece.values, weights, sizes.values)
+        np.testing.assert_allclose(low, sweep[f"{name}_low"], rtol=1e-12)
+        np.testing.assert_allclose(high, sweep[f"{name}_high"], rtol=1e-12)
+
+
 def test_masked_bases_and_pieces_without_any(tmp_path):
     path = tmp_path / "genome.fa"
     path.write_text(">one\n" + "ACGTN" * 60 + "\n>gap\n" + "N" * 300)
@@ -129,8 +150,8 @@ def test_cells_are_measured_once(task, tmp_path, monkeypatch):
         ({"lengths": []}, ValueError, "lengths must be increasing positive integers"),
         ({"documents": 1}, ValueError, "documents must be an integer of at least 2, got 1"),
         ({"cache": "nowhere"}, ValueError, "cache must be an existing folder, got nowhere"),
-        ({"task": Passkey(length=40)}, TypeError, "task must be Text or DNA, got Passkey"),
-        ({"models": {}}, ValueError, "models must map scheme names to models"),
+        ({"task": Passkey(length=40)}, TypeError, "task must be a Text or DNA, got Passkey"),
+        ({"models": {}}, ValueError, "models must be a mapping of scheme names"),
     ],
 )
 def test_errors(task, options, error, words):
@@ -163,6 +184,7 @@ def made_up(loss, tokens=None):
             "length": [2**n for n in range(lengths)],
             "position": [1],
         },
+        attrs={"training_length": "1"},
     )
 
 
@@ -205,7 +227,7 @@ def test_differences_of_runs_that_are_missing():
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"reference": "x"}, ValueError, "reference must be one of s0, s1, got 'x'"),
+        ({"reference": "x"}, ValueError, "reference must be one of s0, s1; got 'x'"),
         ({"reference": "s0", "resamples": 0}, ValueError, "resamples must be an integer of at le"),
     ],
 )

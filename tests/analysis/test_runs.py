@@ -64,5 +64,5 @@ def test_what_does_not_belong_together(tmp_path):
     with pytest.raises(ValueError, match="a scheme and seed once, got one and two"):
         load_runs(tmp_path)
     save(tmp_path, "two", seed=2, learning_rate=0.1)
-    with pytest.raises(ValueError, match="of one recipe.*these do not agree: one, two"):
+    with pytest.raises(ValueError, match="differ in scheme and seed alone, got .* one, two"):
         load_runs(tmp_path)

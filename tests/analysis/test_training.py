@@ -48,11 +48,11 @@ def test_runs_keep_their_own_steps(tmp_path):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="runs must be a checkpoint, .* got dict"):
+    with pytest.raises(ValueError, match="runs must be a checkpoint, .* got an empty mapping"):
         training_log({})
-    with pytest.raises(ValueError, match="runs must be a checkpoint, .* got str"):
+    with pytest.raises(TypeError, match="runs must be a checkpoint, .* got str"):
         training_log("run")
     with pytest.raises(TypeError, match=r"runs\['a'\] must be a checkpoint .* got int"):
         training_log({"a": 3})
-    with pytest.raises(ValueError, match=r"runs\['a'\] has no history"):
+    with pytest.raises(ValueError, match=r"runs\['a'\] must have a history, got none"):
         training_log({"a": a_result([], [])})
