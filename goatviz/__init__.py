@@ -60,6 +60,7 @@ _HOMES = {
     "perplexity_sweep": "goatviz.analysis",
     "plan_slice": "goatviz.analysis",
     "plot_extrapolation": "goatviz.figures",
+    "plot_length": "goatviz.figures",
     "plot_mass": "goatviz.figures",
     "plot_needle": "goatviz.figures",
     "plot_perplexity": "goatviz.figures",

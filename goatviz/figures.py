@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from goatviz.analysis.prior import prior_profile, prior_sources
 from goatviz.analysis.sinks import sink_profile
 from goatviz.analysis.training import training_log
 from goatviz.plots.figure import Figure
-from goatviz.plots.length import draw_extrapolation, draw_needle
+from goatviz.plots.length import draw_length, draw_needle
 from goatviz.plots.mass import draw_mass
 from goatviz.plots.perplexity import draw_perplexity
 from goatviz.plots.plan import draw_plan
@@ -191,7 +192,7 @@ def plot_sinks(
     return draw_sinks(sink_profile(source, inputs, **profile), kind=kind)
 
 
-def plot_extrapolation(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:
+def plot_length(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:
     """Draw how accuracy moves with length, beside chance and the training length.
 
     Parameters
@@ -216,10 +217,23 @@ def plot_extrapolation(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:
     >>> from goatviz import CausalLM, ModelConfig, Needle, length_sweep
     >>> model = CausalLM(ModelConfig(vocab_size=128, training_length=32, embed_dim=32))
     >>> sweep = length_sweep({"goat": model}, Needle(), lengths=[32, 64], examples=2)
-    >>> plot_extrapolation(sweep).layout.title.text
+    >>> plot_length(sweep).layout.title.text
     'Length extrapolation: needle'
     """
-    return draw_extrapolation(sweep, measure=measure)
+    return draw_length(sweep, measure=measure)
+
+
+def plot_extrapolation(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:
+    """The old name of `plot_length`, for one release.
+
+    .. deprecated:: 0.2
+    """
+    warnings.warn(
+        "plot_extrapolation is now plot_length and will be removed in the next release",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return draw_length(sweep, measure=measure)
 
 
 def plot_needle(grid: xr.Dataset, *, measure: str = "token") -> Figure:

@@ -1,12 +1,13 @@
 """What length does to answers and losses: `explore_length` turns a sweep by scheme and length.
 
 The numbers are those of the result; where a picture needs others (depths pooled, losses paired with
-a reference), `goatviz.analysis` makes them. Drawn by `goatviz.plots.length_panels`.
+a reference), `goatviz.analysis` makes them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,10 @@ from goatviz.analysis.perplexity import loss_difference
 from goatviz.explore.base import Explorer, Picture, Task
 from goatviz.explore.controls import Control
 from goatviz.plots import style
-from goatviz.plots.length import MEASURES, UNITS
-from goatviz.plots.length_panels import (
-    accuracy_panel,
-    depth_panel,
-    difference_panel,
-    loss_panel,
-    map_panel,
-    mass_panel,
-)
-from goatviz.plots.mass import GROUPS, group_mass, reference_length, token_share
+from goatviz.plots.length import MEASURES, UNITS, accuracy_panel, depth_panel, map_panel
+from goatviz.plots.mass import GROUPS, mass_panel
 from goatviz.plots.perplexity import MEASURES as LOSSES
+from goatviz.plots.perplexity import difference_panel, loss_panel
 from goatviz.plots.schemes import OTHERS, Focus
 from goatviz.results import (
     LENGTH_SWEEP,
@@ -134,8 +128,7 @@ class LengthExplorer(Explorer):
             raise ValueError(f"scheme must be one of {', '.join(self.schemes)}, got {scheme!r}")
         self.scheme = self.schemes[0] if scheme is None else scheme
         self.length = self.lengths[-1]
-        self._trained = str(results[0].attrs["training_length"])
-        self._training = f"trained at {self._trained} tokens"
+        self._training = f"trained at {results[0].attrs['training_length']} tokens"
         several = any(int(each.sizes.get("run", 1)) > 1 for each in results)
         shared = [
             Control("scheme", "Scheme", options=[(each, each) for each in self.schemes]),
@@ -161,7 +154,9 @@ class LengthExplorer(Explorer):
             view.on_click(self._guarded(name))
 
     def _focus(self, values: Mapping[str, Any]) -> Focus:
-        return Focus(values["scheme"], values["others"], values["length"], values["runs"])
+        return Focus(
+            values["scheme"], values["others"], length=values["length"], runs=values["runs"]
+        )
 
     def _check(self, values: Mapping[str, Any]) -> None:
         _among("scheme", values["scheme"], self.schemes)
@@ -265,14 +260,15 @@ class AnswerExplorer(LengthExplorer):
             _among("depth", values["depth"], [ALL, *self.depths])
 
     def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
-        focus, measure = self._focus(values), values["measure"]
+        measure = values["measure"]
         depth = None if values.get("depth", ALL) == ALL else values["depth"]
+        focus = replace(self._focus(values), depth=depth)
         result = self._all if depth is None else self._grid.sel(depth=depth)
         figures = {"accuracy by length": accuracy_panel(result, focus, measure=measure)}
         if self._grid is not None:
-            given = {"measure": measure, "depth": depth}
-            figures["depth and length"] = map_panel(self._grid, focus, **given)
-            figures["accuracy by depth"] = depth_panel(self._grid, focus, **given)
+            cells = map_panel(self._grid, focus.scheme, focus, measure=measure)
+            figures["depth and length"] = replace(cells, title=f"Depth and length: {focus.scheme}")
+            figures["accuracy by depth"] = depth_panel(self._grid, focus, measure=measure)
         return Picture(figures, self._said(result, values, depth))
 
     def _said(self, result: xr.Dataset, values: Mapping[str, Any], depth: float | None) -> str:
@@ -374,7 +370,7 @@ class LossExplorer(LengthExplorer):
         figures = {
             "loss by length": loss_panel(self._sweep, focus, measure=measure),
             "loss by position": loss_panel(self._sweep, focus, kind="position", measure=measure),
-            "loss difference": difference_panel(difference, focus, self._trained),
+            "loss difference": difference_panel(difference, focus),
         }
         return Picture(figures, self._said(values, difference))
 
@@ -437,19 +433,18 @@ class MassExplorer(LengthExplorer):
         tokens = one["tokens"].values[:, at]
         if not tokens.sum():
             return f"{where}: not measured. {known}"
-        share, low, high = (float(each[at]) for each in token_share(one))
+        one = one.isel(length=at)
+        share, low, high = (float(one[f"mean_token{end}"]) for end in ("", "_low", "_high"))
         said = (
             f"{where}: {share:.4f} of answer tokens right (95 % intervals {low:.4f} to {high:.4f}; "
             f"n = {int(tokens.sum()):,} tokens, {_runs(tokens > 0)})"
         )
-        for group in GROUPS:
-            found = group_mass(one, group, reference_length(sweep))
-            if found is not None:
-                mean, low, high = (float(each[at]) for each in found[0])
-                name = GROUPS[group].format(recent=sweep.attrs["recent"]).lower()
-                said += f"; {name} {mean:.4f} ({low:.4f} to {high:.4f})"
+        for group, title in GROUPS.items():
+            if not np.isnan(float(one[f"mean_{group}_mass"])):
+                name = title.format(recent=sweep.attrs["recent"]).lower()
+                said += f"; {name} {_interval(one, f'mean_{group}_mass')}"
         return (
-            f"{said}. Heads chosen at {reference_length(sweep):,} tokens, "
+            f"{said}. Heads chosen at {int(sweep['reference_length']):,} tokens, "
             f"{sweep.attrs['examples']} examples a run. {known}"
         )
 

@@ -10,10 +10,10 @@ from goatviz.analysis.prior import prior_profile, prior_summary
 from goatviz.analysis.sinks import sink_profile, sink_table
 from goatviz.figures import plot_prior
 from goatviz.paper.exhibit import Exhibit, card_provenance
-from goatviz.plots.losses import draw_losses
 from goatviz.plots.plan import draw_plan
 from goatviz.plots.prior import draw_prior
 from goatviz.plots.sinks import draw_sinks
+from goatviz.plots.training import draw_losses
 from goatviz.training.checkpoint import Checkpoint
 from goatviz.training.config import TrainConfig
 from goatviz.training.evaluation import HELD_OUT_STREAM
@@ -87,7 +87,7 @@ def losses(checkpoints: dict[tuple[int, str], Checkpoint]) -> Exhibit:
     rows = [
         (
             f"offset {offset}",
-            "GOAT" if kind == "goat" else "uniform prior",
+            kind,
             checkpoint.card["losses"]["held_out"],
             checkpoint.card["losses"]["held_out_standard_error"],
             checkpoint.card["losses"]["bayes_optimal"],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import xarray as xr
 
 from goatviz.analysis.mass import mass_sweep
 from goatviz.models import interpolate_positions
 from goatviz.paper.exhibit import Exhibit, card_provenance, recipe_provenance
-from goatviz.plots.length import draw_extrapolation, draw_needle
-from goatviz.plots.mass import draw_mass, leading_head, reference_length
+from goatviz.plots.length import draw_length, draw_needle
+from goatviz.plots.mass import draw_mass
 from goatviz.results import load_shipped_result
 from goatviz.training.checkpoint import load_pretrained
 from goatviz.training.config import TrainConfig
@@ -42,7 +43,7 @@ def passkey() -> Exhibit:
             f"{_verdict(sweep, 'strict')}"
         ),
         summary=_sweep_lines(sweep, "strict"),
-        figure=draw_extrapolation(sweep),
+        figure=draw_length(sweep),
         provenance=_sweep_provenance("passkey", sweep),
         claim=(
             "Passkey retrieval with eight digits, d = 512, 12 layers, 8 heads, R = M = 8, trained "
@@ -60,18 +61,15 @@ def passkey_mass() -> Exhibit:
     models["rope-interpolated"] = interpolate_positions(models["rope"])
     task = TrainConfig.from_dict(checkpoints["goat"].card["config"]).task
     sweep = mass_sweep(models, task, lengths=MASS_LENGTHS, examples=MASS_EXAMPLES)
-    reference = reference_length(sweep)
     lines = []
     for scheme in models:
         one = sweep.sel(scheme=scheme, run=0)
-        said = []
+        parts = [f"answer tokens right {_arrows(one['token'].values)}"]
         for group, where in (("answer", "the answer"), ("recent", "recent keys")):
-            layer, head = leading_head(one, group, reference)
-            masses = one[f"{group}_mass"].sel(layer=layer, head=head).values
-            values = " → ".join(f"{mass:.2f}" for mass in masses)
-            said.append(f"mass on {where} {values} (layer {layer}, head {head})")
-        right = " → ".join(f"{share:.2f}" for share in one["token"].values)
-        lines.append(f"{scheme}: answer tokens right {right}; {'; '.join(said)}")
+            layer, head = int(one[f"{group}_layer"]), int(one[f"{group}_head"])
+            masses = _arrows(one[f"run_{group}_mass"].values)
+            parts.append(f"mass on {where} {masses} (layer {layer}, head {head})")
+        lines.append(f"{scheme}: {'; '.join(parts)}")
     sink = float(sweep["first_mass"].max())
     goat = checkpoints["goat"]
     return Exhibit(
@@ -114,7 +112,7 @@ def needle() -> Exhibit:
             f"{_verdict(sweep, 'token')}"
         ),
         summary=_sweep_lines(sweep, "token"),
-        figure=draw_extrapolation(sweep, measure="token"),
+        figure=draw_length(sweep, measure="token"),
         provenance=_sweep_provenance("needle", sweep),
         claim=_NEEDLE_CLAIM,
     )
@@ -146,6 +144,10 @@ def needle_depth() -> Exhibit:
         provenance=_sweep_provenance("needle", grid),
         claim=_NEEDLE_CLAIM,
     )
+
+
+def _arrows(values: np.ndarray) -> str:
+    return " → ".join(f"{value:.2f}" for value in values)
 
 
 def _verdict(sweep: xr.Dataset, measure: str) -> str:

@@ -5,14 +5,13 @@ machine without it.
 """
 
 from goatviz.plots.figure import CONFIG, Figure, save_html
-from goatviz.plots.length import draw_extrapolation, draw_needle
-from goatviz.plots.losses import draw_losses
+from goatviz.plots.length import draw_extrapolation, draw_length, draw_needle
 from goatviz.plots.mass import draw_mass
 from goatviz.plots.perplexity import draw_perplexity
 from goatviz.plots.plan import draw_plan
 from goatviz.plots.prior import PRIOR_KINDS, draw_prior
 from goatviz.plots.sinks import SINK_KINDS, draw_sinks
-from goatviz.plots.training import draw_training
+from goatviz.plots.training import draw_losses, draw_training
 
 __all__ = [
     "CONFIG",
@@ -20,6 +19,7 @@ __all__ = [
     "SINK_KINDS",
     "Figure",
     "draw_extrapolation",
+    "draw_length",
     "draw_losses",
     "draw_mass",
     "draw_needle",

@@ -1,31 +1,88 @@
-"""How schemes look beside each other, on an axis of lengths, in every figure of a sweep.
+"""What sweeps over schemes and lengths share: how a scheme looks, the axis of lengths, the focus.
 
-Colour, dash and marker tell a scheme apart. A `Focus` says which one a reader looks at, and what
-becomes of the others. What the numbers are is the business of `length`, `mass` and `perplexity`.
+A scheme's colour, dash and marker stand in one table, the same in every figure. A `Focus` says
+which scheme a reader looks at, and what becomes of the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
-from goatviz.plots import legacy_marks as marks
-from goatviz.plots import style
-from goatviz.plots.figure import Figure
+from goatviz.plots import marks, style
+from goatviz.plots.base import Panel
+from goatviz.plots.marks import Trace
 
 #: What becomes of the schemes that were not chosen.
 OTHERS = ("shown", "dimmed", "hidden")
-#: Height of a panel, in pixels.
-PANEL_HEIGHT = 400
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-_MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "pentagon")
-# Share of a step of the axis by which the whiskers of schemes stand beside each other.
-_SPREAD = 0.28
 _DIM = 0.4
+# Share of a step of the axis over which the schemes at one place are spread.
+_SPREAD = 0.4
+# Half the width of the band at the chosen place, as a share of a step.
+_BAND = 0.26
+
+
+# --- looks ---
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a scheme is drawn: colour, dash and marker all tell it apart."""
+
+    color: str
+    dash: str
+    symbol: str
+    width: float = 2.0
+    size: float = 8.0
+
+    def line(self) -> dict[str, Any]:
+        """plotly's settings of a line with markers."""
+        return {
+            "line": {"color": self.color, "dash": self.dash, "width": self.width},
+            "marker": {"color": self.color, "symbol": self.symbol, "size": self.size},
+        }
+
+
+_BLUE, _VERMILION, _GREEN, _PINK, _OCHRE, _TEAL, _BROWN, _PURPLE = style.LINES
+#: Looks by name of the position scheme. GOAT is the most prominent; "none" and "uniform" both know
+#: no positions and share a colour.
+SCHEMES = {
+    "goat": Look(_VERMILION, "solid", "circle", 3.0, 10.0),
+    "rope": Look(_BLUE, "dash", "square"),
+    "rope-interpolated": Look(_TEAL, "dot", "diamond"),
+    "alibi": Look(_GREEN, "dashdot", "triangle-up"),
+    "bucket": Look(_OCHRE, "longdash", "pentagon"),
+    "sinusoidal": Look(_PINK, "longdashdot", "x"),
+    "learned": Look(_BROWN, "longdash", "star"),
+    "none": Look(_PURPLE, "dot", "cross"),
+    "uniform": Look(_PURPLE, "dash", "hexagon"),
+}
+_OTHER_LOOKS = tuple(
+    Look(color, dash, symbol)
+    for color, dash, symbol in itertools.product(
+        style.LINES, ("dash", "dot", "dashdot", "longdash"), ("hourglass", "bowtie", "star-diamond")
+    )
+)
+
+
+def scheme_look(name: str) -> Look:
+    """The look of a scheme; an unknown one has a look that follows from its name alone.
+
+    Examples
+    --------
+    >>> scheme_look("goat").color
+    '#d55e00'
+    """
+    unknown = _OTHER_LOOKS[zlib.crc32(name.encode()) % len(_OTHER_LOOKS)]
+    return SCHEMES.get(name, unknown)
+
+
+# --- focus ---
 
 
 @dataclass(frozen=True)
@@ -35,11 +92,13 @@ class Focus:
     Attributes
     ----------
     scheme : str
-        Drawn stronger than the others.
+        Scheme that is drawn stronger than the others; empty: all alike.
     others : {"shown", "dimmed", "hidden"}
-        What becomes of those.
+        What becomes of the other schemes.
     length : int, optional
-        Marked on axes of lengths.
+        Length that is marked.
+    depth : float, optional
+        Depth that is marked, as a share of the text before the answer.
     runs : bool
         Whether single runs are shown.
 
@@ -49,122 +108,101 @@ class Focus:
     False
     """
 
-    scheme: str
+    scheme: str = ""
     others: str = "shown"
     length: int | None = None
+    depth: float | None = None
     runs: bool = True
 
     def shows(self, scheme: str) -> bool:
         """Whether that scheme is drawn at all."""
         return scheme == self.scheme or self.others != "hidden"
 
-    def strengthen(self, scheme: str, trace: dict[str, Any]) -> dict[str, Any]:
-        """The look of a trace of that scheme, as strong as it shall be."""
+    def look(self, scheme: str) -> Look:
+        """The look of that scheme, stronger if it is the chosen one."""
+        look = scheme_look(scheme)
         if scheme != self.scheme:
-            return {**trace, "opacity": _DIM} if self.others == "dimmed" else trace
-        if "line" not in trace:
-            return trace
-        size = trace["marker"]["size"] + 2
-        return {
-            **trace,
-            "line": {**trace["line"], "width": 3.5},
-            "marker": {**trace["marker"], "size": size},
-        }
+            return look
+        return replace(look, width=look.width + 1.5, size=look.size + 2)
+
+    def opacity(self, scheme: str) -> dict[str, float]:
+        """plotly's opacity of that scheme's traces, if it is not 1."""
+        dim = self.others == "dimmed" and scheme != self.scheme
+        return {"opacity": _DIM} if dim else {}
 
 
-def focused(focus: Focus | None, scheme: str, trace: dict[str, Any]) -> dict[str, Any]:
-    """As `Focus.strengthen`, and unchanged without a focus."""
-    return trace if focus is None else focus.strengthen(scheme, trace)
+ALL_ALIKE = Focus()
 
 
 # --- traces ---
 
 
-def scheme_line(at: int, scheme: str) -> dict[str, Any]:
-    """How the line of a scheme looks: colour, dash and marker all tell it apart."""
-    return {
-        "name": style.escape(scheme),
-        "legendgroup": scheme,
-        "line": {
-            "color": style.LINES[at % len(style.LINES)],
-            "width": 2,
-            "dash": _DASHES[at % len(_DASHES)],
-        },
-        "marker": {"symbol": _MARKERS[at % len(_MARKERS)], "size": 9},
-    }
-
-
-def run_marks(at: int, scheme: str) -> dict[str, Any]:
-    """How the small marks of a scheme's single runs look."""
-    return {
-        "name": f"{style.escape(scheme)}, each run",
-        "legendgroup": scheme,
-        "showlegend": False,
-        "mode": "markers",
-        "marker": {
-            "color": marks.translucent(style.LINES[at % len(style.LINES)], 0.55),
-            "size": 5,
-            "symbol": _MARKERS[at % len(_MARKERS)],
-        },
-    }
-
-
 def interval_line(
-    at: int,
     scheme: str,
     x: np.ndarray,
-    y: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
+    ends: Sequence[np.ndarray],
+    focus: Focus,
     *,
-    detail: Sequence[np.ndarray],
     hover: str,
-    focus: Focus | None = None,
-) -> go.Scatter:
-    """A scheme's line with whiskers; `hover` reads place, low, high and then `detail`.
+    detail: Sequence[np.ndarray],
+    **trace: Any,
+) -> Trace:
+    """A scheme's line with whiskers.
 
     Parameters
     ----------
-    at, scheme : int, str
-        Which of the schemes, and its name.
-    x, y, low, high : array
-        Places on the axis, values, and the ends of their intervals.
-    detail : sequence of array
-        The place as a number, and what else is said after the interval.
-    hover : str
-        plotly's template: `%{customdata[0]}` is the place, 1 and 2 the ends, then the rest.
-    focus : Focus, optional
+    scheme : str
+        Name of the scheme.
+    x : array
+        Places on the axis.
+    ends : sequence of three arrays
+        Values, and the lower and upper ends of their intervals.
+    focus : Focus
         What is looked at.
+    hover : str
+        plotly's template: `%{customdata[0]}` is the first of `detail`, 1 and 2 are the interval's
+        ends, then comes the rest of `detail`.
+    detail : sequence of array
+        The place as a number, and what else `hover` names.
+    **trace
+        Further settings of the trace.
     """
-    place, *rest = detail
-    return go.Scatter(
-        x=x,
-        y=y,
-        mode="lines+markers",
-        **focused(focus, scheme, scheme_line(at, scheme)),
-        error_y=whiskers(y, low, high),
-        customdata=np.stack([place, low, high, *rest], axis=-1),
-        hovertemplate=hover + "<extra></extra>",
-    )
+    place, *others = detail
+    values, low, high = ends
+    return {
+        "type": "scatter",
+        "x": x,
+        "y": values,
+        "name": style.escape(scheme),
+        "legendgroup": scheme,
+        "mode": "lines+markers",
+        **focus.look(scheme).line(),
+        **focus.opacity(scheme),
+        "error_y": whiskers(values, low, high),
+        "customdata": np.stack([place, low, high, *others], axis=-1),
+        "hovertemplate": f"{hover}<extra></extra>",
+        "zorder": 2 if scheme == "goat" else 1,
+        **trace,
+    }
 
 
 def run_dots(
-    at: int,
-    scheme: str,
-    x: np.ndarray,
-    values: np.ndarray,
-    *,
-    detail: np.ndarray,
-    hover: str,
-    focus: Focus | None = None,
-) -> go.Scatter:
-    """A small mark for each run of a scheme; `values` has shape (runs, places)."""
-    return go.Scatter(
-        x=np.tile(x, len(values)),
-        y=values.flatten(),
-        **focused(focus, scheme, run_marks(at, scheme)),
+    scheme: str, x: np.ndarray, values: np.ndarray, focus: Focus, *, hover: str, detail: np.ndarray
+) -> Trace:
+    """A small mark for each run of a scheme at each place; `values` has shape (runs, places)."""
+    look = scheme_look(scheme)
+    return marks.points(
+        np.tile(x, len(values)),
+        values.ravel(),
+        name=f"{style.escape(scheme)}, each run",
+        color=marks.translucent(look.color, 0.55),
+        symbol=look.symbol,
+        size=5,
+        hover=hover,
         customdata=detail,
-        hovertemplate=hover + "<extra></extra>",
+        legendgroup=scheme,
+        showlegend=False,
+        **focus.opacity(scheme),
     )
 
 
@@ -180,86 +218,59 @@ def whiskers(mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict[str, A
     }
 
 
-def chance_line(chance: float, low: float, high: float) -> go.Scatter:
+def chance_line(chance: float, ends: Sequence[float]) -> Trace:
     """What guessing reaches, from one end of the axis to the other."""
-    return go.Scatter(
-        x=[low, high],
-        y=[chance, chance],
-        mode="lines",
-        name=f"chance ({chance:.3g})",
-        line={"color": style.INK, "width": 1.5, "dash": "dot"},
-        hovertemplate=f"chance {chance:.3g}<extra></extra>",
-    )
+    text = f"chance ({chance:.3g})"
+    return reference_line(chance, ends, name=text, hover=f"chance {chance:.3g}")
 
 
-def chosen_point(x: float, y: float) -> go.Scatter:
-    """A ring around what was chosen."""
-    return go.Scatter(
-        x=[x],
-        y=[y],
-        mode="markers",
-        name="chosen",
-        marker={"symbol": "circle-open", "size": 19, "color": style.INK, "line": {"width": 2}},
-        showlegend=False,
-        hoverinfo="skip",
-    )
+def reference_line(y: float, ends: Sequence[float], *, name: str, hover: str) -> Trace:
+    """A dotted level with an entry in the legend."""
+    return {
+        "type": "scatter",
+        "x": list(ends),
+        "y": [y, y],
+        "mode": "lines",
+        "name": name,
+        "line": {"color": style.INK, "width": 1.5, "dash": "dot"},
+        "hovertemplate": f"{hover}<extra></extra>",
+    }
 
 
-def beside(at: int, schemes: int) -> float:
-    """By how much of a step a scheme is moved, so that whiskers stand beside each other."""
-    return _SPREAD * ((at + 0.5) / schemes - 0.5)
+# --- places ---
 
 
-def binary_places(lengths: np.ndarray, at: int, schemes: int) -> np.ndarray:
-    """Where one of several schemes stands on a binary axis."""
-    return np.log2(lengths) + beside(at, schemes)
+def spread(places: np.ndarray, at: int, schemes: int) -> np.ndarray:
+    """Places of one of several schemes, moved so that whiskers stand beside each other."""
+    return places + step_of(places) * _SPREAD * ((at + 0.5) / schemes - 0.5)
 
 
-# --- axes ---
+def step_of(places: np.ndarray) -> float:
+    """The smallest distance of neighbouring places; 1 where there is one alone."""
+    return float(np.diff(places).min()) if len(places) > 1 else 1.0
 
 
-def binary_axis(
-    figure: Figure,
-    lengths: np.ndarray,
-    trained: str,
-    title: str = "length [tokens, binary scale]",
-) -> None:
-    """Lengths at their logarithms, named with what multiple of the training length they are."""
+def ends_of(places: np.ndarray) -> list[float]:
+    """Where an axis with these places begins and ends."""
+    step = step_of(places)
+    return [float(places.min()) - 0.45 * step, float(places.max()) + 0.45 * step]
+
+
+def length_axis(lengths: np.ndarray, trained: str, title: str = "length") -> dict[str, Any]:
+    """An axis of lengths at their binary logarithms, with multiples of the training length."""
     numbers = trained_numbers(trained)
-    figure.update_xaxes(
-        title_text=title,
-        tickvals=np.log2(lengths),
-        ticktext=[_tick(int(length), numbers) for length in lengths],
-        range=binary_ends(lengths),
-    )
 
+    def text(length: int) -> str:
+        multiple = len(numbers) == 1 and length % numbers[0] == 0 and length > numbers[0]
+        return f"{length:,}" + (f"<br>{length // numbers[0]}x" if multiple else "")
 
-def binary_ends(lengths: np.ndarray) -> list[float]:
-    """Where an axis of these lengths begins and ends."""
-    return [float(np.log2(lengths.min())) - 0.35, float(np.log2(lengths.max())) + 0.35]
-
-
-def mark_trained(figure: Figure, trained: str) -> None:
-    """Vertical lines at training lengths, on a binary axis."""
-    for length in trained_numbers(trained):
-        place = float(np.log2(length))
-        figure.add_vline(x=place, line={"color": style.INK, "width": 1.5, "dash": "dash"})
-        figure.add_annotation(
-            x=place,
-            y=1.0,
-            yref="paper",
-            yanchor="bottom",
-            text=f"trained at {length:,}",
-            showarrow=False,
-            font={"size": 11},
-        )
-
-
-def mark_chosen(figure: Figure, low: float, high: float) -> None:
-    """A band behind everything, from one place on the horizontal axis to another."""
-    figure.add_vrect(
-        x0=low, x1=high, fillcolor=style.MASKED, opacity=0.7, line={"width": 0}, layer="below"
-    )
+    places = np.log2(lengths)
+    return {
+        "title": f"{title} [tokens, binary scale]",
+        "tickvals": places.tolist(),
+        "ticktext": [text(int(length)) for length in lengths],
+        "range": ends_of(places),
+    }
 
 
 def trained_numbers(text: str) -> list[int]:
@@ -267,28 +278,40 @@ def trained_numbers(text: str) -> list[int]:
     return [int(part) for part in str(text).split(",")]
 
 
-def as_panel(figure: Figure, title: str, subtitle: str) -> Figure:
-    """The layout of one of several figures side by side: small, its legend at its foot."""
-    figure.update_layout(
-        template=style.TEMPLATE,
-        title={"text": title, "subtitle": {"text": subtitle}, "y": 0.97, "yanchor": "top"},
-        height=PANEL_HEIGHT,
-        margin={"l": 56, "r": 12, "t": 78, "b": 124},
-        legend={
-            "orientation": "h",
-            "x": 0.0,
-            "yref": "container",
-            "y": 0.015,
-            "yanchor": "bottom",
-            "tracegroupgap": 0,
-        },
-    )
-    figure.update_xaxes(tickangle=0, title_standoff=6)
-    return figure
+def trained_marks(trained: str) -> list[dict[str, Any]]:
+    """Shapes: vertical lines at the training lengths, on an axis of lengths."""
+    return [marks.upright(float(np.log2(length))) for length in trained_numbers(trained)]
 
 
-def _tick(length: int, trained: list[int]) -> str:
-    text = f"{length:,}"
-    if len(trained) == 1 and length % trained[0] == 0 and length > trained[0]:
-        text += f"<br>{length // trained[0]}x"
-    return text
+def trained_note(trained: str) -> str:
+    """What those lines are."""
+    return f"dashed: trained at {trained} tokens"
+
+
+def chosen(panel: Panel, places: np.ndarray, place: float | None, focus: Focus) -> Panel:
+    """A panel with a band at the chosen place, and a ring around the chosen scheme's point."""
+    if place is None:
+        return panel
+    half = _BAND * step_of(places)
+    rings = []
+    for trace in panel.traces:
+        if trace.get("legendgroup") == focus.scheme and trace["mode"] == "lines+markers":
+            near = np.flatnonzero(np.abs(trace["x"] - place) < half)
+            if near.size and np.isfinite(trace["y"][near[0]]):
+                rings.append(_ring(trace["x"][near[0]], trace["y"][near[0]]))
+            break
+    shapes = [*panel.shapes, marks.shade(place - half, place + half)]
+    return replace(panel, traces=[*panel.traces, *rings], shapes=shapes)
+
+
+def _ring(x: float, y: float) -> Mapping[str, Any]:
+    return {
+        "type": "scatter",
+        "x": [x],
+        "y": [y],
+        "mode": "markers",
+        "name": "chosen",
+        "marker": {"symbol": "circle-open", "size": 19, "color": style.INK, "line": {"width": 2}},
+        "showlegend": False,
+        "hoverinfo": "skip",
+    }
