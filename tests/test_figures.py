@@ -10,12 +10,13 @@ from torch import nn
 from goatviz.adapters.capture import capture
 from goatviz.analysis import plan_slice, prior_profile, sink_profile
 from goatviz.attention import Attention
-from goatviz.figures import plot_plan, plot_prior, plot_sinks
+from goatviz.figures import plot_extrapolation, plot_length, plot_plan, plot_prior, plot_sinks
 from goatviz.models import CausalLM, ModelConfig, goat_prior
 from goatviz.plots import SINK_KINDS, Figure, draw_sinks
 from goatviz.priors import ALiBiPrior
 from goatviz.training import load_pretrained
 from goatviz.transport import solve_rows
+from tests.factories import length_result
 
 
 def caption(figure):
@@ -152,3 +153,9 @@ def test_maps_need_a_profile_that_has_them():
         t for t in plot_sinks(model, ids, kind="logits", maps=6).data if t.name == "logit"
     )
     assert np.asarray(heatmap.z).shape == (6, 6)
+
+
+def test_the_old_name_of_plot_length_warns_and_draws_the_same():
+    with pytest.warns(DeprecationWarning, match="plot_extrapolation is now plot_length"):
+        old = plot_extrapolation(length_result(), measure="token")
+    assert old.to_json() == plot_length(length_result(), measure="token").to_json()

@@ -14,6 +14,7 @@ import numpy as np
 import traitlets
 import xarray as xr
 
+from goatviz import checks
 from goatviz.analysis.length import over_depths
 from goatviz.analysis.perplexity import loss_difference
 from goatviz.explore.base import Explorer, Picture, Task
@@ -124,9 +125,8 @@ class LengthExplorer(Explorer):
         """Choose at first, and build the widgets; `counts` names what says that it was measured."""
         self.schemes = [str(each) for each in results[0]["scheme"].values]
         self.lengths = _measured_lengths(results, counts)
-        if scheme is not None and scheme not in self.schemes:
-            raise ValueError(f"scheme must be one of {', '.join(self.schemes)}, got {scheme!r}")
-        self.scheme = self.schemes[0] if scheme is None else scheme
+        first = self.schemes[0] if scheme is None else scheme
+        self.scheme = checks.one_of("scheme", first, self.schemes)
         self.length = self.lengths[-1]
         self._training = f"trained at {results[0].attrs['training_length']} tokens"
         several = any(int(each.sizes.get("run", 1)) > 1 for each in results)
@@ -159,11 +159,10 @@ class LengthExplorer(Explorer):
         )
 
     def _check(self, values: Mapping[str, Any]) -> None:
-        _among("scheme", values["scheme"], self.schemes)
-        _among("others", values["others"], OTHERS)
-        _among("length", values["length"], self.lengths)
-        if not isinstance(values["runs"], bool):
-            raise ValueError(f"runs must be True or False, got {values['runs']!r}")
+        checks.one_of("scheme", values["scheme"], self.schemes)
+        checks.one_of("others", values["others"], OTHERS)
+        checks.one_of("length", values["length"], self.lengths)
+        checks.flag("runs", values["runs"])
 
     def _default_vary(self) -> dict[str, list[Any]]:
         return {"scheme": list(self.schemes), "length": list(self.lengths)}
@@ -255,9 +254,9 @@ class AnswerExplorer(LengthExplorer):
 
     def _check(self, values: Mapping[str, Any]) -> None:
         super()._check(values)
-        _among("measure", values["measure"], list(MEASURES))
+        checks.one_of("measure", values["measure"], MEASURES)
         if "depth" in values:
-            _among("depth", values["depth"], [ALL, *self.depths])
+            checks.one_of("depth", values["depth"], [ALL, *self.depths])
 
     def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
         measure = values["measure"]
@@ -356,8 +355,8 @@ class LossExplorer(LengthExplorer):
 
     def _check(self, values: Mapping[str, Any]) -> None:
         super()._check(values)
-        _among("measure", values["measure"], list(LOSSES))
-        _among("reference", values["reference"], self.schemes)
+        checks.one_of("measure", values["measure"], LOSSES)
+        checks.one_of("reference", values["reference"], self.schemes)
 
     def _difference(self, reference: str) -> xr.Dataset:
         if reference not in self._differences:
@@ -488,12 +487,6 @@ def _measured_lengths(results: Sequence[xr.Dataset], counts: Sequence[str]) -> l
             f"{results[0].attrs['schema']} must hold at least one measured cell, got none"
         )
     return sorted(found)
-
-
-def _among(name: str, value: Any, wanted: Sequence[Any]) -> None:
-    """Raise ValueError unless the value is one of these."""
-    if isinstance(value, bool) or value not in wanted:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, wanted))}, got {value!r}")
 
 
 def _runs(measured: np.ndarray) -> str:

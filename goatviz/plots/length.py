@@ -335,7 +335,7 @@ def _cells(one: xr.Dataset, measure: str, bar: bool, chance: float) -> Trace:
         showscale=bar,
         colorbar={
             "tickvals": [*ticks, chance],
-            "ticktext": [*(f"{tick:g}" for tick in ticks), f"{chance:.2g} chance"],
+            "ticktext": [*(f"{tick:g}" for tick in ticks), "chance"],
             "title": {"text": "share"},
         },
         **written,

@@ -262,7 +262,7 @@ def length_axis(lengths: np.ndarray, trained: str, title: str = "length") -> dic
 
     def text(length: int) -> str:
         multiple = len(numbers) == 1 and length % numbers[0] == 0 and length > numbers[0]
-        return f"{length:,}" + (f"<br>{length // numbers[0]}x" if multiple else "")
+        return f"{length:,}" + (f"<br>{length // numbers[0]}×" if multiple else "")
 
     places = np.log2(lengths)
     return {

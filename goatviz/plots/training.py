@@ -43,7 +43,12 @@ def training_panels(log: xr.Dataset) -> list[Panel]:
     panels = []
     for field, title, axis, height in (
         ("loss", "Training loss", {"title": "loss [nats/token]"}, 280),
-        ("learning_rate", "Learning rate", {"title": "rate [1]", "rangemode": "tozero", "tickformat": ".0e"}, 100),
+        (
+            "learning_rate",
+            "Learning rate",
+            {"title": "rate [1]", "rangemode": "tozero", "tickformat": ".0e"},
+            100,
+        ),
     ):
         curves = []
         for run in log["run"].values:
@@ -56,6 +61,8 @@ def training_panels(log: xr.Dataset) -> list[Panel]:
                     name=name + (_held_out(one) if field == "loss" else ""),
                     color=look.color,
                     dash=look.dash,
+                    width=look.width,
+                    zorder=2 if run == "goat" else 1,
                     hover=f"{name}<br>step %{{x:,}}<br>%{{y:.4g}}",
                     legendgroup=str(run),
                     showlegend=field == "loss",

@@ -6,6 +6,7 @@ import html
 import pytest
 
 from goatviz.paper import gallery
+from goatviz.plots.schemes import SCHEMES
 from goatviz.results import load_result
 from goatviz.training import load_pretrained
 
@@ -30,6 +31,23 @@ def test_every_exhibit_says_scale_provenance_and_the_papers_claim(exhibits):
         for words in (*said, "CPU", "parameters"):
             assert words in text, (exhibit.slug, words)
         assert len(exhibit.figure.to_json()) < 2_000_000
+
+
+def test_a_scheme_looks_the_same_in_every_figure(exhibits):
+    looks = {}
+    for exhibit in exhibits:
+        for trace in exhibit.figure.to_dict()["data"]:
+            name = trace.get("name")
+            if name not in SCHEMES:
+                continue
+            marker = trace.get("marker", {})
+            look = (trace.get("line", marker).get("color"), marker.get("symbol"))
+            if not str(look[1]).endswith("-open"):
+                looks.setdefault(name, {}).setdefault(look, []).append(exhibit.slug)
+    assert {"goat", "rope", "rope-interpolated", "alibi", "sinusoidal", "none"} <= set(looks)
+    assert {name: seen for name, seen in looks.items() if len(seen) > 1} == {}
+    for name, (look,) in looks.items():
+        assert look == (SCHEMES[name].color, SCHEMES[name].symbol)
 
 
 def test_numbers_come_from_the_cards(exhibits):

@@ -3,154 +3,201 @@
 import numpy as np
 import pytest
 
-from goatviz.plots import draw_extrapolation, draw_needle
-from goatviz.results import LENGTH_SWEEP, NEEDLE_GRID, make_result
+from goatviz.analysis.length import over_depths
+from goatviz.plots import draw_extrapolation, draw_length, draw_needle
+from goatviz.plots.length import MAX_WRITTEN, UNITS, accuracy_panel, depth_panel, map_panel
+from goatviz.plots.schemes import Focus
+from tests.factories import SCHEMES, grid_result, length_result
+
+ROPE = "<b>rope</b>"
 
 
-def shares(name, right, count):
-    with np.errstate(invalid="ignore"):
-        share = right / count
-    return {name: share, f"{name}_low": share * 0.9, f"{name}_high": share * 0.9 + 0.1}
+def named(traces, name):
+    """The one trace of a name, as plotly shows it."""
+    (trace,) = [trace for trace in traces if trace["name"] == name]
+    return trace
 
 
-def a_sweep(schemes=("goat", "<b>rope</b>"), runs=3, missing=False, trained="64"):
-    random = np.random.default_rng(0)
-    lengths = [64, 96, 128, 1024]
-    shape = (len(schemes), runs, len(lengths))
-    examples = np.full(shape, 50)
-    if missing:
-        examples[1, :, 2:] = 0
-    right = random.binomial(examples, 0.5)
-    tokens = 4 * examples
-    right_tokens = random.binomial(tokens, 0.6)
-    data = {"examples": examples, "right": right, "tokens": tokens, "right_tokens": right_tokens}
-    data["log_probability"] = np.zeros(shape)
-    data |= shares("strict", right, examples) | shares("token", right_tokens, tokens)
-    data |= shares("mean_strict", right.sum(1), examples.sum(1))
-    data |= shares("mean_token", right_tokens.sum(1), tokens.sum(1))
-    attrs = {"task": "needle", "training_length": trained, "chance_token": 0.25}
-    return make_result(
-        LENGTH_SWEEP,
-        data,
-        coords={"scheme": list(schemes), "run": np.arange(runs), "length": lengths},
-        attrs={**attrs, "chance_strict": 0.25**4},
-    )
+def unmeasured(result, **place):
+    """The result, one cell of it not measured."""
+    for values in result.data_vars.values():
+        here = {dim: value for dim, value in place.items() if dim in values.dims}
+        values.loc[here] = 0 if values.dtype.kind == "i" else np.nan
+    return result
 
 
-def a_grid(schemes=("goat", "rope", "alibi", "<i>"), hole=False):
-    random = np.random.default_rng(1)
-    shape = (len(schemes), 3, 2)
-    examples = np.full(shape, 20)
-    if hole:
-        examples[0, 0, 0] = 0
-    data = {"examples": examples, "tokens": 12 * examples}
-    data |= shares("token", random.binomial(12 * examples, 0.5), 12 * examples)
-    data |= shares("strict", random.binomial(examples, 0.5), examples)
-    return make_result(
-        NEEDLE_GRID,
-        data,
-        coords={"scheme": list(schemes), "depth": [0.1, 0.5, 0.9], "length": [64, 128]},
-        attrs={
-            "task": "needle",
-            "training_length": "64",
-            "chance_token": 0.25,
-            "chance_strict": 0.25**12,
-        },
-    )
+# --- lines ---
 
 
 @pytest.mark.parametrize("measure", ["strict", "token"])
-def test_lines_and_whiskers_are_the_means_and_their_intervals(measure):
-    sweep = a_sweep()
-    figure = draw_extrapolation(sweep, measure=measure)
-    for at, name in enumerate(["goat", "&lt;b&gt;rope&lt;/b&gt;"]):
-        (line,) = [t for t in figure.data if t.name == name]
-        one = sweep.isel(scheme=at)
-        np.testing.assert_allclose(line.y, one[f"mean_{measure}"])
-        np.testing.assert_allclose(line.y + line.error_y.array, one[f"mean_{measure}_high"])
-        np.testing.assert_allclose(line.y - line.error_y.arrayminus, one[f"mean_{measure}_low"])
-        unit = {"strict": "examples", "token": "tokens"}[measure]
-        np.testing.assert_array_equal(line.customdata[:, 3], one[unit].sum("run"))
-        assert unit in line.hovertemplate and "3 run(s)" in line.hovertemplate
-        (dots,) = [t for t in figure.data if t.name == f"{name}, each run"]
-        np.testing.assert_allclose(dots.y, one[measure].values.flatten())
-        np.testing.assert_array_equal(dots.customdata[:, 0], np.repeat([0, 1, 2], 4))
+def test_lines_whiskers_and_marks_are_the_sweeps(measure):
+    sweep = length_result()
+    panel = accuracy_panel(sweep, measure=measure)
+    for scheme, name in (("goat", "goat"), (ROPE, "&lt;b&gt;rope&lt;/b&gt;")):
+        line, one = named(panel.traces, name), sweep.sel(scheme=scheme)
+        np.testing.assert_array_equal(line["y"], one[f"mean_{measure}"])
+        whiskers = line["error_y"]
+        np.testing.assert_allclose(line["y"] + whiskers["array"], one[f"mean_{measure}_high"])
+        np.testing.assert_allclose(line["y"] - whiskers["arrayminus"], one[f"mean_{measure}_low"])
+        count = one[UNITS[measure]].sum("run")
+        np.testing.assert_array_equal(line["customdata"][:, 3], count)
+        assert UNITS[measure] in line["hovertemplate"] and "2 run(s)" in line["hovertemplate"]
+        dots = named(panel.traces, f"{name}, each run")
+        np.testing.assert_array_equal(dots["y"], one[measure].values.ravel())
+        np.testing.assert_array_equal(dots["customdata"][:, 0], np.repeat([0, 1], 3))
+    chance = named(panel.traces, f"chance ({sweep.attrs[f'chance_{measure}']:.3g})")
+    assert set(chance["y"]) == {sweep.attrs[f"chance_{measure}"]}
+    assert panel.y["title"].endswith("right [1]") and "[tokens" in panel.x["title"]
 
 
-def test_lengths_are_binary_and_the_training_length_and_chance_are_marked():
-    figure = draw_extrapolation(a_sweep(), measure="token")
-    np.testing.assert_allclose(figure.layout.xaxis.tickvals, np.log2([64, 96, 128, 1024]))
-    assert figure.layout.xaxis.ticktext == ("64", "96", "128<br>2x", "1,024<br>16x")
-    assert [shape.x0 for shape in figure.layout.shapes] == [6.0]
-    assert "trained at 64" in [note.text for note in figure.layout.annotations]
-    (chance,) = [t for t in figure.data if t.name == "chance (0.25)"]
-    assert set(chance.y) == {0.25}
-    assert "n = 150;" in figure.layout.title.subtitle.text
-
-
-def test_whiskers_of_schemes_stand_beside_each_other_near_their_length():
-    lines = [t for t in draw_extrapolation(a_sweep()).data if t.error_y.array is not None]
-    places = np.array([line.x for line in lines])
-    assert (np.diff(places, axis=0) > 0.05).all()
-    assert np.abs(places - np.log2([64, 96, 128, 1024])).max() < 0.2
+def test_the_training_length_is_marked_and_the_note_says_n():
+    panel = accuracy_panel(length_result())
+    assert [shape["x0"] for shape in panel.shapes] == [5.0]
+    assert "n = 12 examples" in panel.note and "trained at 32 tokens" in panel.note
 
 
 def test_what_was_not_measured_is_a_gap_and_is_said():
-    figure = draw_extrapolation(a_sweep(missing=True))
-    (line,) = [t for t in figure.data if t.name == "&lt;b&gt;rope&lt;/b&gt;"]
-    assert np.isnan(line.y[2:]).all() and not np.isnan(line.y[:2]).any()
-    notes = [note.text for note in figure.layout.annotations]
-    assert "not measured at every length: &lt;b&gt;rope&lt;/b&gt;" in notes
+    panel = accuracy_panel(length_result())
+    line = named(panel.traces, "learned")
+    assert np.isnan(line["y"][2]) and np.isfinite(line["y"][:2]).all()
+    assert panel.caption == ["Not measured at every length: learned."]
 
 
-def test_single_runs_have_no_dots_and_several_training_lengths_no_multiples():
-    figure = draw_extrapolation(a_sweep(runs=1, trained="64, 128"))
-    assert not [t for t in figure.data if "each run" in t.name]
-    assert len(figure.layout.shapes) == 2
-    assert "2x" not in "".join(figure.layout.xaxis.ticktext)
+def test_one_run_has_no_small_marks():
+    names = [trace["name"] for trace in accuracy_panel(length_result("one run")).traces]
+    assert len(names) == len(SCHEMES) + 1 and not any("each run" in name for name in names)
+    names = [t["name"] for t in accuracy_panel(length_result(), Focus(runs=False)).traces]
+    assert not any("each run" in name for name in names)
+
+
+def test_the_figure_is_the_panel():
+    sweep = length_result()
+    figure, panel = draw_length(sweep, measure="token"), accuracy_panel(sweep, measure="token")
+    assert figure.layout.title.text == "Length extrapolation: needle"
+    assert figure.layout.title.subtitle.text.replace("<br>", " ") == panel.note
+    assert [trace.name for trace in figure.data] == [trace["name"] for trace in panel.traces]
+    for trace, drawn in zip(panel.traces, figure.data, strict=True):
+        np.testing.assert_array_equal(drawn.y, trace["y"])
+
+
+def test_the_old_name_warns_and_draws_the_same():
+    with pytest.warns(DeprecationWarning, match="draw_extrapolation is now draw_length"):
+        old = draw_extrapolation(length_result(), measure="token")
+    assert old.to_json() == draw_length(length_result(), measure="token").to_json()
+
+
+@pytest.mark.parametrize("depth", [None, 0.5])
+def test_a_grid_by_length_is_pooled_or_at_one_depth(depth):
+    grid = grid_result()
+    result = over_depths(grid) if depth is None else grid.sel(depth=depth)
+    panel = accuracy_panel(result, measure="token")
+    line = named(panel.traces, "goat")
+    np.testing.assert_array_equal(line["y"], result["token"].sel(scheme="goat"))
+    assert panel.note.startswith("all depths; " if depth is None else "depth 50 %; ")
+
+
+def test_accuracy_by_depth_is_the_grids():
+    grid = grid_result()
+    panel = depth_panel(grid, Focus("goat", length=64, depth=0.5), measure="token")
+    for scheme, name in (("goat", "goat"), (ROPE, "&lt;b&gt;rope&lt;/b&gt;")):
+        one = grid.sel(scheme=scheme, length=64)
+        np.testing.assert_array_equal(named(panel.traces, name)["y"], one["token"])
+    assert panel.title == "Accuracy by depth at 64 tokens" and panel.x["title"] == "depth [%]"
+    empty = depth_panel(grid, Focus("goat", length=48))
+    assert "not measured" in empty.annotations[0]["text"]
+    assert [trace["name"][:6] for trace in empty.traces] == ["chance"]
+
+
+# --- the choice ---
+
+
+def test_the_choice_is_a_band_and_a_ring():
+    focus = Focus("goat", length=64)
+    panel = accuracy_panel(length_result(), focus)
+    (band,) = [shape for shape in panel.shapes if shape["type"] == "rect"]
+    assert band["x0"] < 6.0 < band["x1"]
+    ring, line = named(panel.traces, "chosen"), named(panel.traces, "goat")
+    assert (ring["x"][0], ring["y"][0]) == (line["x"][2], line["y"][2])
+    # What was not measured has no ring.
+    panel = accuracy_panel(length_result(), Focus("learned", length=64))
+    assert not [trace for trace in panel.traces if trace["name"] == "chosen"]
+
+
+def test_hidden_schemes_leave_nothing_behind():
+    panel = accuracy_panel(length_result(), Focus("goat", "hidden", 64))
+    assert {trace.get("legendgroup", "goat") for trace in panel.traces} == {"goat"}
+    everything = accuracy_panel(length_result())
+    assert (
+        named(panel.traces, "goat")["line"]["color"]
+        == named(everything.traces, "goat")["line"]["color"]
+    )
+
+
+# --- maps ---
 
 
 @pytest.mark.parametrize("measure", ["strict", "token"])
 def test_maps_hold_the_grid_on_one_scale(measure):
-    grid = a_grid()
+    grid = grid_result()
     figure = draw_needle(grid, measure=measure)
-    assert len(figure.data) == 4
-    for at, trace in enumerate(figure.data):
-        np.testing.assert_allclose(trace.z, grid[measure].values[at], rtol=1e-6)
-        np.testing.assert_allclose(trace.customdata[..., 2], grid[f"{measure}_low"].values[at])
-        assert trace.coloraxis == "coloraxis"
-    bar = figure.layout.coloraxis
-    assert (bar.cmin, bar.cmax) == (0.0, 1.0)
-    assert any("chance" in text for text in bar.colorbar.ticktext)
-    assert [note.text for note in figure.layout.annotations] == [
-        "goat",
-        "rope",
-        "alibi",
-        "&lt;i&gt;",
-    ]
-    assert figure.layout.yaxis.ticktext == ("10", "50", "90")
-    assert figure.layout.yaxis.autorange == "reversed"
+    cells = [trace for trace in figure.data if trace.name == "share"]
+    assert len(cells) == len(SCHEMES)
+    for scheme, trace in zip(SCHEMES, cells, strict=True):
+        one = grid.sel(scheme=scheme)
+        np.testing.assert_allclose(trace.z, one[measure], rtol=1e-6)
+        np.testing.assert_array_equal(trace.customdata[..., 2], one[f"{measure}_low"])
+        assert (trace.zmin, trace.zmax) == (0.0, 1.0)
+    (bar,) = [trace.colorbar for trace in cells if trace.showscale]
+    at_chance = bar.tickvals[bar.ticktext.index("chance")]
+    assert at_chance == grid.attrs[f"chance_{measure}"]
+    assert figure.layout.title.text == "Depth and length: needle"
+    texts = " ".join(note.text for note in figure.layout.annotations)
+    assert "&lt;b&gt;rope" in texts and "<b>rope" not in texts
 
 
-def test_a_missing_cell_is_empty():
-    trace = draw_needle(a_grid(hole=True)).data[0]
-    assert np.isnan(trace.z[0][0]) and trace.text[0][0] == ""
+def test_cells_are_counted_from_zero_and_depths_run_downwards():
+    panel = map_panel(grid_result(), "goat")
+    assert panel.x["ticktext"] == ["32", "64"] and panel.y["ticktext"] == ["10", "50", "90"]
+    assert panel.x["range"] == [-0.5, 1.5] and panel.y["range"] == [2.5, -0.5]
+
+
+def test_a_missing_cell_is_grey_and_says_so():
+    grid = unmeasured(grid_result(), scheme="goat", length=32, depth=0.1)
+    cells, grey = map_panel(grid, "goat").traces
+    assert np.isnan(cells["z"][0, 0]) and cells["text"][0][0] == ""
+    assert grey["name"] == "not measured"
+    np.testing.assert_array_equal(np.isnan(cells["z"]), ~np.isnan(grey["z"]))
+
+
+def test_the_chosen_cell_or_column_is_framed():
+    def frame(depth):
+        focus = Focus("goat", length=64, depth=depth)
+        outer, _ = [t for t in map_panel(grid_result(), "goat", focus).traces if "line" in t]
+        return min(outer["x"]), max(outer["x"]), min(outer["y"]), max(outer["y"])
+
+    assert frame(0.9) == pytest.approx((0.54, 1.46, 1.54, 2.46))
+    assert frame(None) == pytest.approx((0.54, 1.46, -0.46, 2.46))
+
+
+def test_cells_of_wide_maps_are_not_written_in():
+    grid = grid_result()
+    wide = grid.isel(length=[1] * (MAX_WRITTEN + 1))
+    wide = wide.assign_coords(length=2 ** np.arange(5, 6 + MAX_WRITTEN))
+    assert "text" in map_panel(grid, "goat").traces[0]
+    assert "text" not in map_panel(wide, "goat").traces[0]
+
+
+# --- errors ---
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="measure must be one of strict, token, got 'f1'"):
-        draw_extrapolation(a_sweep(), measure="f1")
-    with pytest.raises(ValueError, match="measure must be one of strict, token, got 'f1'"):
-        draw_needle(a_grid(), measure="f1")
+    for draw, result in ((draw_length, length_result()), (draw_needle, grid_result())):
+        with pytest.raises(ValueError, match="measure must be one of strict, token; got 'f1'"):
+            draw(result, measure="f1")
+        empty = result.assign(examples=0 * result["examples"])
+        with pytest.raises(ValueError, match="must hold at least one example, got none"):
+            draw(empty)
     with pytest.raises(TypeError, match="expected a Dataset of schema 'length_sweep'"):
-        draw_extrapolation(a_grid())
+        draw_length(grid_result())
     with pytest.raises(TypeError, match="expected a Dataset of schema 'needle_grid'"):
-        draw_needle(a_sweep())
-    empty = a_sweep()
-    empty["examples"] = empty["examples"] * 0
-    with pytest.raises(ValueError, match="length_sweep must hold at least one example"):
-        draw_extrapolation(empty)
-    empty = a_grid()
-    empty["examples"] = empty["examples"] * 0
-    with pytest.raises(ValueError, match="needle_grid must hold at least one example"):
-        draw_needle(empty)
+        draw_needle(length_result())

@@ -1,93 +1,79 @@
-"""The picture of masses shows the numbers of the sweep, of heads chosen once."""
+"""The picture of masses shows the means of the sweep, which follow heads chosen once."""
 
 import numpy as np
 import pytest
 
-from goatviz.plots.mass import draw_mass, leading_head, reference_length
-from goatviz.results import MASS_GROUPS, MASS_SWEEP, make_result
-
-SCHEMES, RUNS, LENGTHS = ("goat", "<b>rope</b>"), 2, (32, 64, 128)
-
-
-def make_sweep(seed=0, **attrs):
-    rng = np.random.default_rng(seed)
-    shape = (len(SCHEMES), RUNS, len(LENGTHS))
-    data = {"tokens": np.full(shape, 8), "token": rng.random(shape)}
-    data["token_low"], data["token_high"] = data["token"] / 2, (1 + data["token"]) / 2
-    for plan in ("", "prior_"):
-        for group in MASS_GROUPS:
-            values = rng.random((*shape, 2, 3))
-            name = f"{plan}{group}_mass"
-            data |= {name: values, f"{name}_low": values / 2, f"{name}_high": (1 + values) / 2}
-    return make_result(
-        MASS_SWEEP,
-        data,
-        coords={
-            "scheme": list(SCHEMES),
-            "run": range(RUNS),
-            "length": list(LENGTHS),
-            "layer": [0, 1],
-            "head": [0, 1, 2],
-        },
-        attrs={
-            "task": "needle",
-            "training_length": "64",
-            "chance_token": 0.25,
-            "examples": 4,
-            "recent": 16,
-            **attrs,
-        },
-    )
+from goatviz.plots import draw_mass
+from goatviz.plots.mass import GROUPS, mass_panel
+from goatviz.plots.schemes import Focus
+from tests.factories import mass_result
 
 
-def traces_at(figure, axis):
-    return [trace for trace in figure.data if (trace.xaxis or "x") == axis]
+def traces_of(panel, scheme):
+    return [trace for trace in panel.traces if trace.get("legendgroup") == scheme]
 
 
-def test_each_line_follows_the_heads_chosen_at_the_training_length():
-    sweep = make_sweep()
+def check_whiskers(line, one, name):
+    np.testing.assert_array_equal(line["y"], one[name])
+    np.testing.assert_allclose(line["y"] + line["error_y"]["array"], one[f"{name}_high"])
+    np.testing.assert_allclose(line["y"] - line["error_y"]["arrayminus"], one[f"{name}_low"])
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_panel_shows_a_groups_mass_and_its_priors(group):
+    sweep = mass_result()
+    panel = mass_panel(sweep, of=group)
+    for scheme in sweep["scheme"].values:
+        one = sweep.sel(scheme=scheme)
+        attention, prior, dots = traces_of(panel, scheme)
+        check_whiskers(attention, one, f"mean_{group}_mass")
+        np.testing.assert_array_equal(prior["y"], one[f"mean_prior_{group}_mass"])
+        assert prior["marker"]["symbol"].endswith("-open") and not prior["showlegend"]
+        np.testing.assert_array_equal(dots["y"], one[f"run_{group}_mass"].values.ravel())
+        heads = zip(one[f"{group}_layer"].values, one[f"{group}_head"].values, strict=True)
+        assert ", ".join(f"{layer}.{head}" for layer, head in heads) in attention["hovertemplate"]
+    assert panel.title == GROUPS[group].format(recent=8)
+    assert panel.y["title"] == "mass [probability]"
+    assert any("at 32 tokens" in line for line in panel.caption)
+
+
+def test_accuracy_is_the_mean_over_runs():
+    sweep = mass_result()
+    panel = mass_panel(sweep)
+    line, dots = traces_of(panel, "goat")
+    one = sweep.sel(scheme="goat")
+    check_whiskers(line, one, "mean_token")
+    np.testing.assert_array_equal(dots["y"], one["token"].values.ravel())
+    np.testing.assert_array_equal(line["customdata"][:, 3], one["tokens"].sum("run"))
+    assert panel.traces[-1]["name"] == "chance (0.25)"
+
+
+def test_a_scheme_that_was_not_measured_has_no_masses():
+    sweep = mass_result()
+    for group in GROUPS:
+        sweep[f"{group}_layer"].loc["goat"] = -1
+    panel = mass_panel(sweep, of="answer")
+    assert not traces_of(panel, "goat") and traces_of(panel, "learned")
+
+
+def test_single_runs_and_other_schemes_can_be_left_out():
+    panel = mass_panel(mass_result(), Focus("goat", "hidden", runs=False), of="answer")
+    assert [trace["name"] for trace in panel.traces] == ["goat", "goat"]
+
+
+def test_the_figure_is_its_four_panels():
+    sweep = mass_result()
     figure = draw_mass(sweep)
-    for axis, group in (("x2", "answer"), ("x3", "recent"), ("x4", "first")):
-        traces = traces_at(figure, axis)
-        assert len(traces) == 2 * len(SCHEMES)
-        for at in range(len(SCHEMES)):
-            for trace, plan in zip(traces[2 * at : 2 * at + 2], ("", "prior_"), strict=True):
-                each = []
-                for run in range(RUNS):
-                    one = sweep.isel(scheme=at, run=run)
-                    at_trained = one[f"{group}_mass"].sel(length=64).values
-                    layer, head = np.unravel_index(at_trained.argmax(), at_trained.shape)
-                    each.append(one[f"{plan}{group}_mass"].values[:, layer, head])
-                    assert f"{layer}.{head}" in trace.hovertemplate
-                assert np.allclose(trace.y, np.mean(each, axis=0))
-
-
-def test_accuracy_is_the_mean_over_runs_with_the_runs_intervals():
-    sweep = make_sweep()
-    line = traces_at(draw_mass(sweep), "x")[0]
-    one = sweep.isel(scheme=0)
-    assert np.allclose(line.y, one["token"].mean("run"))
-    assert np.allclose(line.y + line.error_y.array, one["token_high"].max("run"))
-    assert np.allclose(line.y - line.error_y.arrayminus, one["token_low"].min("run"))
-
-
-def test_without_the_training_length_heads_are_chosen_at_the_shortest():
-    assert reference_length(make_sweep()) == 64
-    assert reference_length(make_sweep(training_length="48")) == 32
-    assert reference_length(make_sweep(training_length="32, 64")) == 32
-
-
-def test_a_run_that_was_not_measured_has_no_head():
-    sweep = make_sweep()
-    sweep["answer_mass"][0, 1] = np.nan
-    assert leading_head(sweep.isel(scheme=0, run=1), "answer", 64) is None
-    line = traces_at(draw_mass(sweep), "x2")[0]
-    layer, head = leading_head(sweep.isel(scheme=0, run=0), "answer", 64)
-    assert np.allclose(line.y, sweep["answer_mass"].values[0, 0, :, layer, head])
+    panels = [mass_panel(sweep, of=of) for of in ("accuracy", *GROUPS)]
+    assert len(figure.data) == sum(len(panel.traces) for panel in panels)
+    texts = " ".join(note.text for note in figure.layout.annotations)
+    assert all(panel.title in texts for panel in panels)
+    assert texts.count("Whiskers span") == 1
+    assert figure.layout.title.text == "What the answer rests on: needle"
 
 
 def test_scheme_names_are_text():
-    figure = draw_mass(make_sweep())
+    figure = draw_mass(mass_result())
     assert any("&lt;b&gt;rope" in trace.name for trace in figure.data)
     assert not any("<b>rope" in str(trace.hovertemplate) for trace in figure.data)
 
@@ -95,7 +81,8 @@ def test_scheme_names_are_text():
 def test_what_cannot_be_drawn():
     with pytest.raises(TypeError, match="expected a mass_sweep Dataset"):
         draw_mass({})
-    sweep = make_sweep()
-    sweep["tokens"][:] = 0
+    sweep = mass_result()
     with pytest.raises(ValueError, match="at least one measured cell"):
-        draw_mass(sweep)
+        draw_mass(sweep.assign(tokens=0 * sweep["tokens"]))
+    with pytest.raises(ValueError, match="mass_sweep lacks mean_token"):
+        draw_mass(sweep.drop_vars("mean_token"))

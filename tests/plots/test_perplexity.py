@@ -1,93 +1,92 @@
 """What the pictures of losses on documents say is what the results hold."""
 
-import json
-
 import numpy as np
 import pytest
 
-from goatviz.plots import draw_extrapolation, draw_perplexity
-from goatviz.results import PERPLEXITY_SWEEP, make_result
+from goatviz.analysis import loss_difference
+from goatviz.plots import draw_length, draw_perplexity
+from goatviz.plots.perplexity import difference_panel, loss_panel
+from goatviz.plots.schemes import Focus
+from tests.factories import perplexity_result
+
+FIELDS = {
+    ("length", "loss"): "mean_loss",
+    ("length", "perplexity"): "perplexity",
+    ("position", "loss"): "mean_position_loss",
+    ("position", "perplexity"): "position_perplexity",
+}
 
 
-def a_sweep(schemes=("goat", "<b>rope</b>"), runs=3, missing=False, trained="64"):
-    random = np.random.default_rng(0)
-    lengths, ends, pieces = [64, 128, 1024], [16, 32, 1024], 4
-    loss = random.uniform(1, 2, (len(schemes), runs, pieces, len(lengths)))
-    place = random.uniform(1, 2, (len(schemes), runs, pieces, len(ends)))
-    if missing:
-        loss[1, :, :, 1:] = place[1] = np.nan
-    data = {"loss": loss, "position_loss": place, "run_loss": loss.mean(2)}
-    data["tokens"] = np.full((pieces, len(lengths)), 1024)
-    data["position_tokens"] = np.tile([16, 16, 992], (pieces, 1))
-    for name, values in (("mean_loss", loss), ("mean_position_loss", place)):
-        mean = values.mean((1, 2))
-        data |= {name: mean, f"{name}_low": mean - 0.1, f"{name}_high": mean + 0.2}
-    for end in ("", "_low", "_high"):
-        data[f"perplexity{end}"] = np.exp(data[f"mean_loss{end}"])
-    return make_result(
-        PERPLEXITY_SWEEP,
-        data,
-        coords={
-            "scheme": list(schemes),
-            "run": np.arange(runs),
-            "piece": np.arange(pieces),
-            "length": lengths,
-            "position": ends,
-        },
-        attrs={"task": "text", "documents": json.dumps(list("abcd")), "training_length": trained},
-    )
+def named(panel, name):
+    (trace,) = [trace for trace in panel.traces if trace["name"] == name]
+    return trace
 
 
-@pytest.mark.parametrize(
-    ("kind", "measure", "tokens"),
-    [("length", "mean_loss", 4096), ("position", "mean_position_loss", 64)],
-)
-def test_lines_and_whiskers_are_the_means_and_their_intervals(kind, measure, tokens):
-    sweep = a_sweep()
-    figure = draw_perplexity(sweep, kind=kind)
-    for at, name in enumerate(["goat", "&lt;b&gt;rope&lt;/b&gt;"]):
-        (line,) = [t for t in figure.data if t.name == name]
-        one = sweep.isel(scheme=at)
-        np.testing.assert_allclose(line.y, one[measure])
-        np.testing.assert_allclose(line.error_y.array, 0.2)
-        np.testing.assert_allclose(line.error_y.arrayminus, 0.1)
-        places, low, high, perplexity, count = np.asarray(line.customdata).T
+@pytest.mark.parametrize(("kind", "measure"), FIELDS)
+def test_lines_and_whiskers_are_the_means_and_their_intervals(kind, measure):
+    sweep, field = perplexity_result(), FIELDS[kind, measure]
+    other = FIELDS[kind, "perplexity" if measure == "loss" else "loss"]
+    panel = loss_panel(sweep, kind=kind, measure=measure)
+    for scheme, name in (("goat", "goat"), ("<b>rope</b>", "&lt;b&gt;rope&lt;/b&gt;")):
+        line, one = named(panel, name), sweep.sel(scheme=scheme)
+        places, low, high, opposite, count = line["customdata"].T
+        np.testing.assert_array_equal(line["y"], one[field])
+        np.testing.assert_array_equal(low, one[f"{field}_low"])
+        np.testing.assert_array_equal(high, one[f"{field}_high"])
+        np.testing.assert_array_equal(opposite, one[other])
         np.testing.assert_array_equal(places, sweep[kind])
-        np.testing.assert_allclose([low, high], [line.y - 0.1, line.y + 0.2])
-        np.testing.assert_allclose(perplexity, np.exp(line.y))
-        assert count[0] == tokens
-        assert "4 pieces, 3 run(s)" in line.hovertemplate
+        tokens = sweep["tokens" if kind == "length" else "position_tokens"].sum("piece")
+        np.testing.assert_array_equal(count, tokens)
+        assert "3 pieces, 2 run(s)" in line["hovertemplate"]
         # Schemes stand beside each other, close to where they belong.
-        assert np.abs(np.asarray(line.x) - np.log2(places)).max() < 0.2
-    assert figure.layout.yaxis.title.text == "loss [nats/token]"
+        assert np.abs(line["x"] - np.log2(places)).max() < 0.25
+    title = {"loss": "loss [nats/token]", "perplexity": "perplexity [1]"}[measure]
+    assert panel.y["title"] == title and "[tokens" in panel.x["title"]
 
 
-def test_single_runs_are_dots_where_there_are_several():
-    sweep = a_sweep()
-    (dots,) = [t for t in draw_perplexity(sweep).data if t.name == "goat, each run"]
-    np.testing.assert_allclose(dots.y, sweep["run_loss"].values[0].flatten())
-    np.testing.assert_array_equal(dots.customdata, np.repeat([0, 1, 2], 3))
-    assert len(draw_perplexity(a_sweep(runs=1)).data) == 2
-    assert len(draw_perplexity(sweep, kind="position").data) == 2
+@pytest.mark.parametrize("measure", ["loss", "perplexity"])
+def test_single_runs_are_marks_by_length_alone(measure):
+    sweep = perplexity_result()
+    dots = named(loss_panel(sweep, measure=measure), "goat, each run")
+    np.testing.assert_array_equal(
+        dots["y"], sweep[f"run_{measure}"].sel(scheme="goat").values.ravel()
+    )
+    np.testing.assert_array_equal(dots["customdata"], np.repeat([0, 1], 3))
+    for panel in (loss_panel(sweep, Focus(runs=False)), loss_panel(sweep, kind="position")):
+        assert not any("each run" in trace["name"] for trace in panel.traces)
 
 
-def test_the_training_length_is_marked_and_lengths_named_by_it():
-    figure = draw_perplexity(a_sweep())
-    assert [shape.x0 for shape in figure.layout.shapes] == [6.0]
-    assert "trained at 64" in [note.text for note in figure.layout.annotations]
-    assert list(figure.layout.xaxis.ticktext) == ["64", "128<br>2x", "1,024<br>16x"]
+def test_the_training_length_is_marked_and_what_was_not_measured_is_said():
+    for kind in ("length", "position"):
+        panel = loss_panel(perplexity_result(), kind=kind)
+        assert [shape["x0"] for shape in panel.shapes] == [5.0]
+        assert "trained at 32 tokens" in panel.note
+        assert panel.caption == ["Not measured everywhere: learned."]
 
 
-def test_what_was_not_measured_is_said():
-    figure = draw_perplexity(a_sweep(missing=True))
-    notes = " ".join(note.text for note in figure.layout.annotations)
-    assert "not measured everywhere: &lt;b&gt;rope&lt;/b&gt;" in notes
+def test_differences_are_paired_and_leave_the_reference_out():
+    difference = loss_difference(perplexity_result(), "goat", resamples=20)
+    panel = difference_panel(difference, Focus("learned", length=32))
+    assert "goat" not in [trace["name"] for trace in panel.traces]
+    line, one = named(panel, "learned"), difference.sel(scheme="learned")
+    np.testing.assert_array_equal(line["y"], one["difference"])
+    np.testing.assert_allclose(line["y"] + line["error_y"]["array"], one["difference_high"])
+    assert set(named(panel, "goat (reference)")["y"]) == {0.0}
+    assert named(panel, "chosen")["y"] == [line["y"][1]]
+
+
+def test_the_figure_is_the_panel():
+    sweep = perplexity_result()
+    for kind in ("length", "position"):
+        figure, panel = draw_perplexity(sweep, kind=kind), loss_panel(sweep, kind=kind)
+        assert figure.layout.title.text == "Loss on documents: text"
+        assert [trace.name for trace in figure.data] == [trace["name"] for trace in panel.traces]
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="kind must be one of length, position, got 'depth'"):
-        draw_perplexity(a_sweep(), kind="depth")
+    with pytest.raises(ValueError, match="kind must be one of length, position; got 'depth'"):
+        draw_perplexity(perplexity_result(), kind="depth")
     with pytest.raises(TypeError, match="length_sweep"):
-        draw_extrapolation(a_sweep())
+        draw_length(perplexity_result())
     with pytest.raises(ValueError, match="perplexity_sweep lacks mean_loss"):
-        draw_perplexity(a_sweep().drop_vars("mean_loss"))
+        draw_perplexity(perplexity_result().drop_vars("mean_loss"))

@@ -1,39 +1,62 @@
-"""The training figure draws what the log holds."""
+"""The figures of training draw what the log and the rows hold."""
 
 import numpy as np
 import pytest
 
-from goatviz.plots import draw_training
-from goatviz.results import TRAINING_LOG, make_result
+from goatviz.plots import draw_losses, draw_training
+from goatviz.plots.schemes import scheme_look
+from goatviz.plots.training import losses_panel, training_panels
+from tests.factories import training_result
 
-
-def a_log():
-    return make_result(
-        TRAINING_LOG,
-        {
-            "loss": np.array([[2.0, np.nan, 1.0], [4.0, 3.0, 2.5]]),
-            "learning_rate": np.array([[0.1, np.nan, 0.2], [0.3, 0.2, 0.1]]),
-            "held_out": np.array([1.25, np.nan]),
-            "held_out_standard_error": np.array([0.5, np.nan]),
-        },
-        coords={"run": ["goat", "<b>"], "step": [1, 3, 9]},
-    )
+ROWS = [
+    ("offset 1", "goat", 1.8, 0.01, 1.7),
+    ("offset 1", "<i>uniform</i>", 1.9, 0.02, 1.7),
+    ("offset 4", "goat", 1.75, 0.01, 1.6),
+]
 
 
 def test_lines_are_the_log_and_skip_what_was_not_logged():
-    figure = draw_training(a_log())
-    losses = [t for t in figure.data if t.yaxis == "y"]
-    rates = [t for t in figure.data if t.yaxis == "y2"]
-    assert [t.name for t in losses] == ["goat (held out 1.2500 ± 0.5000)", "&lt;b&gt;"]
-    assert losses[0].x.tolist() == [1, 3, 9][::2] and losses[0].y.tolist() == [2.0, 1.0]
-    assert losses[1].y.tolist() == [4.0, 3.0, 2.5]
-    np.testing.assert_allclose(rates[1].y, [0.3, 0.2, 0.1], rtol=1e-6)
-    assert [t.showlegend for t in rates] == [False, False]
-    assert {t.line.color for t in (losses[0], rates[0])} == {losses[0].line.color}
-    assert figure.layout.xaxis2.title.text == "step"
-    assert figure.layout.yaxis.title.text == "loss [nats]"
+    log = training_result()
+    losses, rates = training_panels(log)
+    for panel, field in ((losses, "loss"), (rates, "learning_rate")):
+        for run, trace in zip(log["run"].values, panel.traces, strict=True):
+            values = log[field].sel(run=run).dropna("step")
+            np.testing.assert_array_equal(trace["x"], values["step"])
+            np.testing.assert_allclose(trace["y"], values, rtol=1e-6)
+            assert trace["line"]["color"] == scheme_look(run).color
+    assert len(losses.traces[0]["x"]) < len(losses.traces[1]["x"])
+    held_out = float(log["held_out"][0])
+    assert losses.traces[0]["name"].startswith(f"goat (held out {held_out:.4f} ±")
+    assert losses.traces[1]["name"].startswith("&lt;b&gt;rope&lt;/b&gt; (held out")
+    assert not any(trace["showlegend"] for trace in rates.traces)
+    assert (losses.y["title"], rates.y["title"]) == ("loss [nats/token]", "rate [1]")
+
+
+def test_a_run_without_a_held_out_loss_says_none():
+    log = training_result()
+    log["held_out"][:] = np.nan
+    assert [trace["name"] for trace in training_panels(log)[0].traces][0] == "goat"
+
+
+def test_the_figure_is_its_panels():
+    figure = draw_training(training_result())
+    assert len(figure.data) == 4 and figure.layout.xaxis2.matches == "x"
 
 
 def test_other_results_are_refused():
     with pytest.raises(TypeError, match="expected a training_log Dataset, got dict"):
         draw_training({})
+
+
+def test_losses_stand_at_their_group_with_two_standard_errors():
+    panel = losses_panel(ROWS)
+    optimum, goat, uniform = panel.traces
+    assert optimum["y"][0] == 1.7 and optimum["y"][-2] == 1.6
+    np.testing.assert_array_equal(goat["y"], [1.8, 1.75])
+    assert goat["error_y"]["array"] == [0.02, 0.02] and uniform["error_y"]["array"] == [0.04]
+    assert np.round(goat["x"]).tolist() == [0, 1] and goat["x"][0] != uniform["x"][0]
+    assert uniform["name"] == "&lt;i&gt;uniform&lt;/i&gt;"
+    assert goat["marker"]["color"] == scheme_look("goat").color
+    assert panel.x["ticktext"] == ["offset 1", "offset 4"]
+    with pytest.raises(ValueError, match="rows must hold at least one"):
+        draw_losses([])
