@@ -80,23 +80,17 @@ def compare(page, explorer, values):
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_a_saved_page_answers(tmp_path, offline_context, offline_page, name):
     explorer = EXPLORERS[name]()
-    vary = explorer._default_vary()
     path = explorer.save_html(tmp_path / "page.html")
     assert path.stat().st_size - len(get_plotlyjs()) < 6_000_000
     page, dialogs = offline_page, []
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     page.goto(path.as_uri())
     page.wait_for_function(DRAWN)
-    start = {
-        option: getattr(explorer, option)
-        if getattr(explorer, option) in list(choices)
-        else next(iter(choices))
-        for option, choices in vary.items()
-    }
+    held = page.evaluate("() => JSON.parse(document.getElementById('data').textContent)")
+    start = held["values"]
     compare(page, explorer, start)
     moved = dict(start)
-    for option, choices in vary.items():
-        choices = list(choices)
+    for option, choices in zip(held["names"], held["choices"], strict=True):
         control = explorer.controls[option]
         target = choices[(choices.index(start[option]) + 1) % len(choices)]
         element = page.locator(f"[name='{option}']")
@@ -146,7 +140,8 @@ def test_the_map_of_a_saved_page_is_the_plan(tmp_path, offline_context, offline_
         assert red > 200 and green > 200 and blue < 100  # the first query's whole mass: yellow
         canvas.focus()
         offline_page.keyboard.press("Home")
-        weights = explorer._levels(0, head).view((0, 48), (0, 48)).weights
+        explorer.head = head
+        weights = explorer.map.levels.view((0, 48), (0, 48)).weights
         for _ in range(9):
             offline_page.keyboard.press("ArrowDown")
         for _ in range(4):
