@@ -57,8 +57,12 @@ def session() -> Iterator[tuple[Any, Any]]:
     kit = driver()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        with kit.jupyterlab(home / "lab") as lab, kit.offline_browser(home / "profile") as browser:
-            yield lab, browser.context
+        with kit.jupyterlab(home / "lab") as server:
+            shared = kit.SharedBrowser()
+            try:
+                yield server, shared.context().context
+            finally:
+                shared.close()
 
 
 def press(

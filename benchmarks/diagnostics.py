@@ -27,13 +27,8 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from goatviz.models import goat_prior
-from goatviz.transport.fused import (
-    CHEAP_STATISTICS,
-    all_of,
-    incoming_mass,
-    make_problem,
-    row_statistics,
-)
+from goatviz.transport import CHEAP_STATISTICS, AttentionCall, incoming_mass, row_statistics
+from goatviz.transport.statistics import all_of
 
 HEAD_DIM = 64
 #: The cheap set of the targets: what one fused call and one look at chosen keys yield.
@@ -154,7 +149,7 @@ def cases(length: int, heads: int, device: str) -> dict[str, Callable[[], object
         "incoming mass": lambda: incoming_mass(q, k),
         "incoming mass, fused": lambda: incoming_mass(q, k, impl="fused"),
         "incoming mass by backward": lambda: backward_incoming(q, k, v),
-        "full set + incoming mass": lambda: all_of(make_problem(q, k)),
+        "full set + incoming mass": lambda: all_of(AttentionCall.from_tensors(q, k)),
         "block-wise dense, cheap + incoming": lambda: blockwise_dense(q, k, everything=False),
         "block-wise dense, full + incoming": lambda: blockwise_dense(q, k, everything=True),
     }

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from _browser import CLOCK, median, press, presses, session
+from _browser import CLOCK, driver, median, press, presses, session
 
 SETUP = """
 import json, time
@@ -72,7 +72,9 @@ class Bench:
             self.page.close()
         self.page = self.context.new_page()
         name = self.lab.write(f"{len(list(self.lab.root.iterdir()))}.ipynb", SETUP, *cells)
-        self.lab.run(self.page, name, timeout_ms=600_000)
+        self.notebook = driver().Lab(self.lab, self.page)
+        self.notebook.open(name)
+        self.notebook.run_all(timeout_ms=600_000)
         self.page.wait_for_function("() => window.goatvizFirst !== null")
         shown = self.page.evaluate("() => window.goatvizFirst")
         self.page.wait_for_timeout(2500)
@@ -80,7 +82,7 @@ class Bench:
         return max(0.0, shown - 1000 * self.ask("ended"))
 
     def ask(self, expression: str) -> Any:
-        return self.lab.ask(self.page, expression)
+        return self.notebook.ask(expression)
 
     def focus(self, role: str, name: str) -> None:
         self.page.get_by_role(role, name=name).first.focus()

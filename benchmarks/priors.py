@@ -2,7 +2,8 @@
 
 Run with ``python benchmarks/priors.py``. The first table gives the relative error
 ``||out - reference|| / ||reference||`` of bfloat16 attention under a seeded GOAT prior (ALiBi's
-slopes), beside the package goat-attention; the second what one causal call costs in float32.
+slopes), beside the package goat-attention; the second what one causal call costs in float32; the
+third what it takes to take a prior apart, all heads or one head whose components are scaled.
 Repeats are interleaved, so that a busy machine slows all cases alike; times are medians. Peak
 memory is the growth of the resident peak during one forward and backward call, in a process of
 its own after a small warm-up.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import os
@@ -28,11 +30,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from _measure import interleaved
 from goat import GoatAttention
 from torch import Tensor
 
 from goatviz.adapters import convert, read_goat_attention
+from goatviz.analysis import prior_profile, prior_sources
+from goatviz.analysis.prior_mix import PriorMixer
 from goatviz.attention import Attention, prior_attention
+from goatviz.models import goat_prior
 from goatviz.priors import Prior
 
 HEADS = 8
@@ -48,6 +54,9 @@ PRECISION_HEADER = f"{'length':>7}  {'attention':<30}  {'error':>8}  {'worst hea
 COST_HEADER = (
     f"{'length':>7}  {'attention':<16}  {'forward':>11}  {'ratio':>7}  "
     f"{'with backward':>13}  {'ratio':>7}  {'peak':>9}"
+)
+PROFILE_HEADER = (
+    f"{'length':>9}  {'heads':>5}  {'profile':>10}  {'a head':>10}  {'mixer':>10}  {'mix':>10}"
 )
 
 
@@ -300,12 +309,42 @@ def affordable(names: Sequence[str], length: int, bias_limit: int) -> Iterator[s
             yield name
 
 
+# --- analysis ---
+
+
+def measure_profile(length: int, repeats: int) -> None:
+    """Print the lines of one length: a profile of all heads, and a mixer of one of them."""
+    for heads in (1, HEADS):
+        torch.manual_seed(0)
+        prior = goat_prior(heads, rank=RANK, sink_rank=RANK, training_length=TRAINING_LENGTH)
+        for parameter in prior.parameters():
+            torch.nn.init.normal_(parameter, std=0.7)
+        (source,) = prior_sources(prior)
+        mixer = PriorMixer(source, length=length)
+        mixer.mix()
+        scales = itertools.cycle([0.5, 1.5])
+        seconds = interleaved(
+            {
+                "profile": lambda prior=prior: prior_profile(prior, length=length),
+                "mixer": lambda source=source: PriorMixer(source, length=length).mix(),
+                "mix": lambda mixer=mixer, scales=scales: mixer.mix(sink=next(scales)),
+            },
+            repeats,
+        )
+        cells = [seconds["profile"], seconds["profile"] / heads, seconds["mixer"], seconds["mix"]]
+        print(
+            f"{length:>9,}  {heads:>5}  " + "  ".join(f"{1e3 * cell:>7.0f} ms" for cell in cells),
+            flush=True,
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description="Exactness and cost of a prior's lanes.")
     parser.add_argument("--lengths", type=int, nargs="*", default=[1024, 4096, 16384])
     parser.add_argument("--sample", type=int, default=512, help="queries compared")
     parser.add_argument("--cost-lengths", type=int, nargs="*", default=[1024, 4096, 8192])
+    parser.add_argument("--profile-lengths", type=int, nargs="*", default=[1024, 32768, 1_000_000])
     parser.add_argument("--cases", nargs="+", choices=list(BASELINES), default=list(BASELINES))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--bias-limit", type=int, default=4096, help="longest dense bias, tokens")
@@ -342,6 +381,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         for length in options.cost_lengths:
             names = list(affordable(options.cases, length, options.bias_limit))
             measure_cost(length, names, options.repeats, not options.no_memory)
+    if options.profile_lengths:
+        print(
+            f"\nAnalysis: medians of {options.repeats} interleaved repeats; 'mixer' evaluates one "
+            "head and mixes it as\nlearned, 'mix' is another scale of its sink"
+        )
+        print(PROFILE_HEADER)
+        for length in options.profile_lengths:
+            measure_profile(length, options.repeats)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Bins along an axis: edges as indices, and what several values become when they share one.
+"""Bins along an axis: edges as indices, and what several values become when they share one; ranks.
 
 The only binning of the package, in numpy, so that results and drawings pool by the same rules.
 """
@@ -17,6 +17,17 @@ def even_edges(count: int, most: int) -> np.ndarray:
     [0, 2, 5, 8, 10]
     """
     return np.unique(np.linspace(0, count, min(count, most) + 1).round().astype(int))
+
+
+def step_edges(count: int, most: int) -> np.ndarray:
+    """Edges of at most `most` bins of equal width over `count` places; the last may be narrower.
+
+    Examples
+    --------
+    >>> step_edges(10, 4).tolist()
+    [0, 3, 6, 9, 10]
+    """
+    return np.append(np.arange(0, count, -(-count // most)), count)
 
 
 def curve_edges(start: int, length: int, points: int) -> np.ndarray:
@@ -56,6 +67,22 @@ def bin_mean(values: np.ndarray, edges: np.ndarray, axis: int = -1) -> np.ndarra
     return bin_sum(values, edges, axis) / width.reshape(shape)
 
 
+def weighted_mean(values: np.ndarray, weights: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """The mean in each bin of what is finite, by its weights; NaN where they are all 0.
+
+    Examples
+    --------
+    >>> weighted_mean(np.array([1.0, 4.0, np.nan]), np.array([2, 1, 5]), np.array([0, 3])).tolist()
+    [2.0]
+    """
+    used = slice(edges[0], edges[-1])
+    finite = np.isfinite(values)
+    weights = np.where(finite, weights, 0.0)[used]
+    total = bin_sum(weights * np.where(finite, values, 0.0)[used], edges - edges[0])
+    with np.errstate(invalid="ignore"):
+        return total / bin_sum(weights, edges - edges[0])
+
+
 def bin_range(values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The least and the largest value in each bin along the last axis."""
     starts = edges[:-1].astype(np.intp)
@@ -85,3 +112,18 @@ def cell_mean(
     total = bin_sum(bin_sum(np.where(allowed, values, 0.0), rows, 0), columns, 1)
     with np.errstate(invalid="ignore"):
         return total / count, count > 0
+
+
+def ranks(values: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Place of each value: 0 for the largest, ties in order, NaN last; -1 where none is present.
+
+    Examples
+    --------
+    >>> ranks(np.array([0.1, 0.9, np.nan]), np.array([True, True, False])).tolist()
+    [1, 0, -1]
+    """
+    # NaN is sorted last.
+    order = np.argsort(-np.where(present, values, np.nan), axis=None, kind="stable")
+    places = np.full(values.size, -1, dtype=np.int32)
+    places[order[present.ravel()[order]]] = np.arange(present.sum())
+    return places.reshape(values.shape)

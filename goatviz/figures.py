@@ -11,8 +11,10 @@ from torch import nn
 
 from goatviz import checks
 from goatviz.adapters.capture import Record
+from goatviz.analysis.implied import implied_prior
 from goatviz.analysis.plan import plan_slice
-from goatviz.analysis.prior import prior_profile, prior_sources
+from goatviz.analysis.prior import has_explicit_prior, prior_profile, prior_sources
+from goatviz.analysis.sink_text import at_threshold
 from goatviz.analysis.sinks import sink_profile
 from goatviz.analysis.training import training_log
 from goatviz.plots.figure import Figure
@@ -24,35 +26,52 @@ from goatviz.plots.prior import PRIOR_KINDS, draw_prior, prior_detail
 from goatviz.plots.sinks import SINK_KINDS, draw_sinks
 from goatviz.plots.training import draw_training
 from goatviz.priors.base import Prior
+from goatviz.results import SINK_PROFILE, check_result
 from goatviz.training.checkpoint import Checkpoint
 from goatviz.training.loop import TrainResult
 
+_SINK_OPTIONS = (
+    "min_observers",
+    "recent",
+    "tokenizer",
+    "tokens",
+    "maps",
+    "norms",
+    "resamples",
+    "seed",
+)
+
 
 def plot_prior(
-    source: Prior | nn.Module | Checkpoint | xr.Dataset,
+    source: Prior | nn.Module | Checkpoint | Record | xr.Dataset,
+    inputs: Any = None,
     *,
     kind: str = "decomposition",
     length: int | None = None,
     layers: Sequence[int] | int | None = None,
     heads: Sequence[int] | int | None = None,
-    **profile: Any,
+    **options: Any,
 ) -> Figure:
-    """Draw the learned prior of a model: K_ij = kappa(i - j) + u(j), taken apart.
+    """Draw the prior of a model, explicit or implied: K_ij = kappa(i - j) + u(j), taken apart.
 
     Parameters
     ----------
-    source : Prior, nn.Module, Checkpoint or xarray.Dataset
+    source : Prior, nn.Module, Checkpoint, Record or xarray.Dataset
         A prior; a goatviz model or layer; any model with goat-attention inside; a loaded
-        checkpoint; or a profile made before.
+        checkpoint; a profile made before. A model without an explicit prior needs `inputs`, and
+        the prior that its logits imply is drawn (`goatviz.implied_prior`), as for a record.
+    inputs : Tensor, mapping, str, or sequence of them, optional
+        What such a model is called with; see `goatviz.sink_profile`.
     kind : {"decomposition", "heads", "kernel", "matrix"}
         See `goatviz.plots.draw_prior`.
     length : int, optional
-        Tokens; default the training length. A window or a pooled view is evaluated, never the
-        length x length whole, so 1,000,000 draws.
+        Tokens; default the training length, or the longest input's. A window or a pooled view is
+        evaluated, never the length x length whole, so 1,000,000 draws.
     layers, heads : int or sequence of int, optional
         Which; default all. The more there are, the coarser; see `goatviz.plots.draw_prior`.
-    **profile
-        Passed to `goatviz.prior_profile`: queries, keys, causal, resolution, points.
+    **options
+        Passed to `goatviz.prior_profile`: queries, keys, causal, resolution, points; and to
+        `goatviz.implied_prior`: tokenizer, max_lag.
 
     Returns
     -------
@@ -62,7 +81,7 @@ def plot_prior(
     Raises
     ------
     TypeError
-        If `source` has no explicit prior; the message says what to do.
+        If there is no explicit prior and no input, or an explicit prior and inputs.
     ValueError
         See `goatviz.prior_profile`.
 
@@ -72,28 +91,31 @@ def plot_prior(
     >>> plot_prior(ALiBiPrior(2), length=32).layout.title.text
     'Learned prior'
     """
-    if kind not in PRIOR_KINDS:
-        raise ValueError(f"kind must be one of {', '.join(PRIOR_KINDS)}, got {kind!r}")
+    checks.one_of("kind", kind, PRIOR_KINDS)
+    given = {"length": length, "layers": layers, "heads": heads, **options}
     if isinstance(source, xr.Dataset):
-        given = {"length": length, "layers": layers, "heads": heads, **profile}
-        excess = [name for name, value in given.items() if value is not None]
-        if excess:
-            raise TypeError(
-                f"{', '.join(excess)} cannot be changed in a finished profile; select from it, "
-                "or pass the model"
-            )
+        checks.not_given("a finished profile", inputs=inputs, **given)
         return draw_prior(source, kind=kind)
-    if isinstance(source, Checkpoint):
-        source = source.model
-    sources = prior_sources(source, length=length, causal=profile.get("causal"))
+    model = source.model if isinstance(source, Checkpoint) else source
+    if isinstance(source, Record) or (inputs is not None and not has_explicit_prior(model)):
+        # How many heads there are is known afterwards, and drawing makes what is too fine coarser.
+        given = {name: value for name, value in given.items() if value is not None}
+        return draw_prior(implied_prior(source, inputs, **given), kind=kind)
+    sources = prior_sources(model, length=length, causal=options.get("causal"))
+    of_implied = {name: options.pop(name, None) for name in ("tokenizer", "max_lag")}
+    checks.not_given(
+        "an explicit prior (goatviz.implied_prior fits the one of the logits)",
+        inputs=inputs,
+        **of_implied,
+    )
     count = _count(layers, len(sources))
     total = count * _count(heads, max(s.prior.num_heads for s in sources))
     cells, points = prior_detail(kind, total, count)
     # Without maps their last row is enough.
     cells = 2 if kind in ("heads", "kernel") else cells
-    profile = {"resolution": cells, "points": points, **profile}
-    result = prior_profile(source, length=length, layers=layers, heads=heads, **profile)
-    return draw_prior(result, kind=kind)
+    detail = {"resolution": cells, "points": points}
+    options = {"length": length, "layers": layers, "heads": heads, **detail, **options}
+    return draw_prior(prior_profile(model, **options), kind=kind)
 
 
 def plot_plan(source: Any, inputs: Any = None, **slice_options: Any) -> Figure:
@@ -137,6 +159,8 @@ def plot_sinks(
     *,
     kind: str = "overview",
     threshold: float | None = None,
+    layers: Sequence[int | str] | int | None = None,
+    heads: Sequence[int] | int | None = None,
     **profile: Any,
 ) -> Figure:
     """Draw where a model's attention sinks are, how strong, and when they act.
@@ -154,8 +178,10 @@ def plot_sinks(
     threshold : float, optional
         epsilon: a key is a sink if its importance exceeds it, strictly; default 0.3, or a
         finished profile's own.
+    layers, heads : int or sequence of int, optional
+        Which; default all. Of a model only these layers are profiled; names are understood too.
     **profile
-        Passed to `goatviz.sink_profile`: min_observers, recent, layers, tokenizer, tokens, ...
+        Passed to `goatviz.sink_profile`: min_observers, recent, tokenizer, tokens, ...
 
     Returns
     -------
@@ -165,7 +191,7 @@ def plot_sinks(
     Raises
     ------
     TypeError, ValueError
-        As in `goatviz.sink_profile`, and for a `kind` that is not there.
+        As in `goatviz.sink_profile` and `goatviz.plots.draw_sinks`.
 
     Examples
     --------
@@ -175,21 +201,24 @@ def plot_sinks(
     >>> plot_sinks(load_pretrained("copy-mixture-1-goat"), ids).layout.title.text
     'Attention sinks'
     """
-    if kind not in SINK_KINDS:
-        raise ValueError(f"kind must be one of {', '.join(SINK_KINDS)}, got {kind!r}")
-    if isinstance(source, xr.Dataset):
-        given = ["inputs"] if inputs is not None else []
-        given += list(profile)
-        if given:
-            raise TypeError(
-                f"{', '.join(given)} cannot be changed in a finished profile; pass the model"
-            )
-        return draw_sinks(source, kind=kind, threshold=threshold)
-    if kind in ("logits", "probabilities"):
-        profile = {"maps": True, **profile}
+    checks.one_of("kind", kind, SINK_KINDS)
     if threshold is not None:
-        profile["threshold"] = threshold
-    return draw_sinks(sink_profile(source, inputs, **profile), kind=kind)
+        threshold = checks.number("threshold", threshold, low=0, below=1)
+    if isinstance(source, xr.Dataset):
+        check_result(source, SINK_PROFILE)
+        checks.not_given("a finished profile", inputs=inputs, **profile)
+        if threshold is not None:
+            source = at_threshold(source, threshold)
+    else:
+        checks.some_of("options", profile, _SINK_OPTIONS)
+        if threshold is not None:
+            profile["threshold"] = threshold
+        if kind in ("logits", "probabilities"):
+            profile = {"maps": True, **profile}
+        if not isinstance(source, Record):
+            profile["layers"], layers = layers, None
+        source = sink_profile(source, inputs, **profile)
+    return draw_sinks(source, kind=kind, layers=layers, heads=heads)
 
 
 def plot_length(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:
@@ -227,6 +256,12 @@ def plot_extrapolation(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:
     """The old name of `plot_length`, for one release.
 
     .. deprecated:: 0.2
+
+    Examples
+    --------
+    >>> from goatviz import load_shipped_result
+    >>> with warnings.catch_warnings(action="ignore"):
+    ...     figure = plot_extrapolation(load_shipped_result("passkey-sweep"))
     """
     warnings.warn(
         "plot_extrapolation is now plot_length and will be removed in the next release",

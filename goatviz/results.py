@@ -82,8 +82,16 @@ PRIOR_PROFILE = Schema(
         "top_mass": Field(_ROW, "probability", "prior mass on the top key"),
         "prior_entropy": Field(_ROW, "nats", "entropy of the prior"),
         "explained_variance": Field(_HEAD, "1", "share of the logits' variance explained"),
+        "kernel_range": Field(_HEAD, "nats", "largest less smallest kernel over all lags"),
+        "relative_range": Field(_HEAD, "nats", "largest less smallest relative term"),
+        # Places over all layers, ties in order; -1 for a head that a layer does not have.
+        "margin_rank": Field(_HEAD, "1", "place by the last query's margin, 0 the largest"),
+        "kernel_rank": Field(_HEAD, "1", "place by the kernel's range, 0 the least flat"),
     },
-    optional=frozenset({"explained_variance"}),
+    # Profiles of earlier versions lack the ranges and ranks.
+    optional=frozenset(
+        {"explained_variance", "kernel_range", "relative_range", "margin_rank", "kernel_rank"}
+    ),
 )
 
 PRIOR_MIX = Schema(
@@ -200,8 +208,8 @@ SINK_PROFILE = Schema(
         "prior_first_low": Field(_HEAD, "probability", "least prior mass on the first key"),
         "prior_first_high": Field(_HEAD, "probability", "largest prior mass on the first key"),
         "sink_rank": Field(_HEAD, "1", "place by the first key's importance, 0 the strongest sink"),
-        "signal_lower": Field(_SIGNAL, "probability", "least mass of the first key, mid-bin"),
-        "signal_upper": Field(_SIGNAL, "probability", "largest mass of the first key, mid-bin"),
+        "signal_lower": Field(_SIGNAL, "probability", "least mass of the first key in the bin"),
+        "signal_upper": Field(_SIGNAL, "probability", "largest mass of the first key in the bin"),
         "margin_text": Field(_HEAD, "1", "what the margin law says"),
         "uniform_importance": Field(("layer", "key"), "probability", "under uniform attention"),
         "layer_sink_rate": Field(("layer", "threshold"), "probability", "sink rate of the layer"),
@@ -493,11 +501,26 @@ def check_result(dataset: object, schema: Schema) -> xr.Dataset:
     for name, field in schema.fields.items():
         if name not in dataset.variables:
             continue
-        dims = tuple(str(d) for d in dataset[name].dims)
+        dims = tuple(map(str, dataset.variables[name].dims))
         # Selecting one layer or head drops that dimension, and the result stays a result.
         if tuple(d for d in field.dims if d in dims) != dims:
             raise ValueError(f"{name} must have dimensions {field.dims}, got {dims}")
     return dataset
+
+
+def with_all_dimensions(dataset: xr.Dataset, schema: Schema) -> xr.Dataset:
+    """A result with the dimensions that a selection dropped, each of length 1."""
+    coords, data = {}, {}
+    for name, field in schema.fields.items():
+        if name not in dataset.variables:
+            continue
+        array = dataset[name]
+        missing = tuple(at for at, dim in enumerate(field.dims) if dim not in array.dims)
+        data[name] = (field.dims, np.expand_dims(array.values, missing), array.attrs)
+        for dim, size in zip(field.dims, data[name][1].shape, strict=True):
+            given = dataset.coords.get(dim)
+            coords[dim] = np.arange(size) if given is None else np.atleast_1d(given.values)
+    return xr.Dataset(data, coords=coords, attrs=dataset.attrs)
 
 
 def save_result(dataset: xr.Dataset, path: str | os.PathLike) -> Path:

@@ -32,11 +32,13 @@ RUNS = {
             "16",
             "--cost-lengths",
             "64",
+            "--profile-lengths",
+            "64",
             "--repeats",
             "1",
             "--no-memory",
         ],
-        ("worst head", "goat-attention bf16", "goatviz bf16", "ratio"),
+        ("worst head", "goat-attention bf16", "goatviz bf16", "ratio", "mixer"),
     ),
     "training": (
         ["--lengths", "40", "--evaluation-length", "64"]

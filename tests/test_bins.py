@@ -15,6 +15,14 @@ def test_even_edges_cover_every_place_once(count, most):
     assert (np.diff(edges) > 0).all() and len(edges) - 1 <= most
 
 
+@given(st.integers(1, 500), st.integers(1, 64))
+def test_step_edges_are_of_one_width_but_for_the_last(count, most):
+    edges = bins.step_edges(count, most)
+    widths = np.diff(edges)
+    assert (edges[0], edges[-1]) == (0, count) and len(widths) <= most
+    assert (widths[:-1] == widths[0]).all() and 0 < widths[-1] <= widths[0]
+
+
 @given(st.integers(0, 50), st.integers(1, 2000), st.integers(8, 64))
 def test_curve_edges_are_exact_first_and_cover_the_rest(start, length, points):
     edges = bins.curve_edges(start, length, points)
@@ -56,3 +64,10 @@ def test_cells_average_what_is_allowed():
     assert seen.tolist() == [[True, False], [True, True]]
     assert mean[0, 0] == pytest.approx((0 + 4 + 5) / 3)
     assert mean[1, 0] == pytest.approx((8 + 9 + 12 + 13) / 4)
+
+
+def test_weighted_means_leave_out_what_is_not_a_number():
+    values = np.array([1.0, np.nan, 3.0, 5.0, np.nan, 9.0])
+    weights = np.array([1, 4, 3, 0, 2, 7])
+    mean = bins.weighted_mean(values, weights, np.array([0, 3, 5]))
+    assert mean[0] == pytest.approx((1 * 1 + 3 * 3) / 4) and np.isnan(mean[1])

@@ -8,15 +8,15 @@ from goat import GoatAttention
 from torch import nn
 
 from goatviz.adapters.capture import capture
-from goatviz.analysis import plan_slice, prior_profile, sink_profile
+from goatviz.analysis import implied_prior, plan_slice, prior_profile, sink_profile
 from goatviz.attention import Attention
 from goatviz.figures import plot_extrapolation, plot_length, plot_plan, plot_prior, plot_sinks
 from goatviz.models import CausalLM, ModelConfig, goat_prior
-from goatviz.plots import SINK_KINDS, Figure, draw_sinks
+from goatviz.plots import PRIOR_KINDS, SINK_KINDS, Figure, draw_prior, draw_sinks
 from goatviz.priors import ALiBiPrior
 from goatviz.training import load_pretrained
 from goatviz.transport import solve_rows
-from tests.factories import length_result
+from tests.factories import TextTokenizer, ids, length_result, tiny_huggingface, tiny_lm
 
 
 def caption(figure):
@@ -40,7 +40,7 @@ def test_everything_with_a_prior_draws(name):
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.MultiheadAttention(8, 2), object()])
 def test_a_model_without_a_prior_is_told_what_to_do(model):
-    with pytest.raises(TypeError, match=r"no explicit prior|expected a goatviz Prior"):
+    with pytest.raises(TypeError, match=r"no explicit prior|must be a goatviz Prior"):
         plot_prior(model)
 
 
@@ -70,9 +70,9 @@ def test_bidirectional_priors_show_both_sides():
     ("options", "error", "match"),
     [
         ({"kind": "map"}, ValueError, "kind must be one of.*got 'map'"),
-        ({"layers": 3}, ValueError, "there is no layer 3: layers are 0 to 0"),
-        ({"heads": [7]}, ValueError, "there is no head 7: heads are 0 to 1"),
-        ({"length": 0}, ValueError, "length must be at least 1"),
+        ({"layers": 3}, ValueError, "layers must be an integer in 0 .. 0, got 3"),
+        ({"heads": [7]}, ValueError, "heads must be an integer in 0 .. 1, got 7"),
+        ({"length": 0}, ValueError, "length must be an integer of at least 1"),
     ],
 )
 def test_bad_input(options, error, match):
@@ -82,8 +82,46 @@ def test_bad_input(options, error, match):
 
 def test_a_finished_profile_takes_no_options():
     profile = prior_profile(ALiBiPrior(2), length=8)
-    with pytest.raises(TypeError, match="length, heads cannot be changed"):
-        plot_prior(profile, length=5, heads=1)
+    with pytest.raises(TypeError, match="inputs, length, heads must not be given with a finished"):
+        plot_prior(profile, ids(), length=5, heads=1)
+
+
+@pytest.mark.parametrize("kind", PRIOR_KINDS)
+def test_a_model_without_a_prior_draws_the_one_its_logits_imply(kind):
+    model, inputs = tiny_huggingface("gpt2"), ids(2, 24, vocab=50)
+    with pytest.raises(TypeError, match=r"plot_prior\(model, inputs\)"):
+        plot_prior(model, kind=kind)
+    figure = plot_prior(model, inputs, kind=kind, layers=[1], max_lag=8)
+    wanted = draw_prior(
+        implied_prior(
+            model,
+            inputs,
+            layers=[1],
+            max_lag=8,
+            **({"resolution": 2, "points": 512} if kind == "heads" else {}),
+        ),
+        kind=kind,
+    )
+    assert figure.to_json() == wanted.to_json()
+    if kind == "decomposition":
+        assert figure.layout.title.text == "Implied prior"
+
+
+def test_implied_priors_of_text_of_records_and_of_uniform_layers():
+    text = plot_prior(tiny_lm("rope"), "seven seas", tokenizer=TextTokenizer(), heads=1, length=12)
+    assert text.layout.title.text == "Implied prior"
+    assert "12 tokens" in text.layout.title.subtitle.text
+    model = tiny_lm()
+    with capture(model, keep="projections") as record:
+        model(ids(1, 12))
+    assert plot_prior(record).layout.title.text == "Implied prior"
+
+
+@pytest.mark.parametrize("option", ["inputs", "tokenizer", "max_lag"])
+def test_an_explicit_prior_takes_no_inputs(option):
+    for source in (load_pretrained("copy-mixture-1-goat"), ALiBiPrior(2)):
+        with pytest.raises(TypeError, match=f"{option} must not be given with an explicit prior"):
+            plot_prior(source, **{option: 3})
 
 
 def test_plans_of_plans_models_checkpoints_and_slices():
@@ -123,7 +161,7 @@ def test_sinks_refuse_what_cannot_be():
     assert plot_sinks(profile, kind="rate", threshold=0.5).layout.title.text
     with pytest.raises(ValueError, match="kind must be one of overview, profile.*got 'map'"):
         plot_sinks(profile, kind="map")
-    with pytest.raises(TypeError, match="inputs, recent cannot be changed in a finished profile"):
+    with pytest.raises(TypeError, match="inputs, recent must not be given with a finished profile"):
         plot_sinks(profile, torch.zeros(1, 3), recent=3)
 
 

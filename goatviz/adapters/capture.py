@@ -6,13 +6,16 @@ family's watcher lives beside this file. Outputs stay as they were, bit for bit.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from goatviz import checks
 from goatviz.adapters.goat_attention import find_goat_attention, watch_goat_attention
 from goatviz.adapters.huggingface import (
     find_huggingface_attention,
@@ -20,34 +23,29 @@ from goatviz.adapters.huggingface import (
     watch_huggingface,
 )
 from goatviz.adapters.torch_attention import find_torch_attention, watch_torch_attention
-from goatviz.attention.call import AttentionCall
 from goatviz.attention.layer import Attention
-from goatviz.priors.base import Prior
-from goatviz.transport.fused import (
+from goatviz.transport.call import AttentionCall, PlanWindow
+from goatviz.transport.statistics import (
     IMPLEMENTATIONS,
     ROW_STATISTICS,
     IncomingMass,
-    PlanWindow,
-    Problem,
     RowStatistics,
     all_of,
-    dense_window,
     incoming_of,
-    make_problem,
     statistics_of,
 )
-from goatviz.transport.visibility import Visibility
 
 #: What `capture` can keep of every call.
 CAPTURE_STATISTICS = (*ROW_STATISTICS, "incoming_mass", "value_norm")
 
-Observe = Callable[[str, AttentionCall], None]
+#: observe(path, q, k, **options) gets the arguments of `AttentionCall.from_tensors`.
+Observe = Callable[..., None]
 Watch = Callable[[nn.Module, Mapping[str, nn.Module], Observe], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CapturedCall:
-    """One attention call of one layer.
+    """One attention call of one layer, and what was measured while the model ran.
 
     Attributes
     ----------
@@ -55,44 +53,43 @@ class CapturedCall:
         Index among the model's attention layers, whether captured or not.
     name : str
         The layer's path in the module tree.
+    call : AttentionCall
+        The call itself; with keep="statistics" without its q, k, v and bias.
     rows : RowStatistics, optional
         Row statistics, as far as asked for.
     incoming : IncomingMass, optional
         Mass that each key receives from the real queries.
-    query_mask : Tensor of bool, optional
-        Shape (batch or 1, n_queries), False at padding; None where nothing is known of it.
     value_norm : Tensor, optional
         Norms of the values, shape (batch, key-value heads, n_keys).
-    call : AttentionCall, optional
-        The projections themselves, with keep="projections".
-    shape : tuple of int
-        (batch, query heads, n_queries, n_keys).
-    prior : Prior, optional
-        The layer's explicit prior.
-    query_pos, key_pos : Tensor
-        Its positions, as `goatviz.priors.as_positions` returns them.
-    visibility : Visibility
-        The allowed pairs.
-    causal : bool
-        Whether some query sees fewer keys than another one of its sequence.
-    additive : bool
-        Whether a dense bias was added to the logits, which is not kept with statistics only.
     """
 
     layer: int
     name: str
-    rows: RowStatistics | None
-    incoming: IncomingMass | None
-    query_mask: Tensor | None
-    value_norm: Tensor | None
-    call: AttentionCall | None
-    shape: tuple[int, int, int, int]
-    prior: Prior | None
-    query_pos: Tensor
-    key_pos: Tensor
-    visibility: Visibility
-    causal: bool
-    additive: bool
+    call: AttentionCall
+    rows: RowStatistics | None = None
+    incoming: IncomingMass | None = None
+    value_norm: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(batch, query heads, n_queries, n_keys)."""
+        return self.call.shape
+
+    @property
+    def projections(self) -> AttentionCall:
+        """The call, if its queries and keys were kept.
+
+        Raises
+        ------
+        ValueError
+            If they were not.
+        """
+        if self.call.q is None:
+            raise ValueError(
+                f"layer {self.layer} ({self.name}) must be captured with its projections, got "
+                "statistics only: capture(..., keep='projections') keeps q and k"
+            )
+        return self.call
 
     def __repr__(self) -> str:
         batch, heads, queries, keys = self.shape
@@ -124,6 +121,21 @@ class Record:
         seen = len({call.layer for call in self.calls})
         return f"Record({len(self.calls)} calls of {seen} of {len(self.layers)} layers)"
 
+    def check_calls(self) -> list[CapturedCall]:
+        """Every call, oldest first.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        if not self.calls:
+            raise ValueError(
+                "record must hold an attention call, got an empty one: run the model inside the "
+                "with block"
+            )
+        return self.calls
+
     def of(self, layer: int) -> list[CapturedCall]:
         """The calls of one layer, oldest first.
 
@@ -132,15 +144,9 @@ class Record:
         ValueError
             If nothing was captured, or nothing of this layer.
         """
-        if not self.calls:
-            raise ValueError(
-                "record is empty: no attention call was seen. Run the model inside the with block"
-            )
-        found = [call for call in self.calls if call.layer == layer]
-        if not found:
-            seen = sorted({call.layer for call in self.calls})
-            raise ValueError(f"layer must be one of the captured {seen}, got {layer!r}")
-        return found
+        seen = sorted({call.layer for call in self.check_calls()})
+        checks.one_of("layer", layer, seen)
+        return [call for call in self.calls if call.layer == layer]
 
     def plan(
         self,
@@ -174,25 +180,17 @@ class Record:
             If the record is empty or holds statistics only, or the place does not exist.
         """
         calls = self.of(layer)
-        if not -len(calls) <= call < len(calls):
-            raise ValueError(f"call must be below {len(calls)}, got {call}")
-        one = calls[call]
-        if one.call is None:
-            raise ValueError(
-                "record holds statistics only; capture(..., keep='projections') keeps q and k"
-            )
-        for name, value, count in (("batch", batch, one.shape[0]), ("head", head, one.shape[1])):
-            if not 0 <= value < count:
-                raise ValueError(f"{name} must be in 0 .. {count - 1}, got {value!r}")
-        return dense_window(
-            problem_of(one.call), batch=batch, head=head, queries=queries, keys=keys
-        )
+        number = checks.integer("call", call, low=-len(calls), high=len(calls) - 1)
+        kept = calls[number].projections
+        checks.index("batch", batch, kept.shape[0])
+        checks.index("head", head, kept.shape[1])
+        return kept.plan(batch, head, queries, keys)
 
 
 def find_attention(model: nn.Module) -> dict[str, nn.Module]:
     """Every attention layer that `capture` can watch, by path, in the order of the module tree."""
-    found = {path for find, _ in _FAMILIES for path in find(model)}
-    return {path: module for path, module in model.named_modules() if path in found}
+    watchable = {path for find, _ in _FAMILIES for path in find(model)}
+    return {path: module for path, module in model.named_modules() if path in watchable}
 
 
 @contextmanager
@@ -247,17 +245,20 @@ def capture(
     >>> record.calls[0].rows.entropy.exp().round()[0, 0].tolist()
     [1.0, 2.0, 3.0, 4.0]
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    if keep not in ("statistics", "projections"):
-        raise ValueError(f"keep must be 'statistics' or 'projections', got {keep!r}")
-    names = _names(statistics)
-    keys = _checked(keys, recent, impl)
-    found = find_attention(model)
+    checks.instance("model", model, nn.Module, "an nn.Module")
+    checks.one_of("keep", keep, ("statistics", "projections"))
+    wanted = _Wanted(
+        checks.some_of("statistics", statistics, CAPTURE_STATISTICS),
+        keep == "projections",
+        _places(keys),
+        checks.positive_int("recent", recent),
+        checks.one_of("impl", impl, IMPLEMENTATIONS),
+    )
+    modules = find_attention(model)
     unwatchable = unwatchable_huggingface(model)
-    if not found or (unwatchable and layers is None):
+    if not modules or (unwatchable and layers is None):
         which = f" ({', '.join(unwatchable)} cannot)" if unwatchable else ""
-        rest = "; name layers= to capture the others alone" if found else ""
+        rest = "; name layers= to capture the others alone" if modules else ""
         raise TypeError(
             f"model {type(model).__name__} has attention that cannot be captured{which}; what can: "
             "goatviz Attention, goat-attention's GoatAttention, torch.nn.MultiheadAttention, and "
@@ -265,40 +266,26 @@ def capture(
         )
     if any(tensor.is_meta for tensor in model.parameters()):
         raise ValueError("model is on the meta device, which holds no numbers; load its weights")
-    paths = tuple(found)
+    paths = tuple(modules)
     chosen = _chosen(layers, paths)
     record = Record(paths)
 
-    def observe(path: str, call: AttentionCall) -> None:
+    def observe(path: str, q: Tensor, k: Tensor, **options: Any) -> None:
         # Under the model's autocast, statistics would be of its low precision too.
-        with torch.no_grad(), torch.autocast(call.q.device.type, enabled=False):
-            record.calls.append(
-                _captured(paths.index(path), path, call, names, keep, keys, recent, impl)
-            )
+        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+            try:
+                call = AttentionCall.from_tensors(q, k, **options)
+            except (TypeError, ValueError) as error:
+                where = f"attention layer {path}" if path else "model"
+                raise type(error)(f"{where}: {error}") from error
+            record.calls.append(_measured(paths.index(path), path, call, wanted))
 
     with ExitStack() as stack:
         for find, watch in _FAMILIES:
-            theirs = {path: module for path, module in find(model).items() if path in chosen}
-            if theirs:
-                stack.enter_context(watch(model, theirs, observe))
+            watched = {path: module for path, module in find(model).items() if path in chosen}
+            if watched:
+                stack.enter_context(watch(model, watched, observe))
         yield record
-
-
-def problem_of(call: AttentionCall) -> Problem:
-    """A captured call as arguments of the diagnostics."""
-    return make_problem(
-        call.q,
-        call.k,
-        prior=call.prior,
-        scale=call.scale,
-        causal=False,
-        visibility=call.visibility,
-        bias=call.bias,
-        sink=call.sink,
-        softcap=call.softcap,
-        query_pos=call.query_pos,
-        key_pos=call.key_pos,
-    )
 
 
 def find_goatviz_attention(model: nn.Module) -> dict[str, nn.Module]:
@@ -322,7 +309,7 @@ def watch_goatviz_attention(
         raise ValueError(f"model is being captured already: {', '.join(busy)}")
     try:
         for path, module in modules.items():
-            module.observer = lambda call, path=path: observe(path, call)
+            module.observer = functools.partial(observe, path)
         yield
     finally:
         for module in modules.values():
@@ -337,56 +324,35 @@ _FAMILIES: tuple[tuple[Callable[[nn.Module], dict[str, nn.Module]], Watch], ...]
 )
 
 
-def _captured(
-    layer: int,
-    path: str,
-    call: AttentionCall,
-    names: tuple[str, ...],
-    keep: str,
-    keys: Sequence[int],
-    recent: int,
-    impl: str,
-) -> CapturedCall:
-    try:
-        problem = problem_of(call)
-    except (TypeError, ValueError) as error:
-        where = f"attention layer {path}" if path else "model"
-        raise type(error)(f"{where}: {error}") from error
-    row_names = [name for name in names if name in ROW_STATISTICS]
-    options = {"keys": [key for key in keys if key < call.k.shape[2]], "recent": recent}
-    query_mass = None if call.query_mask is None else call.query_mask.to(call.q.device).double()
-    rows = incoming = None
-    if "incoming_mass" in names and row_names:
-        rows, incoming = all_of(problem, row_names, **options, query_mass=query_mass, impl=impl)
-    elif "incoming_mass" in names:
-        incoming = incoming_of(problem, query_mass=query_mass, impl=impl)
-    elif row_names:
-        rows = statistics_of(problem, row_names, **options, impl=impl)
-    norm = None
-    if "value_norm" in names and call.v is not None:
+class _Wanted(NamedTuple):
+    """What to keep of every call."""
+
+    statistics: tuple[str, ...]
+    projections: bool
+    keys: tuple[int, ...]
+    recent: int
+    impl: str
+
+
+def _measured(layer: int, path: str, call: AttentionCall, wanted: _Wanted) -> CapturedCall:
+    names = [name for name in wanted.statistics if name in ROW_STATISTICS]
+    options = {
+        "keys": [key for key in wanted.keys if key < call.shape[3]],
+        "recent": wanted.recent,
+        "impl": wanted.impl,
+    }
+    mass = None if call.query_mask is None else call.query_mask.to(call.device).double()
+    rows = incoming = norm = None
+    if "incoming_mass" in wanted.statistics and names:
+        rows, incoming = all_of(call, names, **options, query_mass=mass)
+    elif "incoming_mass" in wanted.statistics:
+        incoming = incoming_of(call, query_mass=mass, impl=wanted.impl)
+    elif names:
+        rows = statistics_of(call, names, **options)
+    if "value_norm" in wanted.statistics and call.v is not None:
         norm = torch.linalg.vector_norm(call.v.float(), dim=-1)
-    return CapturedCall(
-        layer=layer,
-        name=path,
-        rows=rows,
-        incoming=incoming,
-        query_mask=call.query_mask,
-        value_norm=norm,
-        call=call if keep == "projections" else None,
-        shape=(*call.q.shape[:3], call.k.shape[2]),
-        prior=call.prior,
-        query_pos=problem.query_pos,
-        key_pos=problem.key_pos,
-        visibility=problem.visibility,
-        causal=_is_causal(problem),
-        additive=call.bias is not None,
-    )
-
-
-def _is_causal(problem: Problem) -> bool:
-    count = problem.visibility.count()
-    real = torch.where(count > 0, count, count.amax(-1, keepdim=True))
-    return bool((real != real[..., -1:]).any())
+    kept = call if wanted.projections else call.without_tensors()
+    return CapturedCall(layer, path, kept, rows, incoming, norm)
 
 
 def _chosen(layers: Sequence[int | str] | int | str | None, paths: tuple[str, ...]) -> set[str]:
@@ -412,27 +378,8 @@ def _chosen(layers: Sequence[int | str] | int | str | None, paths: tuple[str, ..
     return chosen
 
 
-def _checked(keys: Sequence[int], recent: int, impl: str) -> tuple[int, ...]:
-    """The chosen keys, when these options fit a call of some length: better now than inside it."""
-    if not isinstance(keys, Iterable):
+def _places(keys: Sequence[int]) -> tuple[int, ...]:
+    """The chosen keys, checked as far as no call's length is known."""
+    if isinstance(keys, str) or not isinstance(keys, Iterable):
         raise TypeError(f"keys must be a list of places, got {keys!r}")
-    keys = tuple(int(key) for key in keys)
-    if any(key < 0 for key in keys):
-        raise ValueError(f"keys must be at least 0, got {list(keys)}")
-    if isinstance(recent, bool) or int(recent) != recent or recent < 1:
-        raise ValueError(f"recent must be a positive number of tokens, got {recent!r}")
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
-    return keys
-
-
-def _names(statistics: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(statistics, str) or not isinstance(statistics, Iterable):
-        raise TypeError(f"statistics must be a list of names, got {statistics!r}")
-    names = tuple(dict.fromkeys(statistics))
-    unknown = [name for name in names if name not in CAPTURE_STATISTICS]
-    if unknown:
-        raise ValueError(
-            f"statistics must be among {', '.join(CAPTURE_STATISTICS)}, got {', '.join(unknown)}"
-        )
-    return names
+    return tuple(checks.integer("keys", key, low=0) for key in keys)

@@ -11,18 +11,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from goatviz.adapters.torch_attention import allowed_by, is_same, shadow
-from goatviz.attention.call import AttentionCall
 from goatviz.attention.layer import Attention
 from goatviz.priors.base import Prior, ScaledPrior, SumPrior
 from goatviz.priors.fixed import UniformPrior
 from goatviz.priors.sink import RecencyPrior, SinkPrior
 from goatviz.priors.spectral import SpectralPrior
-from goatviz.transport.visibility import Visibility
 
 
 @dataclass(frozen=True)
@@ -273,7 +272,7 @@ def _copy(ours: Tensor, theirs: Tensor) -> None:
 def watch_goat_attention(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
-    observe: Callable[[str, AttentionCall], None],
+    observe: Callable[..., None],
 ) -> Iterator[None]:
     """Report every call of these GoatAttention modules to `observe`; outputs keep every bit.
 
@@ -284,7 +283,8 @@ def watch_goat_attention(
     modules : mapping
         Out of `find_goat_attention(model)`.
     observe : callable
-        observe(path, call): content queries and keys, and the prior as an object.
+        observe(path, q, k, **options), as in `AttentionCall.from_tensors`: content queries and
+        keys, and the prior as an object.
 
     Raises
     ------
@@ -311,21 +311,21 @@ def watch_goat_attention(
 
 
 def _watched_forward(
-    module: nn.Module, path: str, observe: Callable[[str, AttentionCall], None]
+    module: nn.Module, path: str, observe: Callable[..., None]
 ) -> Callable[..., object]:
     original = type(module).forward
     signature = inspect.signature(original)
 
     def forward(*args: object, **kwargs: object) -> object:
         bound = signature.bind(module, *args, **kwargs).arguments
-        observe(path, _watched_call(module, path, {**bound.pop("kwargs", {}), **bound}))
+        observe(path, **_watched_call(module, path, {**bound.pop("kwargs", {}), **bound}))
         return original(module, *args, **kwargs)
 
     return forward
 
 
 @torch.no_grad()
-def _watched_call(module: nn.Module, path: str, given: Mapping[str, object]) -> AttentionCall:
+def _watched_call(module: nn.Module, path: str, given: Mapping[str, object]) -> dict[str, Any]:
     query, key, value = (given[name] for name in ("query", "key", "value"))
     for hindrance, what in (
         (given.get("past_key_value") is not None, "a key-value cache"),
@@ -348,31 +348,23 @@ def _watched_call(module: nn.Module, path: str, given: Mapping[str, object]) -> 
     if not is_same(query, value):
         v = own.project(value if module.batch_first else value.transpose(0, 1))[2]
     keep, pairs = _their_masks(module, given, batch, length)
-    index = points[:, 0]
-    visibility = Visibility.from_rules(index, index, causal=causal, padding_mask=keep)
-    bias = None
+    mask, bias = keep, None
     if pairs is not None:
-        dense = [
-            visibility.block(slice(None), slice(None), batch=b) for b in range(visibility.batch)
-        ]
-        allowed = allowed_by(pairs)
-        if pairs.is_floating_point():
-            # The package keeps extreme values from overflowing.
-            bias = torch.where(allowed, pairs, 0.0).clamp(max=80.0)
-        allowed = allowed & torch.stack(dense).unsqueeze(1).to(pairs.device)
-        visibility = Visibility.from_mask(allowed)
-    return AttentionCall(
-        q=q.detach(),
-        k=k.detach(),
-        v=v.detach(),
-        scale=module.content_dim**-0.5,
-        visibility=visibility,
-        prior=own.prior,
-        query_pos=points,
-        key_pos=points,
-        bias=bias,
-        query_mask=keep,
-    )
+        # The package keeps extreme values from overflowing.
+        mask, bias = allowed_by(pairs if pairs.dtype == torch.bool else pairs.clamp(max=80.0))
+        mask = mask if keep is None else mask & keep[:, None, None, :].to(mask.device)
+    return {
+        "q": q,
+        "k": k,
+        "v": v,
+        "prior": own.prior,
+        "causal": causal,
+        "mask": mask,
+        "bias": bias,
+        "query_pos": points,
+        "key_pos": points,
+        "query_mask": keep,
+    }
 
 
 def _on_grid(module: nn.Module, given: Mapping[str, object]) -> bool:

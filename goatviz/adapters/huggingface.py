@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
-from goatviz.attention.call import AttentionCall
-from goatviz.transport.visibility import Visibility
+from goatviz.transport.visibility import Visibility, split_mask
 
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 _EAGER = "eager_attention_forward"
@@ -86,7 +85,7 @@ def unwatchable_huggingface(model: nn.Module) -> list[str]:
 def watch_huggingface(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
-    observe: Callable[[str, AttentionCall], None],
+    observe: Callable[..., None],
 ) -> Iterator[None]:
     """Report every attention call of these modules to `observe`; outputs keep every bit.
 
@@ -97,7 +96,7 @@ def watch_huggingface(
     modules : mapping
         Out of `find_huggingface_attention(model)`.
     observe : callable
-        observe(path, call).
+        observe(path, q, k, **options), as in `AttentionCall.from_tensors`.
 
     Raises
     ------
@@ -154,8 +153,8 @@ def watch_huggingface(
         original = str(mine)
         path = paths.get(id(module))
         if path is not None:
-            call = _call(path, module, query, key, value, attention_mask, original, kwargs, masks)
-            observe(path, call)
+            call = _call(path, module, query, key, attention_mask, original, kwargs, masks)
+            observe(path, query, key, v=value, **call)
         scope = inspect.unwrap(type(module).forward).__globals__
         eager = [scope.get(name) for name in _names_used(module) if name.endswith(_EAGER)]
         function = scope[_INTERFACE].get_interface(original, eager[0] if eager else None)
@@ -203,14 +202,12 @@ class _Masks:
 
 def _read_mask(mask: Tensor, n_queries: int, n_keys: int) -> tuple[Visibility, Tensor | None]:
     """Allowed pairs and additive rest of a boolean or additive mask, which may be one row."""
-    mask, size = mask[..., :n_keys], (-1, -1, n_queries, n_keys)
-    if mask.dtype == torch.bool:
-        return Visibility.from_mask(mask.expand(size)), None
-    lowest = torch.finfo(mask.dtype).min / 2
-    allowed = mask > lowest
-    rest = torch.where(allowed, mask, 0.0)
-    bias = rest.float().expand(size) if bool(rest.any()) else None
-    return Visibility.from_mask(allowed.expand(size)), bias
+    size = (-1, -1, n_queries, n_keys)
+    allowed, bias = split_mask(mask[..., :n_keys])
+    return (
+        Visibility.from_mask(allowed.expand(size)),
+        None if bias is None else bias.float().expand(size),
+    )
 
 
 def _call(
@@ -218,12 +215,11 @@ def _call(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
-    value: Tensor,
     mask: Any,
     implementation: str,
     options: Mapping[str, Any],
     masks: _Masks,
-) -> AttentionCall:
+) -> dict[str, Any]:
     if query.is_meta:
         raise ValueError("the model is on the meta device, which holds no numbers")
     dropout = options.get("dropout", 0.0)
@@ -292,19 +288,16 @@ def _call(
     own = first >= 0 and not _is_cross(path, module)
     first = _first_query(visibility, first) if own and causal else max(first, 0)
     scale = options.get("scaling")
-    return AttentionCall(
-        q=query.detach(),
-        k=key.detach(),
-        v=value.detach(),
-        scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
-        visibility=visibility,
-        query_pos=torch.arange(n_queries).double().unsqueeze(-1) + first,
-        key_pos=index.double().unsqueeze(-1),
-        bias=bias,
-        sink=None if sink is None else sink.detach().float(),
-        softcap=softcap,
-        query_mask=visibility.real_queries(first) if own else None,
-    )
+    return {
+        "scale": None if scale is None else float(scale),
+        "visibility": visibility,
+        "query_pos": torch.arange(n_queries) + first,
+        "key_pos": index,
+        "bias": bias,
+        "sink": None if sink is None else sink.detach().float(),
+        "softcap": softcap,
+        "query_mask": visibility.real_queries(first) if own else None,
+    }
 
 
 def _is_packed(options: Mapping[str, Any], batch: int) -> bool:

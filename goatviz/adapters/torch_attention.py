@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from goatviz.attention.call import AttentionCall
-from goatviz.transport.visibility import Visibility
+from goatviz.transport.visibility import split_mask
 
-Observe = Callable[[str, AttentionCall], None]
+Observe = Callable[..., None]
 
 
 def find_torch_attention(model: nn.Module) -> dict[str, nn.Module]:
@@ -44,7 +43,7 @@ def watch_torch_attention(
     modules : mapping
         Out of `find_torch_attention(model)`.
     observe : callable
-        observe(path, call).
+        observe(path, q, k, **options), as in `AttentionCall.from_tensors`.
 
     Raises
     ------
@@ -98,7 +97,7 @@ def _attention_forward(
         given = signature.bind(module, *args, **kwargs).arguments
         inputs = (given[name] for name in ("query", "key", "value"))
         masks = (given.get(name) for name in ("key_padding_mask", "attn_mask"))
-        observe(path, _call(module, *inputs, *masks))
+        observe(path, **_call(module, *inputs, *masks))
         reported.add(id(module))
         return original(module, *args, **kwargs)
 
@@ -126,7 +125,7 @@ def _layer_forward(
                 x, padding = _padded(x)
             with torch.no_grad():
                 x = layer.norm1(x) if layer.norm_first else x
-            observe(path, _call(module, x, x, x, padding, src_mask))
+            observe(path, **_call(module, x, x, x, padding, src_mask))
         return out
 
     return forward
@@ -140,7 +139,7 @@ def _call(
     value: Tensor,
     key_padding_mask: Tensor | None,
     attn_mask: Tensor | None,
-) -> AttentionCall:
+) -> dict[str, Any]:
     if module.training and module.dropout > 0:
         raise ValueError(
             f"{type(module).__name__} is in training mode with attention dropout "
@@ -165,21 +164,21 @@ def _call(
     if module.add_zero_attn:
         k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
     q, k, v = (x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-    visibility, bias = _visibility(module, q, k, n_keys, key_padding_mask, attn_mask)
+    mask, bias = _masks(q, k, n_keys, key_padding_mask, attn_mask)
     query_mask = None
     if itself and key_padding_mask is not None:
-        query_mask = allowed_by(key_padding_mask)
-    return AttentionCall(
-        q=q.detach(),
-        k=k.detach(),
-        v=v.detach(),
-        scale=module.head_dim**-0.5,
-        visibility=visibility,
-        query_pos=torch.arange(q.shape[2]).double().unsqueeze(-1),
-        key_pos=torch.arange(k.shape[2]).double().unsqueeze(-1),
-        bias=bias,
-        query_mask=query_mask,
-    )
+        query_mask = allowed_by(key_padding_mask)[0]
+    return {
+        "q": q,
+        "k": k,
+        "v": v,
+        "causal": False,
+        "mask": mask,
+        "bias": bias,
+        "query_pos": q.shape[2],
+        "key_pos": k.shape[2],
+        "query_mask": query_mask,
+    }
 
 
 def is_same(one: Tensor, other: Tensor) -> bool:
@@ -190,11 +189,9 @@ def is_same(one: Tensor, other: Tensor) -> bool:
     return places[0] == places[1]
 
 
-def allowed_by(mask: Tensor) -> Tensor:
-    """True where torch's mask allows: bool forbids by True, floats by -inf or their lowest."""
-    if mask.dtype == torch.bool:
-        return ~mask
-    return mask > torch.finfo(mask.dtype).min / 2
+def allowed_by(mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """`split_mask` of torch's masks, whose booleans forbid by True."""
+    return split_mask(~mask if mask.dtype == torch.bool else mask)
 
 
 def _padded(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,40 +218,28 @@ def _weights(module: nn.MultiheadAttention) -> tuple[tuple[Tensor, ...], tuple[A
     return weights, module.in_proj_bias.chunk(3)
 
 
-def _visibility(
-    module: nn.MultiheadAttention,
+def _masks(
     q: Tensor,
     k: Tensor,
     n_keys: int,
     key_padding_mask: Tensor | None,
     attn_mask: Tensor | None,
-) -> tuple[Visibility, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None]:
     """Allowed pairs and additive rest; keys appended after `n_keys` are open to all."""
     batch, heads, n_queries, _ = q.shape
     appended = (0, k.shape[2] - n_keys)
-    keep = None if key_padding_mask is None else allowed_by(key_padding_mask)
-    bias = None
-    if key_padding_mask is not None and key_padding_mask.is_floating_point():
-        finite = torch.where(keep, key_padding_mask, 0.0)
-        if bool(finite.any()):
-            bias = finite[:, None, None, :].expand(-1, 1, n_queries, -1)
-    if keep is not None:
+    keep = bias = None
+    if key_padding_mask is not None:
+        keep, bias = allowed_by(key_padding_mask)
         keep = F.pad(keep, appended, value=True)
-    if attn_mask is None:
-        rules = Visibility.from_rules(
-            torch.arange(n_queries), torch.arange(k.shape[2]), causal=False, padding_mask=keep
-        )
-        return rules, None if bias is None else F.pad(bias, appended)
-    if attn_mask.ndim == 3:
-        pairs = attn_mask.reshape(batch, heads, n_queries, n_keys)
-    else:
-        pairs = attn_mask[None, None]
-    allowed = allowed_by(pairs)
-    if pairs.is_floating_point():
-        finite = torch.where(allowed, pairs, 0.0)
-        if bool(finite.any()):
-            bias = finite if bias is None else bias + finite
-    allowed = F.pad(allowed, appended, value=True)
-    if keep is not None:
-        allowed = allowed & keep[:, None, None, :]
-    return Visibility.from_mask(allowed), None if bias is None else F.pad(bias, appended)
+        bias = None if bias is None else bias[:, None, None, :].expand(-1, 1, n_queries, -1)
+    allowed = keep
+    if attn_mask is not None:
+        shape = (batch, heads, n_queries, n_keys)
+        pairs = attn_mask.reshape(shape) if attn_mask.ndim == 3 else attn_mask[None, None]
+        allowed, rest = allowed_by(pairs)
+        allowed = F.pad(allowed, appended, value=True)
+        allowed = allowed if keep is None else allowed & keep[:, None, None, :]
+        if rest is not None:
+            bias = rest if bias is None else bias + rest
+    return allowed, None if bias is None else F.pad(bias, appended)

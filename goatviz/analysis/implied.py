@@ -15,15 +15,16 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from goatviz.adapters.capture import Record, capture, find_attention, problem_of
+from goatviz.adapters.capture import Record, capture, find_attention
 from goatviz.analysis.inputs import forward_calls
 from goatviz.analysis.prior import PriorSource, prior_profile
 from goatviz.priors.table import KeyTablePrior, LagTablePrior
 from goatviz.results import PRIOR_PROFILE, check_result
 from goatviz.training.checkpoint import Checkpoint
-from goatviz.transport.problem import Problem
+from goatviz.transport.call import AttentionCall
 
-_ROWS = 256
+#: Logits of all heads that are held together, and the most rows among them.
+_PAIRS, _ROWS = 2**22, 256
 _TOLERANCE = 1e-11
 _MOST_STEPS = 4000
 
@@ -145,17 +146,11 @@ def implied_prior(
 
 
 def _gather(fits: dict[int, _Fit], record: Record) -> None:
-    if not record.calls:
-        raise ValueError(
-            "record is empty: no attention call was seen. Run the model inside the with block"
-        )
-    for call in record.calls:
-        if call.call is None:
-            raise ValueError("record must be captured with keep='projections'")
-        problem = problem_of(call.call)
-        fit = fits.setdefault(call.layer, _Fit(heads=call.shape[1], name=call.name))
+    for captured in record.check_calls():
+        call = captured.projections
+        fit = fits.setdefault(captured.layer, _Fit(heads=call.shape[1], name=captured.name))
         for batch in range(call.shape[0]):
-            fit.add(problem, batch)
+            fit.add(call, batch)
 
 
 class _Geometry:
@@ -231,21 +226,10 @@ class _Fit:
     causal: bool = True
     first_lag: int = 0
 
-    @torch.no_grad()
-    def add(self, problem: Problem, batch: int) -> None:
+    def add(self, call: AttentionCall, batch: int) -> None:
         """Stream one sequence's logits: row-centred sums by lag and by key, and their squares."""
-        chosen, start, stop = problem.visibility.entry(batch)
-        length = problem.q.shape[2]
-        if length != problem.k.shape[2]:
-            raise ValueError(
-                f"layer {self.name}: {length} queries over {problem.k.shape[2]} keys; "
-                "implied_prior needs whole sequences (no cached decoding, no cross-attention)"
-            )
-        ordered = torch.equal(chosen, torch.arange(length))
-        if problem.visibility.dense is not None or not ordered or bool((stop <= start).any()):
-            raise ValueError(f"layer {self.name}: padding and irregular masks cannot be fitted")
-        if bool((start.diff() < 0).any() | (stop.diff() < 0).any()):
-            raise ValueError(f"layer {self.name}: irregular masks cannot be fitted")
+        start, stop = self._intervals(call, batch)
+        length = len(start)
         if length not in self.geometries:
             self.geometries[length] = _Geometry(start, stop, length)
             self.lengths[length] = 0
@@ -256,33 +240,35 @@ class _Fit:
             raise ValueError(f"layer {self.name}: inputs of one length have different masks")
         self.lengths[length] += 1
         self.causal = self.causal and bool((stop <= torch.arange(length) + 1).all())
-        group = self.heads // problem.k.shape[1]
-        variance = torch.zeros(self.heads, dtype=torch.float64)
-        for a in range(0, length, _ROWS):
-            rows = slice(a, min(a + _ROWS, length))
+        step = max(1, min(_ROWS, _PAIRS // (self.heads * length)))
+        for a in range(0, length, step):
+            rows = slice(a, min(a + step, length))
             low, high = int(start[rows].min()), int(stop[rows].max())
-            columns = torch.arange(low, high)
-            allowed = (columns >= start[rows, None]) & (columns < stop[rows, None])
-            prior = _prior_block(problem, rows, slice(low, high))
-            for head in range(self.heads):
-                logits = problem.q[batch, head, rows] @ problem.k[batch, head // group, low:high].mT
-                logits = logits.double().cpu() * problem.scale
-                if problem.softcap is not None:
-                    logits = problem.softcap * torch.tanh(logits / problem.softcap)
-                if prior is not None:
-                    logits += prior[head * len(prior) // self.heads]
-                if problem.bias is not None:
-                    bias = problem.bias[batch if len(problem.bias) > 1 else 0]
-                    bias = bias[head if len(bias) > 1 else 0][rows, low:high]
-                    logits += bias.double().cpu()
-                logits = torch.where(allowed, logits, 0.0)
-                mean = logits.sum(-1, keepdim=True) / allowed.sum(-1, keepdim=True)
-                logits = torch.where(allowed, logits - mean, 0.0)
-                variance[head] += logits.square().sum()
-                self.by_key[length][head, low:high] += logits.sum(0)
-                place = slice(a - high + length, rows.stop - low + length - 1)
-                self.by_lag[length][head, place] += _diagonals(logits)
-        self.variance = self.variance + variance
+            window = call.logits(batch, slice(None), rows, slice(low, high), lanes=True)
+            allowed = window.allowed.cpu()
+            logits = window.logits.cpu().masked_fill(~allowed, 0.0)
+            mean = logits.sum(-1, keepdim=True) / allowed.sum(-1, keepdim=True)
+            logits = (logits - mean).masked_fill(~allowed, 0.0)
+            self.variance = self.variance + logits.square().sum((-2, -1))
+            self.by_key[length][:, low:high] += logits.sum(-2)
+            place = slice(a - high + length, rows.stop - low + length - 1)
+            self.by_lag[length][:, place] += _diagonals(logits)
+
+    def _intervals(self, call: AttentionCall, batch: int) -> tuple[Tensor, Tensor]:
+        """The interval of keys of each row of one sequence, if that is what its mask says."""
+        chosen, start, stop = call.visibility.entry(batch)
+        length, n_keys = call.shape[2:]
+        if length != n_keys:
+            raise ValueError(
+                f"layer {self.name}: {length} queries over {n_keys} keys; implied_prior needs "
+                "whole sequences (no cached decoding, no cross-attention)"
+            )
+        ordered = torch.equal(chosen, torch.arange(length))
+        if call.visibility.dense is not None or not ordered or bool((stop <= start).any()):
+            raise ValueError(f"layer {self.name}: padding and irregular masks cannot be fitted")
+        if bool((start.diff() < 0).any() | (stop.diff() < 0).any()):
+            raise ValueError(f"layer {self.name}: irregular masks cannot be fitted")
+        return start, stop
 
     def solve(self, max_lag: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """kappa (heads, lags), u (heads, keys) and the explained variance (heads,)."""
@@ -385,19 +371,12 @@ class _System:
         return x[:, :split], x[:, split:]
 
 
-def _prior_block(problem: Problem, rows: slice, columns: slice) -> Tensor | None:
-    if problem.prior is None:
-        return None
-    values = problem.prior.log_prior(problem.query_pos[rows], problem.key_pos[columns])
-    return values.detach().double().cpu()
-
-
-def _diagonals(block: Tensor) -> Tensor:
-    """Sums along i - j of a block, from the smallest lag: one reshape puts diagonals in columns."""
-    rows, columns = block.shape
+def _diagonals(blocks: Tensor) -> Tensor:
+    """Sums along i - j of blocks, from the smallest lag: one reshape puts diagonals in columns."""
+    *heads, rows, columns = blocks.shape
     width = rows + columns - 1
-    padded = torch.nn.functional.pad(block.flip(-1), (0, rows))
-    return padded.flatten()[: rows * width].view(rows, width).sum(0)
+    padded = torch.nn.functional.pad(blocks.flip(-1), (0, rows)).flatten(-2)
+    return padded[..., : rows * width].view(*heads, rows, width).sum(-2)
 
 
 def _without_drift(kernel: Tensor, sink: Tensor, most: int) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,8 @@ keys that it shows, and one normaliser for each query, which is kept for the nex
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +15,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from goatviz.adapters.capture import CapturedCall, problem_of
+from goatviz import checks
+from goatviz.adapters.capture import CapturedCall
 from goatviz.results import PLAN_ROW, make_result
-from goatviz.transport.fused import dense_window
 from goatviz.transport.rows import TransportPlan, solve_rows
 from goatviz.transport.solvers import SolverReport, Verdict, cross_check, doubly_stochastic
 
@@ -116,20 +115,13 @@ class PlanLevels:
     """
 
     def __init__(self, call: CapturedCall, *, head: int = 0, batch: int = 0) -> None:
-        if not isinstance(call, CapturedCall):
-            raise TypeError(f"call must be a CapturedCall, got {type(call).__name__}")
-        if call.call is None:
-            raise ValueError(
-                "call holds statistics only; capture(..., keep='projections') keeps q and k"
-            )
-        for name, value, count in (("batch", batch, call.shape[0]), ("head", head, call.shape[1])):
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
-                raise ValueError(f"{name} must be in 0 .. {count - 1}, got {value!r}")
-        self.call, self.head, self.batch = call, head, batch
-        self._problem = problem_of(call.call)
-        self._kv_head = head // (self._problem.q.shape[1] // self._problem.k.shape[1])
+        checks.instance("call", call, CapturedCall, "a CapturedCall")
+        self._call = call.projections
+        self.batch = checks.index("batch", batch, call.shape[0])
+        self.head = checks.index("head", head, call.shape[1])
+        self.call = call
         self._balanced: tuple[float, np.ndarray] | None = None
-        # log Z_i in the gauge of `_logits`; NaN where no view has asked yet.
+        # log Z_i in the gauge of the call's logits; NaN where no view has asked yet.
         self._normalisers = torch.full((self.queries,), torch.nan, dtype=torch.float64)
 
     def pairs(self, queries: int, keys: int) -> int:
@@ -139,12 +131,12 @@ class PlanLevels:
     @property
     def queries(self) -> int:
         """How many there are."""
-        return self._problem.q.shape[2]
+        return self.call.shape[2]
 
     @property
     def keys(self) -> int:
         """How many there are."""
-        return self._problem.k.shape[2]
+        return self.call.shape[3]
 
     @torch.no_grad()
     def view(
@@ -175,11 +167,8 @@ class PlanLevels:
         ValueError
             If a window is empty, there is no room, or no such rule.
         """
-        if pool not in POOLS:
-            raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}")
-        for name, value in (("rows", rows), ("columns", columns)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        checks.one_of("pool", pool, POOLS)
+        rows, columns = checks.positive_int("rows", rows), checks.positive_int("columns", columns)
         first, last = _cut(queries, self.queries, "queries")
         start, stop = _cut(keys, self.keys, "keys")
         chosen = np.unique(np.linspace(first, last - 1, min(rows, last - first)).round())
@@ -203,18 +192,14 @@ class PlanLevels:
         ValueError
             If there is no such pair.
         """
-        for name, value, count in (("query", query, self.queries), ("key", key, self.keys)):
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
-                raise ValueError(f"{name} must be in 0 .. {count - 1}, got {value!r}")
-        row = dense_window(
-            self._problem, batch=self.batch, head=self.head, queries=slice(query, query + 1)
-        )
-        log_prior = row.log_prior[0].log_softmax(-1)
+        query = checks.index("query", query, self.queries)
+        key = checks.index("key", key, self.keys)
+        row = self._call.plan(self.batch, self.head, slice(query, query + 1))
         return PlanCell(
             weight=float(row.weights[0, key]),
-            prior=float(log_prior[key].exp()),
+            prior=float(row.log_prior[0, key].exp()),
             score=float(row.scores[0, key]),
-            log_prior=float(log_prior[key]),
+            log_prior=float(row.log_prior[0, key]),
             allowed=bool(row.allowed[0, key]),
         )
 
@@ -265,42 +250,32 @@ class PlanLevels:
             If there is no such query, an argument is out of range, or a balanced plan is asked
             for that `balanced_weights` refuses.
         """
-        if isinstance(query, bool) or not isinstance(query, int) or not 0 <= query < self.queries:
-            raise ValueError(f"query must be in 0 .. {self.queries - 1}, got {query!r}")
-        if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
-            raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
-        if isinstance(points, bool) or not isinstance(points, int) or points < 1:
-            raise ValueError(f"points must be a positive integer, got {points!r}")
+        query = checks.index("query", query, self.queries)
+        temperature = checks.number("temperature", temperature, above=0)
+        points = checks.positive_int("points", points)
         if tokens is not None and len(tokens) != self.keys:
             raise ValueError(f"tokens must hold {self.keys} texts, got {len(tokens)}")
-        window = dense_window(
-            self._problem, batch=self.batch, head=self.head, queries=slice(query, query + 1)
-        )
-        plan = solve_rows(
-            window.scores,
-            log_prior=window.log_prior,
-            temperature=float(temperature),
-            mask=window.allowed,
-        )
+        whole = self._plan(query, temperature)
+        plan = self._real_keys(whole)
         edges = np.linspace(0, self.keys, min(points, self.keys) + 1).round().astype(np.int64)
-        allowed = window.allowed[0].cpu().numpy()
+        allowed = plan.allowed[0].cpu().numpy()
         seen = np.add.reduceat(allowed, edges[:-1], dtype=np.int64)
         shown = {"weights": plan.weights, "prior": plan.log_prior.exp()}
         data = {
             name: np.where(seen > 0, np.add.reduceat(values[0].cpu().numpy(), edges[:-1]), np.nan)
             for name, values in shown.items()
         }
-        for name, values in (("scores", window.scores), ("log_prior", plan.log_prior)):
+        for name, values in (("scores", plan.scores), ("log_prior", plan.log_prior)):
             used = np.where(allowed, values[0].cpu().numpy(), 0.0)
             with np.errstate(invalid="ignore", divide="ignore"):
                 data[name] = np.add.reduceat(used, edges[:-1]) / seen
         data |= {"key_stop": edges[1:], "allowed": seen > 0}
-        report = _report(plan) if check else None
+        report = _report(whole) if check else None
         others = {}
         if report is not None and report.weights is not None:
-            others["solver"] = report.weights[0]
+            others["solver"] = report.weights[0, : self.keys]
         if balanced:
-            others["balanced"] = self.balanced_weights(float(temperature))[query]
+            others["balanced"] = self.balanced_weights(temperature)[query]
         if mean_of is not None:
             first, last = _cut(mean_of, self.queries, "mean_of")
             data["mean"] = self._mean(torch.arange(first, last), edges, progress)
@@ -318,10 +293,10 @@ class PlanLevels:
             attrs={
                 "query": query,
                 "keys": self.keys,
-                "temperature": float(temperature),
-                "potential": float(plan.potential[0]),
-                "entropy": float(plan.entropy[0]),
-                "kl_to_prior": float(plan.kl_to_prior[0]),
+                "temperature": temperature,
+                "potential": float(whole.potential[0]),
+                "entropy": float(whole.entropy[0]),
+                "kl_to_prior": float(whole.kl_to_prior[0]),
                 "content_range": float(plan.content_range[0]),
                 "margin": float(plan.margin[0]),
                 "largest_weight": float(plan.weights[0, best]),
@@ -364,14 +339,14 @@ class PlanLevels:
                 f"{self.queries:,} and {self.keys:,}"
             )
         if self._balanced is None or self._balanced[0] != temperature:
-            window = dense_window(self._problem, batch=self.batch, head=self.head)
-            plan = solve_rows(
+            window = self._call.logits(self.batch, self.head)
+            balanced = doubly_stochastic(
                 window.scores,
                 log_prior=window.log_prior,
                 temperature=temperature,
                 mask=window.allowed,
             )
-            self._balanced = (temperature, doubly_stochastic(plan).weights.numpy())
+            self._balanced = (temperature, balanced.weights.cpu().numpy())
         return self._balanced[1]
 
     def _pooled(
@@ -463,62 +438,34 @@ class PlanLevels:
 
     def _keep(self, rows: Tensor, chosen: Tensor, total: Tensor) -> None:
         """Remember log Z of the chosen rows; an extra column is one more term."""
-        found = total[chosen]
-        if self._problem.sink is not None:
-            found = torch.logaddexp(found, self._problem.sink[self.head].double().cpu())
-        self._normalisers[rows[chosen]] = found
+        normalisers = total[chosen]
+        if self._call.sink is not None:
+            normalisers = torch.logaddexp(normalisers, self._call.sink[self.head].cpu())
+        self._normalisers[rows[chosen]] = normalisers
 
     def _may_see(self, rows: Tensor, keys: slice) -> Tensor:
         """Which of these rows may use a key of the window at all, as places in `rows`."""
-        return self._problem.visibility.may_see(rows, keys, batch=self.batch).nonzero().flatten()
+        return self._call.visibility.may_see(rows, keys, batch=self.batch).nonzero().flatten()
 
     def _logits(self, rows: Tensor, keys: slice) -> tuple[Tensor, Tensor]:
         """Scores plus log-prior on the CPU, -inf where forbidden, and what is allowed."""
-        problem, batch, head = self._problem, self.batch, self.head
-        sides = self._factors
-        logits = sides.query[rows] @ sides.key[keys].mT
-        if problem.softcap is not None:
-            logits = problem.softcap * torch.tanh(logits / problem.softcap)
-        if sides.bias is not None:
-            logits += sides.bias[keys]
-        elif problem.prior is not None:
-            query, key = problem.query_pos[rows], problem.key_pos[keys]
-            logits += problem.prior.log_prior(query, key)[self._prior_head].detach().cpu().double()
-        allowed = problem.visibility.block(rows, keys, batch=batch, head=head).cpu()
-        if problem.bias is not None:
-            bias = problem.bias[batch if problem.bias.shape[0] > 1 else 0]
-            bias = bias[head if bias.shape[0] > 1 else 0][rows][:, keys].cpu().double()
-            logits += torch.where(allowed, bias, 0.0)
-        return logits.masked_fill_(~allowed, -torch.inf), allowed
+        window = self._call.logits(self.batch, self.head, rows, keys, lanes=True)
+        return window.logits.cpu(), window.allowed.cpu()
 
-    @property
-    def _prior_head(self) -> int:
-        return self._kv_head if self._problem.prior.num_heads > 1 else 0
-
-    @functools.cached_property
-    def _factors(self) -> _Factors:
-        """Queries and keys with the prior's lanes behind them, so that logits are one product."""
-        problem = self._problem
-        query = (problem.scale * problem.q[self.batch, self.head].double()).cpu()
-        key = problem.k[self.batch, self._kv_head].double().cpu()
-        prior = problem.prior
-        if prior is None or not prior.has_lanes or problem.sink is not None or problem.softcap:
-            # An extra column has a logit of its own, so that a constant of the row would count;
-            # and what is capped is the product alone.
-            return _Factors(query, key, None)
-        lanes = prior.factors(problem.query_pos, problem.key_pos)
-        head = self._prior_head
-        return _Factors(
-            torch.cat([query, lanes.query[head].detach().double().cpu()], dim=-1),
-            torch.cat([key, lanes.key[head].detach().double().cpu()], dim=-1),
-            lanes.key_bias[head].detach().double().cpu(),
+    def _plan(self, query: int, temperature: float) -> TransportPlan:
+        """One query's plan over all keys and the extra column, whose score is 0."""
+        row = torch.tensor([query])
+        if not bool(self._call.has_keys(self.batch, self.head, row)):
+            raise ValueError(f"query must be one that may use some key, got {query}")
+        plan = self._call.solve(self.batch, self.head, row)
+        return solve_rows(
+            plan.scores, log_prior=plan.log_prior, temperature=temperature, mask=plan.allowed
         )
 
-
-class _Factors(NamedTuple):
-    query: Tensor
-    key: Tensor
-    bias: Tensor | None
+    def _real_keys(self, plan: TransportPlan) -> TransportPlan:
+        """The same plan without the extra column: what it gave to that is missing from the sum."""
+        names = ("scores", "log_prior", "allowed", "log_weights")
+        return replace(plan, **{name: getattr(plan, name)[:, : self.keys] for name in names})
 
 
 class _Work:

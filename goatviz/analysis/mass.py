@@ -18,7 +18,7 @@ import xarray as xr
 from torch import Tensor
 
 from goatviz import checks
-from goatviz.adapters.capture import CapturedCall, capture, problem_of
+from goatviz.adapters.capture import capture
 from goatviz.analysis.cells import (
     Models,
     check_lengths,
@@ -32,7 +32,7 @@ from goatviz.models import CausalLM
 from goatviz.results import MASS_GROUPS, MASS_SWEEP, make_result
 from goatviz.tasks import Needle, Passkey
 from goatviz.training.evaluation import HELD_OUT_STREAM, squeezed_to
-from goatviz.transport.fused import dense_window
+from goatviz.transport.call import AttentionCall
 
 #: Resamples of the bootstrap.
 RESAMPLES = 1000
@@ -194,7 +194,9 @@ def _measured(
             logits = model(some[:, :-1])
         right += int((logits[:, -span:].argmax(-1) == some[:, -span:]).sum())
         groups = _groups(answers[start : start + batch], queries, task.length, recent)
-        layers = [_masses(record.of(layer)[0], queries, groups) for layer in range(len(record))]
+        layers = [
+            _masses(record.of(layer)[0].call, queries, groups) for layer in range(len(record))
+        ]
         parts.append(torch.stack(layers, dim=3))
     return torch.cat(parts).cpu().numpy(), right
 
@@ -212,17 +214,14 @@ def _groups(answers: Tensor, queries: Tensor, length: int, recent: int) -> Tenso
     return torch.stack([by_name[group] for group in MASS_GROUPS], dim=1)
 
 
-def _masses(call: CapturedCall, queries: Tensor, groups: Tensor) -> Tensor:
+def _masses(call: AttentionCall, queries: Tensor, groups: Tensor) -> Tensor:
     """Mean over queries of the mass in each group: (examples, plan and prior, groups, heads)."""
-    problem = problem_of(call.call)
     rows = slice(int(queries[0]), int(queries[-1]) + 1)
-    groups = groups.to(problem.q.device, torch.float64)
-    found = []
+    groups = groups.to(call.device, torch.float64)
+    masses = []
     for example, wanted in enumerate(groups):
-        for head in range(call.shape[1]):
-            window = dense_window(problem, batch=example, head=head, queries=rows)
-            prior = window.log_prior.masked_fill(~window.allowed, -torch.inf).softmax(dim=-1)
-            rows_of_both = torch.stack([window.weights.masked_fill(~window.allowed, 0.0), prior])
-            found.append(torch.einsum("pqk,gqk->pg", rows_of_both, wanted) / len(queries))
-    shape = (len(groups), call.shape[1], *found[0].shape)
-    return torch.stack(found).reshape(shape).permute(0, 2, 3, 1)
+        window = call.logits(example, slice(None), rows)
+        prior = window.log_prior.masked_fill(~window.allowed, -torch.inf)
+        both = torch.stack([window.logits.softmax(-1), prior.softmax(-1)])
+        masses.append(torch.einsum("phqk,gqk->pgh", both, wanted) / len(queries))
+    return torch.stack(masses)

@@ -7,7 +7,7 @@ record of one, or from arrays; certificates and the check against POT travel wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -17,14 +17,14 @@ import xarray as xr
 from torch import Tensor, nn
 
 from goatviz import checks
-from goatviz.adapters.capture import CapturedCall, Record, capture, find_attention, problem_of
+from goatviz.adapters.capture import CapturedCall, Record, capture, find_attention
 from goatviz.analysis.inputs import forward_calls, run_model, token_texts
 from goatviz.results import PLAN_SLICE, make_result
 from goatviz.training.checkpoint import Checkpoint
-from goatviz.transport.fused import dense_rows, incoming_of
-from goatviz.transport.problem import Problem
+from goatviz.transport.call import AttentionCall
 from goatviz.transport.rows import TransportPlan
 from goatviz.transport.solvers import cross_check
+from goatviz.transport.statistics import incoming_of
 
 #: Most pairs of a window's rows with all keys: 4,096^2 float64 scores are 128 MiB.
 MAX_PAIRS = 4096**2
@@ -57,19 +57,21 @@ def plan_slice(
     keys: slice | None = None,
     tokenizer: Any = None,
     tokens: Sequence[str] | None = None,
+    causal: bool | None = None,
     check: bool = True,
 ) -> xr.Dataset:
     r"""One head's plan on a window: p_i = argmin -<p, s_i> + tau KL(p || pi_i), with certificates.
 
     Parameters
     ----------
-    source : TransportPlan, nn.Module, Checkpoint, Record, CapturedCall or array
+    source : TransportPlan, nn.Module, Checkpoint, Record, CapturedCall, AttentionCall or array
         A plan (batch dimensions are read as batch and head where there are two, as head where
         there is one); a model that `goatviz.capture` can watch, with `inputs`; a record or one of
-        its calls, captured with keep="projections"; or attention weights, a numpy array or
-        Tensor of shape (n_queries, n_keys), (heads, ...) or (batch, heads, ...). Weights alone
-        do not tell their scores and prior, which are NaN then; rows that sum to less than 1 have
-        lost the column of a sink.
+        its calls, captured with keep="projections"; an attention call, or its queries and keys, a
+        pair of numpy arrays or Tensors of shape (length, d), (heads, ...) or (batch, heads, ...);
+        or attention weights, an array of shape (n_queries, n_keys), (heads, ...) or (batch,
+        heads, ...). Weights alone do not tell their scores and prior, which are NaN then; rows
+        that sum to less than 1 have lost the column of a sink.
     inputs : Tensor, mapping, str, or sequence of them, optional
         What the model is called with, as in `goatviz.sink_profile`; with a model only.
     layer : int
@@ -84,6 +86,8 @@ def plan_slice(
         For texts: tokenizer(text, return_tensors="pt"); names the tokens, if it can.
     tokens : sequence of str, optional
         One text for each position (of queries and keys alike).
+    causal : bool, optional
+        Whether a query sees no later key, for a pair of queries and keys only; default True.
     check : bool
         Solve the same problem again through POT and keep the verdict.
 
@@ -114,6 +118,8 @@ def plan_slice(
     """
     if isinstance(source, Checkpoint):
         source = source.model
+    if not isinstance(source, tuple | list):
+        checks.not_given("anything but queries and keys", causal=causal)
     if isinstance(source, nn.Module):
         call, entry, named = _captured(source, inputs, layer, batch, tokenizer)
         part = _of_call(call, head, entry, queries)
@@ -122,7 +128,10 @@ def plan_slice(
         checks.not_given(f"a {type(source).__name__}", inputs=inputs, tokenizer=tokenizer)
         if isinstance(source, Record):
             part = _of_call(source.of(layer)[-1], head, batch, queries)
-        elif isinstance(source, CapturedCall):
+        elif isinstance(source, tuple | list):
+            call = _from_arrays(source, causal is not False)
+            part = _of_call(call, head, batch, queries)
+        elif isinstance(source, CapturedCall | AttentionCall):
             part = _of_call(source, head, batch, queries)
         elif isinstance(source, TransportPlan):
             part = _of_plan(_one_head(source, batch, head), queries)
@@ -131,7 +140,8 @@ def plan_slice(
         else:
             raise TypeError(
                 "source must be a TransportPlan, a model, a Checkpoint, a Record or one of its "
-                f"calls, or an array of attention weights, got {type(source).__name__}"
+                "calls, an array of attention weights, or a pair of queries and keys, "
+                f"got {type(source).__name__}"
             )
     return _result(part, keys, tokens, check)
 
@@ -234,53 +244,48 @@ def _captured(
     raise ValueError(f"batch must be an integer in 0 .. {before - 1}, got {batch}")
 
 
-def _of_call(call: CapturedCall, head: int, batch: int, queries: slice | None) -> _Part:
-    if call.call is None:
-        raise ValueError(
-            "record holds statistics only; capture(..., keep='projections') keeps q and k"
-        )
+def _of_call(
+    source: CapturedCall | AttentionCall, head: int, batch: int, queries: slice | None
+) -> _Part:
+    where = f"head {head}"
+    call = source
+    if isinstance(source, CapturedCall):
+        where = f"layer {source.layer} ({source.name}), {where}"
+        call = source.projections
     checks.index("batch", batch, call.shape[0])
     checks.index("head", head, call.shape[1])
     n_queries, n_keys = call.shape[2:]
-    problem = problem_of(call.call)
     rows = _rows(queries, n_queries, n_keys)
     at = torch.arange(rows.start, rows.stop)
-    plan, empty = dense_rows(problem, batch, head, at)
-    mass = incoming_of(_of_head(problem, batch, head)).mass[0]
-    mass = mass[head if len(mass) > 1 else 0].double().cpu()
+    # Padding asks for nothing: the real queries share the mass of 1.
+    one = call.of_head(batch, head)
+    real = torch.ones(1, n_queries) if one.query_mask is None else one.query_mask
+    mass = incoming_of(one, query_mass=real / real.sum()).mass[0]
     return _Part(
-        plan,
+        call.solve(batch, head, at),
         rows,
         n_queries,
         n_keys,
-        mass / n_queries,
-        f"layer {call.layer} ({call.name}), head {head}",
-        empty,
+        mass[head if len(mass) > 1 else 0].double(),
+        where,
+        ~call.has_keys(batch, head, at).to(call.device),
     )
 
 
-def _of_head(problem: Problem, batch: int, head: int) -> Problem:
-    """The same problem of one sequence, and of one head where its prior allows that."""
-    visibility = problem.visibility.of_entry(batch)
-    bias = problem.bias
-    if bias is not None and len(bias) > 1:
-        bias = bias[batch : batch + 1]
-    at = slice(batch, batch + 1)
-    one = replace(problem, q=problem.q[at], k=problem.k[at], visibility=visibility, bias=bias)
-    heads = problem.q.shape[1]
-    shared = visibility.dense is None or visibility.dense.shape[1] == 1
-    if (problem.prior is not None and problem.prior.num_heads > 1) or not shared:
-        return one
-    kv = head // (heads // problem.k.shape[1])
-    if bias is not None and bias.shape[1] > 1:
-        bias = bias[:, head : head + 1]
-    return replace(
-        one,
-        q=one.q[:, head : head + 1],
-        k=one.k[:, kv : kv + 1],
-        bias=bias,
-        sink=None if problem.sink is None else problem.sink[head : head + 1],
-    )
+def _from_arrays(pair: Sequence[Any], causal: bool) -> AttentionCall:
+    """A call of plain queries and keys, of two to four dimensions."""
+    if len(pair) != 2 or not all(isinstance(part, np.ndarray | Tensor) for part in pair):
+        kinds = ", ".join(type(part).__name__ for part in pair)
+        raise TypeError(f"source must be a pair of arrays, queries and keys, got ({kinds})")
+    tensors = [torch.as_tensor(part) for part in pair]
+    for tensor in tensors:
+        if tensor.ndim not in (2, 3, 4):
+            raise ValueError(
+                "source must hold queries and keys of shape (length, d), (heads, length, d) or "
+                f"(batch, heads, length, d), got {tuple(tensor.shape)}"
+            )
+    q, k = (tensor.reshape(*(1,) * (4 - tensor.ndim), *tensor.shape) for tensor in tensors)
+    return AttentionCall.from_tensors(q, k, causal=causal)
 
 
 def _of_plan(plan: TransportPlan, queries: slice | None) -> _Part:
@@ -310,7 +315,8 @@ def _of_weights(
         ("batch", "head"), (batch, head), (1, 1, *weights.shape[:-2])[-2:], strict=True
     ):
         checks.index(name, number, size)
-    weights = weights.reshape(-1, *weights.shape[-3:])[batch] if weights.ndim == 4 else weights
+    where = "weights given" if weights.ndim == 2 else f"weights given, head {head}"
+    weights = weights[batch] if weights.ndim == 4 else weights
     weights = (weights[head] if weights.ndim == 3 else weights).double()
     sums = weights.sum(-1)
     if not bool((torch.isfinite(weights) & (weights >= 0)).all()) or bool((sums > 1 + 1e-2).any()):
@@ -335,7 +341,6 @@ def _of_weights(
         logs[rows], torch.zeros_like(logs[rows]), mask=allowed[rows]
     )
     incoming = torch.where(empty.unsqueeze(-1), 0.0, weights)[:, :n_keys].sum(0) / n_queries
-    where = f"weights given, head {head}" if weights.ndim > 2 else "weights given"
     return _Part(plan, rows, n_queries, n_keys, incoming, where, empty[rows], scores_known=False)
 
 

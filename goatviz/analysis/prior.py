@@ -1,61 +1,43 @@
 """A learned prior taken apart: sink, kernel, spectrum, the induced plan and its margin.
 
 Every number is exact at any length: what is too long to list is pooled in bins (mean, least,
-largest, or mass), streamed in blocks and never held as a length x length array.
+largest, or mass). The numbers come from `prior_curves`.
 """
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import nn
 
 from goatviz import checks
-from goatviz.adapters.goat_attention import find_goat_attention, read_goat_attention
+from goatviz.adapters.capture import find_attention
+from goatviz.adapters.goat_attention import is_goat_attention, read_goat_attention
+from goatviz.analysis.prior_curves import (
+    PriorCurves,
+    PriorSource,
+    binned_log_prior,
+    direct_rows,
+    even_rows,
+    induced_rows,
+    key_bins,
+    lag_edges,
+    pooled_curves,
+    prior_spectrum,
+)
 from goatviz.attention.layer import Attention
+from goatviz.bins import bin_mean, curve_edges, ranks
 from goatviz.models import CausalLM
-from goatviz.priors.base import Prior, ScaledPrior
+from goatviz.priors.base import Prior
 from goatviz.priors.sink import SinkPrior
-from goatviz.priors.spectral import SpectralPrior
 from goatviz.results import PRIOR_PROFILE, check_result, make_result
 
-#: Elements of the largest temporary block, float64: 32 MB.
-_BLOCK = 1 << 22
-
-
-@dataclass(frozen=True)
-class PriorSource:
-    """A prior found somewhere, and what is known about its use.
-
-    Attributes
-    ----------
-    name : str
-        Path of the module, or the prior's class.
-    prior : Prior
-        As found; parameters are shared, not copied.
-    causal : bool
-        Whether later keys are forbidden.
-    training_length : int or None
-        T in tokens, where the prior or the model has one.
-    notes : list of str
-        What a figure has to say beside it.
-    layer : int or None
-        Number of the layer in its model, where it is not the place among the sources.
-    """
-
-    name: str
-    prior: Prior
-    causal: bool
-    training_length: int | None = None
-    notes: list[str] = field(default_factory=list)
-    layer: int | None = None
+#: The widest window, positions.
+_WINDOW = 1024
 
 
 def prior_sources(
@@ -70,7 +52,7 @@ def prior_sources(
     ----------
     source : Prior, nn.Module or sequence of PriorSource
         A prior; a goatviz model or layer; any module tree with goatviz `Attention` layers or
-        goat-attention's GoatAttention inside; or sources, returned as they are.
+        goat-attention's GoatAttention inside; or a list of sources.
     causal : bool, optional
         Overrides what the layers say; needed where the module does not know (default: causal).
     length : int, optional
@@ -82,67 +64,71 @@ def prior_sources(
         If `source` has no explicit prior; the message says what to do.
     """
     if isinstance(source, list) and source and all(isinstance(s, PriorSource) for s in source):
-        return source
+        return source if causal is None else [replace(s, causal=causal) for s in source]
     if isinstance(source, Prior):
-        return [
-            PriorSource(
-                type(source).__name__,
-                source,
-                True if causal is None else causal,
-                _training_length(source),
-            )
-        ]
-    if not isinstance(source, nn.Module):
-        raise TypeError(
-            "expected a goatviz Prior, a model with goatviz Attention or goat-attention's "
-            f"GoatAttention inside, or a prior_profile; got {type(source).__name__}"
-        )
-    own_length = source.config.training_length if isinstance(source, CausalLM) else None
-    found = []
-    goats = find_goat_attention(source)
+        causal = True if causal is None else causal
+        return [PriorSource(type(source).__name__, source, causal, _training_length(source))]
+    checks.instance("source", source, nn.Module, "a goatviz Prior, a model or a prior profile")
+    of_model = source.config.training_length if isinstance(source, CausalLM) else None
+    sources = []
     for path, module in source.named_modules():
+        name = path or type(module).__name__
         if isinstance(module, Attention):
-            found.append(
-                PriorSource(
-                    path or type(module).__name__,
-                    module.prior,
-                    module.causal if causal is None else causal,
-                    _training_length(module.prior) or own_length,
-                )
-            )
-        elif path in goats:
-            either = module.pos_encoding == "auto"
-            record = read_goat_attention(
-                module,
-                causal=causal,
-                length=length or _fallback_length(module),
-                axes=0 if either else None,
-                path=path,
-            )
-            notes = record.notes
-            if either:
-                notes = [*notes, "pos_encoding='auto': read as a sequence, not as a grid"]
-            found.append(
-                PriorSource(
-                    path or type(module).__name__,
-                    record.prior,
-                    record.causal,
-                    module.training_seq_len,
-                    notes,
-                )
-            )
-    if not found:
-        raise TypeError(
-            f"{type(source).__name__} has no explicit prior: no goatviz Attention and no "
-            "goat-attention GoatAttention inside. Standard attention has a uniform prior; "
-            "look at its plan with goatviz.solve_rows(scores) and goatviz.plot_plan(plan), or "
-            "pass a Prior"
+            known = _training_length(module.prior) or of_model
+            both = module.causal if causal is None else causal
+            sources.append(PriorSource(name, module.prior, both, known))
+        elif is_goat_attention(module):
+            sources.append(_read_goat_source(name, module, causal, length))
+    if not sources:
+        raise TypeError(_no_prior(source))
+    return sources
+
+
+def _read_goat_source(
+    name: str, module: nn.Module, causal: bool | None, length: int | None
+) -> PriorSource:
+    """The prior of one of goat-attention's modules."""
+    known = module.training_seq_len
+    unsettled = module.pos_encoding == "auto"
+    record = read_goat_attention(
+        module, causal=causal, length=length or known or 128, axes=0 if unsettled else None
+    )
+    notes = record.notes
+    if unsettled:
+        notes = [*notes, "pos_encoding='auto': read as a sequence, not as a grid"]
+    return PriorSource(name, record.prior, record.causal, known, notes)
+
+
+def _no_prior(model: nn.Module) -> str:
+    """What can be done with a model that has no explicit prior."""
+    name = type(model).__name__
+    if find_attention(model):
+        return (
+            f"{name} has no explicit prior; plot_prior(model, inputs) draws the one its logits "
+            "imply (goatviz.implied_prior)"
         )
-    return found
+    return (
+        f"{name} has no explicit prior and no attention that goatviz can watch: pass a Prior, or "
+        "draw plans of your own scores with goatviz.plot_plan(goatviz.solve_rows(scores))"
+    )
+
+
+def has_explicit_prior(source: object) -> bool:
+    """Whether it is a prior, or a module with attention whose prior is not the uniform one."""
+    if isinstance(source, Prior) or not isinstance(source, nn.Module):
+        return isinstance(source, Prior)
+    layers = [module for module in source.modules() if isinstance(module, Attention)]
+    learned = any(layer.prior.kind != "uniform" for layer in layers)
+    return learned or any(is_goat_attention(module) for module in source.modules())
+
+
+def _training_length(prior: Prior) -> int | None:
+    lengths = (p.training_length for p in prior.modules() if isinstance(p, SinkPrior))
+    return next(lengths, None)
 
 
 def prior_profile(
-    source: Prior | nn.Module,
+    source: Prior | nn.Module | Sequence[PriorSource],
     *,
     length: int | None = None,
     layers: Sequence[int] | int | None = None,
@@ -157,18 +143,18 @@ def prior_profile(
 
     Parameters
     ----------
-    source : Prior or nn.Module
+    source : Prior, nn.Module or list of PriorSource
         See `prior_sources`.
     length : int, optional
-        Tokens; default the training length, or 128 where there is none. Any length is possible.
+        Tokens, any number; default the training length, or 128 where there is none.
     layers, heads : int or sequence of int, optional
-        Which, by their numbers; default all. Heads are parameter sets: key-value heads under
-        grouped queries.
+        Numbers of the layers and heads; default all. Heads are parameter sets: key-value heads
+        under grouped queries.
     resolution : int
-        Rows and key bins of the matrices when the length exceeds it.
+        Rows and key bins of the matrices when the length exceeds it; at least 2.
     points : int
         Points of the curves over key and lag when the length exceeds it: the first quarter is
-        exact, the rest are bins of equal width.
+        exact, the rest are bins of equal width; at least 8.
     queries, keys : slice, optional
         An exact window (steps of 1) instead of the pooled matrix, at most 1,024 wide.
     causal : bool, optional
@@ -177,18 +163,18 @@ def prior_profile(
     Returns
     -------
     xarray.Dataset
-        Schema "prior_profile" (`goatviz.results.PRIOR_PROFILE`). Log-priors are in nats; the
-        recency is in the gauge that is 0 on the diagonal; probabilities are exact masses, of the
-        normaliser over the whole row. Row centring subtracts the mean over the keys that the
-        query may see. Heads a layer does not have are NaN and `present` is False.
+        Schema "prior_profile" (`goatviz.results.PRIOR_PROFILE`), log-priors in nats. The recency
+        is 0 on the diagonal; probabilities are exact masses, normalised over the whole row; row
+        centring subtracts the mean over the keys that the query may see. Heads that a layer does
+        not have are NaN and not `present`; the curves of a prior that is no sum of functions of
+        the lag and of the key are NaN, and `notes` says so.
 
     Raises
     ------
     TypeError
         If `source` has no explicit prior.
     ValueError
-        For a length below 1, a window outside the length, a prior on a grid, or a layer or head
-        that is not there (the message says which are).
+        For a number out of range, a window outside the length, or a prior on a grid.
 
     Notes
     -----
@@ -201,391 +187,181 @@ def prior_profile(
     >>> profile["margin"].sel(layer=0, head=0, query=15).item()
     0.0625
     """
-    if length is not None:
-        length = _check_length(length)
     if length is None:
-        known = prior_sources(source, causal=causal)
-        length = next((s.training_length for s in known if s.training_length), 128)
+        known = (s.training_length for s in prior_sources(source, causal=causal))
+        length = next(filter(None, known), 128)
+    length = checks.positive_int("length", length)
     sources = prior_sources(source, causal=causal, length=length)
     numbers = [at if s.layer is None else s.layer for at, s in enumerate(sources)]
-    chosen = [numbers.index(n) for n in _choose_layers(layers, numbers)]
-    most = max(sources[index].prior.num_heads for index in chosen)
-    head_ids = _choose(heads, most, "head")
-    if resolution < 2 or points < 8:
-        raise ValueError(
-            f"resolution must be at least 2 and points at least 8, got {resolution}, {points}"
-        )
-    rows, row_note = _rows(queries, length, resolution)
-    edges, inner = _matrix_edges(keys, length, resolution)
-    key_edges = curve_edges(0, length, points)
-    any_two_sided = any(not sources[index].causal for index in chosen)
-    lag_edges = curve_edges(0, length, points)
-    if any_two_sided:
-        lag_edges = np.unique(np.concatenate([1 - lag_edges, lag_edges]))
-    ranks = max((prior_spectrum(sources[i].prior)[0].shape[0] for i in chosen), default=0)
-
-    shape = (len(chosen), len(head_ids))
-    data: dict[str, Any] = {
-        "layer_name": np.array([sources[i].name for i in chosen], dtype=object).astype(str),
-        "causal": np.array([sources[i].causal for i in chosen]),
-        "present": np.zeros(shape, dtype=bool),
-        "frequency": np.full((len(chosen), ranks), np.nan),
-    }
-    for name, tail in (
-        ("sink", len(key_edges) - 1),
-        ("sink_low", len(key_edges) - 1),
-        ("sink_high", len(key_edges) - 1),
-        ("kernel", len(lag_edges) - 1),
-        ("kernel_low", len(lag_edges) - 1),
-        ("kernel_high", len(lag_edges) - 1),
-        ("relative", len(lag_edges) - 1),
-        ("recency", len(lag_edges) - 1),
-        ("amplitude", ranks),
-        ("phase", ranks),
-        ("margin", len(rows)),
-        ("margin_key", len(rows)),
-        ("top_mass", len(rows)),
-        ("prior_entropy", len(rows)),
-    ):
-        data[name] = np.full((*shape, tail), np.nan)
-    data["recency_slope"] = np.full(shape, np.nan)
-    cells = inner.stop - inner.start
-    for name in ("log_prior", "row_centred", "probability"):
-        data[name] = np.full((*shape, len(rows), cells), np.nan, dtype=np.float32)
-    data["allowed"] = np.zeros((*shape, len(rows), cells), dtype=bool)
-
-    for at, index in enumerate(chosen):
-        found = sources[index]
-        if found.prior.axes:
-            raise ValueError(
-                f"{found.name} has a prior on a grid of {found.prior.axes} axes: its kernel is a "
-                "function of a vector lag, and profiles are of sequences. Ask the prior itself: "
-                "prior.log_prior(grid_positions(h, w), grid_positions(h, w))"
-            )
-        prior = copy.deepcopy(found.prior).to(device="cpu", dtype=torch.float64)
-        own_heads = prior.num_heads
-        take = [h for h in head_ids if h < own_heads]
-        put = [head_ids.index(h) for h in take]
-        data["present"][at, put] = True
-        with torch.no_grad():
-            layer = _curves(prior, found.causal, length, key_edges, lag_edges)
-            layer |= _matrices(prior, found.causal, length, rows, edges, inner, take)
-            frequency, amplitude, phase = prior_spectrum(prior)
-        for name, values in layer.items():
-            picked = values if name in _MATRIX_FIELDS else values[take]
-            data[name][at, put] = picked
-        data["frequency"][at, : len(frequency)] = frequency
-        data["amplitude"][at][put, : len(frequency)] = amplitude[take]
-        data["phase"][at][put, : len(frequency)] = phase[take]
-
-    data["key_stop"] = key_edges[1:]
-    data["lag_stop"] = lag_edges[1:]
-    data["bin_stop"] = edges[inner.start + 1 : inner.stop + 1]
-    notes = list(dict.fromkeys(note for i in chosen for note in sources[i].notes))
-    pooled = length > points or (keys is None and length > resolution)
-    return make_result(
-        PRIOR_PROFILE,
-        data,
-        coords={
-            "layer": [numbers[i] for i in chosen],
-            "head": head_ids,
-            "key": key_edges[:-1],
-            "lag": lag_edges[:-1],
-            "rank": np.arange(ranks),
-            "query": rows,
-            "key_bin": edges[inner.start : inner.stop],
-        },
-        attrs={
-            "length": length,
-            "training_length": next((s.training_length for s in sources if s.training_length), 0),
-            "source": type(source).__name__,
-            "num_layers": len(sources),
-            "pooled": int(pooled),
-            "rows": row_note,
-            "notes": "; ".join(notes),
-        },
+    layers = _chosen_layers(layers, numbers)
+    chosen = [sources[numbers.index(number)] for number in layers]
+    heads = checks.indices("heads", heads, max(s.prior.num_heads for s in chosen))
+    checks.integer("resolution", resolution, low=2)
+    checks.integer("points", points, low=8)
+    view = _View(
+        *_rows(queries, length, resolution),
+        *_bins(keys, length, resolution),
+        keys=curve_edges(0, length, points),
+        lags=lag_edges(length, points, causal=all(s.causal for s in chosen)),
     )
-
-
-_MATRIX_FIELDS = frozenset(
-    {
-        "log_prior",
-        "row_centred",
-        "probability",
-        "allowed",
-        "margin",
-        "margin_key",
-        "top_mass",
-        "prior_entropy",
+    profiles = [_profile_layer(s, heads, length, view) for s in chosen]
+    notes = dict.fromkeys(note for layer in profiles for note in layer.pop("notes"))
+    data = _stacked(profiles)
+    data["margin_rank"] = ranks(data["margin"][..., -1], data["present"])
+    data["kernel_rank"] = ranks(data["kernel_range"], data["present"])
+    data |= view.stops
+    attrs = {
+        "length": length,
+        "training_length": next((s.training_length for s in sources if s.training_length), 0),
+        "source": type(source).__name__,
+        "num_layers": len(sources),
+        "pooled": int(length > points or (keys is None and length > resolution)),
+        "rows": view.row_note,
+        "notes": "; ".join(notes),
     }
-)
+    coords = {"layer": layers, "head": heads, "rank": np.arange(data["frequency"].shape[-1])}
+    return make_result(PRIOR_PROFILE, data, coords=coords | view.starts, attrs=attrs)
 
 
-def _curves(
-    prior: Prior, causal: bool, length: int, key_edges: np.ndarray, lag_edges: np.ndarray
-) -> dict[str, np.ndarray]:
-    heads = prior.num_heads
-    sink = np.zeros((heads, length))
-    first_lag = 0 if causal else -(length - 1)
-    lags = length - first_lag
-    relative, recency = np.zeros((heads, lags)), np.zeros((heads, lags))
-    for part in prior.components().values():
-        if part.kind == "key":
-            sink += _over_keys(part, length)
-        elif part.kind == "recency":
-            recency += _over_lags(part, first_lag, length)
-        elif part.kind == "relative":
-            relative += _over_lags(part, first_lag, length)
-    kernel = relative + recency
-    own = lag_edges[lag_edges >= first_lag]
-    missing = len(lag_edges) - len(own)
-    out: dict[str, np.ndarray] = {
-        "recency_slope": recency[:, -first_lag]
-        - (recency[:, -first_lag + 1] if lags > -first_lag + 1 else recency[:, -first_lag])
-    }
-    out["sink"], out["sink_low"], out["sink_high"] = pool_curve(sink, key_edges)
-    pads = ((0, 0), (missing, 0))
-    for name, values in (
-        *zip(
-            ("kernel", "kernel_low", "kernel_high"),
-            pool_curve(kernel, own - first_lag),
-            strict=True,
-        ),
-        ("relative", pool_curve(relative, own - first_lag)[0]),
-        ("recency", pool_curve(recency, own - first_lag)[0]),
-    ):
-        out[name] = np.pad(values, pads, constant_values=np.nan)
-    return out
+@dataclass(frozen=True)
+class _View:
+    """What a profile shows: rows and key bins of its matrices, and the bins of its curves."""
 
+    rows: np.ndarray
+    row_note: str
+    bins: np.ndarray
+    shown: slice
+    keys: np.ndarray
+    lags: np.ndarray
 
-def _over_keys(part: Prior, length: int) -> np.ndarray:
-    blocks = [
-        part.log_prior([0], torch.arange(start, min(start + _BLOCK // 16, length)))[:, 0]
-        for start in range(0, length, _BLOCK // 16)
-    ]
-    return torch.cat(blocks, dim=-1).expand(part.num_heads, -1).numpy()
+    @property
+    def starts(self) -> dict[str, np.ndarray]:
+        """Coordinates."""
+        of_bins = self.bins[:-1][self.shown]
+        return {
+            "query": self.rows,
+            "key_bin": of_bins,
+            "key": self.keys[:-1],
+            "lag": self.lags[:-1],
+        }
 
-
-def _over_lags(part: Prior, first: int, length: int) -> np.ndarray:
-    """A function of the lag alone, at lags first .. length - 1."""
-    blocks = []
-    for start in range(first, length, _BLOCK // 16):
-        stop = min(start + _BLOCK // 16, length)
-        query = max(stop - 1, 0)
-        lags = torch.arange(start, stop)
-        blocks.append(part.log_prior([query], query - lags)[:, 0])
-    return torch.cat(blocks, dim=-1).numpy()
-
-
-def pool_curve(values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, least and largest in the bins between `edges`, along the last axis."""
-    starts = edges[:-1].astype(np.intp)
-    width = np.diff(edges)
-    mean = np.add.reduceat(values, starts, axis=-1) / width
-    return (
-        mean,
-        np.minimum.reduceat(values, starts, axis=-1),
-        np.maximum.reduceat(values, starts, axis=-1),
-    )
-
-
-def _matrices(
-    prior: Prior,
-    causal: bool,
-    length: int,
-    rows: np.ndarray,
-    edges: np.ndarray,
-    inner: slice,
-    heads: list[int],
-) -> dict[str, np.ndarray]:
-    """Row statistics and binned matrices of the induced prior, streamed over blocks of keys."""
-    row_index = torch.as_tensor(rows)
-    n_rows, n_bins, n_heads = len(rows), len(edges) - 1, len(heads)
-    bin_log = torch.full((n_heads, n_rows, n_bins), -torch.inf, dtype=torch.float64)
-    bin_sum = torch.zeros(n_heads, n_rows, n_bins, dtype=torch.float64)
-    bin_count = torch.zeros(n_rows, n_bins, dtype=torch.float64)
-    top = torch.full((n_heads, n_rows, 2), -torch.inf, dtype=torch.float64)
-    top_key = torch.zeros(n_heads, n_rows, dtype=torch.long)
-    peak = torch.full((n_heads, n_rows), -torch.inf, dtype=torch.float64)
-    mass = torch.zeros(n_heads, n_rows, dtype=torch.float64)
-    weighted = torch.zeros(n_heads, n_rows, dtype=torch.float64)
-    gauge = prior.log_prior(row_index, [0])[heads]
-    gauge = gauge - _window(prior, row_index, torch.zeros(1, dtype=torch.long))[heads]
-    width = max(1, _BLOCK // max(1, n_rows * n_heads))
-    last = int(rows.max()) + 1 if causal else length
-    for start in range(0, last, width):
-        stop = min(start + width, last)
-        keys = torch.arange(start, stop)
-        # Rows are sorted: those before the block see none of it, those after it see all of it.
-        first = int(np.searchsorted(rows, start)) if causal else 0
-        partly = int(np.searchsorted(rows, stop - 1)) if causal else 0
-        block = _window(prior, row_index[first:], keys)[heads] + gauge[:, first:]
-        allowed = torch.ones(n_rows - first, len(keys), dtype=torch.bool)
-        if partly > first:
-            allowed[: partly - first] = keys <= row_index[first:partly, None]
-            block[:, : partly - first].masked_fill_(~allowed[: partly - first], -torch.inf)
-        best, best_at = block.max(dim=-1)
-        second = block.scatter(-1, best_at.unsqueeze(-1), -torch.inf).amax(dim=-1)
-        here = (slice(None), slice(first, None))
-        top_key[here] = torch.where(best > top[*here, 0], keys[best_at], top_key[here])
-        candidates = torch.cat([top[here], torch.stack([best, second], dim=-1)], dim=-1)
-        top[here] = candidates.topk(2, dim=-1).values
-        new_peak = torch.maximum(peak[here], best)
-        shrink = torch.where(peak[here] == new_peak, 1.0, (peak[here] - new_peak).exp())
-        weights = (block - new_peak.unsqueeze(-1)).exp()
-        if partly > first:
-            block[:, : partly - first].masked_fill_(~allowed[: partly - first], 0.0)
-        mass[here] = mass[here] * shrink + weights.sum(-1)
-        weighted[here] = weighted[here] * shrink + torch.linalg.vecdot(weights, block)
-        peak[here] = new_peak
-        bins = slice(
-            int(np.searchsorted(edges, start, side="right")) - 1,
-            int(np.searchsorted(edges, stop - 1, side="right")),
-        )
-        offsets = np.maximum(edges[bins] - start, 0)
-        in_bins = _sum_bins(weights, offsets).log() + new_peak.unsqueeze(-1)
-        bin_log[*here, bins] = torch.logaddexp(bin_log[*here, bins], in_bins)
-        bin_sum[*here, bins] += _sum_bins(block, offsets)
-        bin_count[first:, bins] += _sum_bins(allowed.double(), offsets)
-    log_mass = peak + mass.log()
-    probability = (bin_log - log_mass.unsqueeze(-1)).exp()
-    seen = bin_count > 0
-    mean = torch.where(seen, bin_sum / bin_count.clamp(min=1), torch.nan)
-    row_mean = bin_sum.sum(-1) / bin_count.sum(-1)
-    return {
-        "log_prior": mean[..., inner].float().numpy(),
-        "row_centred": (mean - row_mean.unsqueeze(-1))[..., inner].float().numpy(),
-        "probability": torch.where(seen, probability, torch.nan)[..., inner].float().numpy(),
-        "allowed": seen.expand(n_heads, -1, -1)[..., inner].numpy(),
-        "margin": (top[..., 0] - top[..., 1]).numpy(),
-        "margin_key": top_key.double().numpy(),
-        "top_mass": (top[..., 0] - log_mass).exp().numpy(),
-        "prior_entropy": (log_mass - weighted / mass).clamp(min=0).numpy(),
-    }
-
-
-def _sum_bins(values: Tensor, offsets: np.ndarray) -> Tensor:
-    return torch.as_tensor(np.add.reduceat(values.numpy(), offsets, axis=-1))
-
-
-def _window(prior: Prior, rows: Tensor, keys: Tensor) -> Tensor:
-    """K on a window, up to a constant per row, by the cheapest exact way."""
-    if not prior.has_lanes:
-        return prior.log_prior(rows, keys)
-    factors = prior.factors(rows, keys)
-    return factors.query @ factors.key.mT + factors.key_bias.unsqueeze(1)
-
-
-def prior_spectrum(prior: Prior) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Frequencies (R,), amplitudes and phases (heads, R) of all spectral parts."""
-    frequencies, cosines, sines = [], [], []
-    for part in prior.components().values():
-        factor = 1.0
-        while isinstance(part, ScaledPrior):
-            factor, part = factor * part.factor, part.prior
-        if isinstance(part, SpectralPrior):
-            frequencies.append(part.frequencies.double())
-            cosines.append(factor * part.alpha.detach().double().expand(prior.num_heads, -1))
-            sines.append(factor * part.beta.detach().double().expand(prior.num_heads, -1))
-    if not frequencies:
-        empty = np.zeros((prior.num_heads, 0))
-        return np.zeros(0), empty, empty
-    cosine, sine = torch.cat(cosines, -1), torch.cat(sines, -1)
-    return (
-        torch.cat(frequencies).cpu().numpy(),
-        torch.hypot(cosine, sine).cpu().numpy(),
-        torch.atan2(sine, cosine).cpu().numpy(),
-    )
+    @property
+    def stops(self) -> dict[str, np.ndarray]:
+        """Ends of the bins that begin at the coordinates."""
+        of_bins = self.bins[1:][self.shown]
+        return {"bin_stop": of_bins, "key_stop": self.keys[1:], "lag_stop": self.lags[1:]}
 
 
 def _rows(queries: slice | None, length: int, resolution: int) -> tuple[np.ndarray, str]:
+    """The queries of the matrices, and what a caption says of them."""
     if queries is not None:
-        start, stop = _check_window(queries, length, "queries")
+        start, stop = _window(queries, length, "queries")
         return np.arange(start, stop), f"queries {start} to {stop - 1}"
-    if length <= resolution:
-        return np.arange(length), "every query"
-    # Evenly spaced to the token, and the last one among them: a page draws such maps faster.
-    step = math.ceil(length / resolution)
-    rows = np.arange((length - 1) % step, length, step)
-    return rows, f"{len(rows)} queries, evenly spaced"
+    rows = even_rows(length, resolution)
+    return rows, "every query" if len(rows) == length else f"{len(rows)} queries, evenly spaced"
 
 
-def _matrix_edges(keys: slice | None, length: int, resolution: int) -> tuple[np.ndarray, slice]:
-    """Bin edges over all keys, and which of the bins are shown."""
+def _bins(keys: slice | None, length: int, resolution: int) -> tuple[np.ndarray, slice]:
+    """Edges of bins over all keys, and which of the bins are shown."""
     if keys is None:
-        width = math.ceil(length / resolution)
-        edges = np.append(np.arange(0, length, width), length)
-        return edges, slice(0, len(edges) - 1)
-    start, stop = _check_window(keys, length, "keys")
+        return key_bins(length, resolution), slice(None)
+    start, stop = _window(keys, length, "keys")
     edges = np.unique(np.concatenate([[0], np.arange(start, stop + 1), [length]]))
     before = int(start > 0)
     return edges, slice(before, before + stop - start)
 
 
-def curve_edges(start: int, length: int, points: int) -> np.ndarray:
-    """Edges of a curve's bins: the first quarter of `points` exact, then bins of equal width."""
-    if length <= points:
-        return np.arange(start, start + length + 1)
-    exact = points // 4
-    rest = np.linspace(exact, length, points - exact + 1).round().astype(np.int64)
-    return start + np.unique(np.concatenate([np.arange(exact), rest]))
+def _profile_layer(
+    source: PriorSource, heads: list[int], length: int, view: _View
+) -> dict[str, Any]:
+    """One layer's fields: arrays over all of `heads`, empty where the layer has none."""
+    present = np.array([head < source.prior.num_heads for head in heads])
+    curves = PriorCurves(source, [h for h in heads if h < source.prior.num_heads], length)
+    sink, relative, recency = curves.sink(), curves.relative(), curves.recency()
+    kernel = relative + recency
+    misfit = curves.misfit()
+    if misfit or not curves.finite:
+        fields = direct_rows(curves, view.rows, view.bins)
+    else:
+        fields = induced_rows(sink, kernel, view.rows, view.bins)
+        fields |= binned_log_prior(sink, kernel, view.rows, view.bins)
+    seen = view.bins[:-1] <= view.rows[:, None] if source.causal else True
+    fields["allowed"] = np.broadcast_to(seen, fields["probability"].shape)
+    for name in ("log_prior", "row_centred", "probability"):
+        fields[name] = fields[name].astype(np.float32)
+    for name in ("log_prior", "row_centred", "probability", "allowed"):
+        fields[name] = fields[name][..., view.shown]
+    first = curves.first_lag
+    lags = view.lags[view.lags >= first] - first
+    lines = pooled_curves(sink, kernel, view.keys, lags) | {
+        "relative": bin_mean(relative, lags),
+        "recency": bin_mean(recency, lags),
+    }
+    ahead = ((0, 0), (len(view.lags) - len(lags), 0))
+    for name in ("kernel", "kernel_low", "kernel_high", "relative", "recency"):
+        lines[name] = np.pad(lines[name], ahead, constant_values=np.nan)
+    lines |= {
+        "recency_slope": recency[:, -first] - recency[:, min(1 - first, recency.shape[-1] - 1)],
+        "kernel_range": np.ptp(kernel, axis=-1),
+        "relative_range": np.ptp(relative, axis=-1),
+    }
+    if misfit:
+        lines = {name: np.full_like(values, np.nan) for name, values in lines.items()}
+    frequency, amplitude, phase = prior_spectrum(curves.prior)
+    fields |= lines | {"amplitude": amplitude[curves.heads], "phase": phase[curves.heads]}
+    unfit = f"{source.name} is no sum of functions of the lag and of the key: it has no curves"
+    return {name: _spread(values, present) for name, values in fields.items()} | {
+        "layer_name": source.name,
+        "causal": source.causal,
+        "present": present,
+        "frequency": frequency,
+        "notes": [*source.notes, *([unfit] if misfit else [])],
+    }
 
 
-def _check_window(window: slice, length: int, name: str) -> tuple[int, int]:
-    if not isinstance(window, slice):
-        raise TypeError(f"{name} must be a slice, got {type(window).__name__}")
+def _spread(values: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """An array over the heads that are present, over all heads; NaN or False between."""
+    empty = False if values.dtype == bool else np.nan
+    out = np.full((len(present), *values.shape[1:]), empty, dtype=values.dtype)
+    out[present] = values
+    return out
+
+
+def _stacked(layers: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """The fields of all layers, spectra of different ranks filled up with NaN."""
+    most = max(len(layer["frequency"]) for layer in layers)
+    data = {}
+    for name in layers[0]:
+        values = [layer[name] for layer in layers]
+        if name in ("frequency", "amplitude", "phase"):
+            filled = [np.full((*v.shape[:-1], most), np.nan) for v in values]
+            for whole, known in zip(filled, values, strict=True):
+                whole[..., : known.shape[-1]] = known
+            values = filled
+        data[name] = np.stack(values)
+    return data
+
+
+def _window(window: slice, length: int, name: str) -> tuple[int, int]:
+    checks.instance(name, window, slice, "a slice")
     if window.step not in (None, 1):
         raise ValueError(f"{name} must have a step of 1, got {window.step}")
+    bounds = (window.start, window.stop)
+    if any(bound is not None and not -length <= bound <= length for bound in bounds):
+        raise ValueError(f"{name} must lie within {length} tokens, got {window}")
     start, stop, _ = window.indices(length)
-    for bound in (window.start, window.stop):
-        if bound is not None and not -length <= bound <= length:
-            raise ValueError(f"{name} must lie within {length} tokens, got {window}")
-    if not 0 < stop - start <= 1024:
-        raise ValueError(f"{name} must hold 1 to 1,024 positions, got {stop - start}")
+    if not 0 < stop - start <= _WINDOW:
+        raise ValueError(f"{name} must hold 1 to {_WINDOW:,} positions, got {stop - start}")
     return start, stop
 
 
-def _check_length(length: int) -> int:
-    if isinstance(length, bool) or not isinstance(length, int | np.integer):
-        raise TypeError(f"length must be an integer, got {type(length).__name__}")
-    if length < 1:
-        raise ValueError(f"length must be at least 1 token, got {length}")
-    return int(length)
-
-
-def _choose(wanted: Sequence[int] | int | None, count: int, what: str) -> list[int]:
-    if wanted is None:
-        return list(range(count))
-    chosen = [wanted] if isinstance(wanted, int | np.integer) else list(wanted)
-    if not chosen:
-        raise ValueError(f"{what}s must name at least one {what}, got none")
-    for index in chosen:
-        if isinstance(index, bool) or not isinstance(index, int | np.integer):
-            raise TypeError(f"{what}s must be integers, got {index!r}")
-        if not 0 <= index < count:
-            raise ValueError(f"there is no {what} {index}: {what}s are 0 to {count - 1}")
-    return [int(index) for index in chosen]
-
-
-def _choose_layers(wanted: Sequence[int] | int | None, numbers: list[int]) -> list[int]:
-    if numbers == list(range(len(numbers))):
-        return _choose(wanted, len(numbers), "layer")
-    if wanted is None:
+def _chosen_layers(layers: Sequence[int] | int | None, numbers: list[int]) -> list[int]:
+    if layers is None:
         return numbers
-    wanted = [wanted] if isinstance(wanted, int | np.integer) else wanted
-    return [checks.one_of("layers", checks.integer("layers", n), numbers) for n in wanted]
-
-
-def _training_length(prior: Prior) -> int | None:
-    for part in prior.modules():
-        if isinstance(part, SinkPrior):
-            return part.training_length
-    return None
-
-
-def _fallback_length(module: nn.Module) -> int:
-    """A length for modules that normalise by the current one, when the caller names none."""
-    return module.training_seq_len or 128
+    layers = [layers] if isinstance(layers, int | np.integer) else layers
+    if numbers == list(range(len(numbers))):
+        return checks.indices("layers", layers, len(numbers))
+    return [checks.one_of("layers", checks.integer("layers", n), numbers) for n in layers]
 
 
 def prior_summary(profile: xr.Dataset) -> list[str]:
@@ -610,18 +386,25 @@ def prior_summary(profile: xr.Dataset) -> list[str]:
     check_result(profile, PRIOR_PROFILE)
     last = profile.isel(query=-1)
     sentences = []
-    for layer in profile["layer"].values:
-        for head in profile["head"].values:
-            at = {"layer": layer, "head": head}
-            if not bool(profile["present"].sel(at)):
-                continue
-            row = last.sel(at)
-            kernel = profile["kernel"].sel(at).values
-            flat = not np.any(np.nan_to_num(kernel))
-            peak = int(profile["lag"].values[int(np.nanargmax(kernel))])
-            key, margin = int(row["margin_key"]), float(row["margin"])
-            tied = f"{float(row['top_mass']):.0%} of the prior"
-            lead = f"top key {key} by {margin:.2f} nats ({tied})" if margin > 0 else "no top key"
-            tail = "kernel flat" if flat else f"kernel highest at lag {peak}"
-            sentences.append(f"layer {int(layer)}, head {int(head)}: {lead}, {tail}")
+    for layer in np.atleast_1d(profile["layer"].values):
+        for head in np.atleast_1d(profile["head"].values):
+            row = last
+            for name, number in (("layer", layer), ("head", head)):
+                row = row.sel({name: number}) if name in row.dims else row
+            if bool(row["present"]):
+                sentences.append(f"layer {layer}, head {head}: {_sentence(row)}")
     return sentences
+
+
+def _sentence(row: xr.Dataset) -> str:
+    """Where one head's last row and its kernel point."""
+    margin, kernel = float(row["margin"]), row["kernel"].values
+    lead = "no top key"
+    if margin > 0:
+        share = f"{float(row['top_mass']):.0%} of the prior"
+        lead = f"top key {int(row['margin_key'])} by {margin:.2f} nats ({share})"
+    if np.isnan(kernel).all():
+        return f"{lead}, no kernel"
+    if not np.any(np.nan_to_num(kernel)):
+        return f"{lead}, kernel flat"
+    return f"{lead}, kernel highest at lag {int(row['lag'].values[np.nanargmax(kernel)])}"

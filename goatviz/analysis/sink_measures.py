@@ -8,32 +8,31 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from goatviz.bins import mean_of_finite
+from goatviz.bins import mean_of_finite, ranks
 
 #: What a layer has of its own in the signal: sums of counts, means weighted by them.
 _MEANS = ("first", "largest", "recent")
 
 
-def measures(data: Mapping[str, np.ndarray], range_edges: np.ndarray) -> dict[str, np.ndarray]:
+def measures(data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Fields of a profile that follow from others.
 
     Parameters
     ----------
     data : mapping of str to ndarray
         Fields of the schema "sink_profile": present, first_importance, sink_rate, any_sink_rate,
-        prior_first_low and _high, signal_count and the means of the signal.
-    range_edges : ndarray, shape (range bins + 1,)
-        Edges of the bins of content range [score].
+        prior_first_low and _high, range_stop, signal_count and the means of the signal.
     """
     present = data["present"]
-    middle = (range_edges[:-1] + range_edges[1:]) / 2
+    # No query of a bin has a wider range than its end.
+    widest = data["range_stop"]
     low, high = data["prior_first_low"], data["prior_first_high"]
-    lower, upper = first_mass_bounds(low, high, middle)
+    lower, upper = first_mass_bounds(low, high, widest)
     least, most = (
         reduce.reduce(np.where(present, ends, np.nan), axis=1)
         for reduce, ends in ((np.fmin, low), (np.fmax, high))
     )
-    layer_lower, layer_upper = first_mass_bounds(least, most, middle)
+    layer_lower, layer_upper = first_mass_bounds(least, most, widest)
     rates = {
         name: np.where(present[..., None], data[name], np.nan)
         for name in ("sink_rate", "any_sink_rate")
@@ -65,12 +64,7 @@ def sink_rank(first_importance: np.ndarray, present: np.ndarray) -> np.ndarray:
     >>> sink_rank(np.array([[[0.1, 0.9, np.nan]]]), np.array([[True, True, False]])).tolist()
     [[1, 0, -1]]
     """
-    strength = np.where(present, mean_of_finite(first_importance), np.nan)
-    # NaN is sorted last.
-    order = np.argsort(-strength, axis=None, kind="stable")
-    rank = np.empty(present.size, dtype=np.int32)
-    rank[order[present.ravel()[order]]] = np.arange(present.sum())
-    return np.where(present, rank.reshape(present.shape), np.int32(-1))
+    return ranks(mean_of_finite(first_importance), present)
 
 
 def first_mass_bounds(

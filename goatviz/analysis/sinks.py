@@ -19,16 +19,16 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from goatviz.adapters.capture import CapturedCall, Record, capture, find_attention, problem_of
+from goatviz.adapters.capture import CapturedCall, Record, capture, find_attention
 from goatviz.analysis.inputs import forward_calls
 from goatviz.analysis.intervals import bootstrap_interval, bootstrap_weights
 from goatviz.analysis.sink_measures import measures, uniform_importance
 from goatviz.analysis.sink_text import at_threshold, margin_texts, shortness
+from goatviz.priors.base import Prior
 from goatviz.priors.fixed import UniformPrior
 from goatviz.results import SINK_PROFILE, check_result, make_result
 from goatviz.training.checkpoint import Checkpoint
 from goatviz.transport.bounds import protected_length
-from goatviz.transport.fused import dense_window
 
 #: What a record must hold.
 SINK_STATISTICS = (
@@ -355,11 +355,7 @@ def _gather_model(
 
 
 def _gather_record(gathered: _Gathered, record: Record) -> None:
-    if not record.calls:
-        raise ValueError(
-            "record is empty: no attention call was seen. Run the model inside the with block"
-        )
-    for call in record.calls:
+    for call in record.check_calls():
         if call.rows is None or call.incoming is None:
             raise ValueError(f"record must hold {', '.join(SINK_STATISTICS)}")
         missing = [
@@ -383,8 +379,8 @@ def _gather_call(gathered: _Gathered, call: CapturedCall) -> None:
     layer, rows = call.layer, call.rows
     length = call.shape[2]
     mask = torch.ones(call.shape[0], length, dtype=torch.bool)
-    if call.query_mask is not None:
-        mask = call.query_mask.cpu().expand(call.shape[0], -1)
+    if call.call.query_mask is not None:
+        mask = call.call.query_mask.cpu().expand(call.shape[0], -1)
         if not bool(mask[:, 0].all()):
             raise ValueError(
                 f"layer {call.name}: padded on the left, so key 0 is no token; pass the model and "
@@ -396,7 +392,7 @@ def _gather_call(gathered: _Gathered, call: CapturedCall) -> None:
     for b in range(call.shape[0]):
         real = mask[b]
         # A sliding window hides the first key: such queries tell nothing of signal and sink.
-        first_seen = call.visibility.block(slice(None), slice(0, 1), batch=b)[:, 0]
+        first_seen = call.call.visibility.block(slice(None), slice(0, 1), batch=b)[:, 0]
         visible = rows.visible[b if len(rows.visible) > 1 else 0].amax(0)
         seen = (visible >= 2) & first_seen.to(visible.device)
         take = real.to(rows.visible.device)
@@ -425,13 +421,13 @@ def _gather_call(gathered: _Gathered, call: CapturedCall) -> None:
             gathered.longest[layer] = length
             gathered.margins[layer] = _margin(call, real)
             gathered.uniform[layer] = uniform_importance(
-                _numpy(visible[take]), _numpy(observers[b].amax(0)[take]), causal=call.causal
+                _numpy(visible[take]), _numpy(observers[b].amax(0)[take]), causal=call.call.causal
             )
         if gathered.map_size:
             gathered.maps.setdefault(layer, []).append(_map(call, b, real, gathered.map_size))
-    gathered.causal[layer] = call.causal or gathered.causal.get(layer, False)
-    gathered.priors.add(_prior_kind(call))
-    if call.additive:
+    gathered.causal[layer] = call.call.causal or gathered.causal.get(layer, False)
+    gathered.priors.add(_prior_kind(call.call.prior))
+    if call.call.biased:
         gathered.note("a bias was added to the logits; it counts as prior")
     if _has_column(call):
         gathered.note("an extra column takes mass: content range does not bound the first key's")
@@ -439,24 +435,24 @@ def _gather_call(gathered: _Gathered, call: CapturedCall) -> None:
 
 def _prior_on_first(call: CapturedCall) -> Tensor:
     """Prior mass on key 0 for each query: log pi_i0 = K_i0 - log Z_i, from the row statistics."""
-    rows = call.rows
+    rows, prior = call.rows, call.call.prior
     partition = rows.kl_to_prior - rows.expected_score + rows.log_normaliser
     own = torch.zeros_like(partition)
-    if call.additive or _has_column(call):
+    if call.call.biased or _has_column(call):
         return torch.full_like(own, math.nan)
-    if call.prior is not None:
-        values = call.prior.log_prior(call.query_pos, call.key_pos[:1]).detach()[..., 0]
+    if prior is not None:
+        values = prior.log_prior(call.call.query_pos, call.call.key_pos[:1]).detach()[..., 0]
         own = values.repeat_interleave(call.shape[1] // len(values), dim=0).to(partition)
     return (own - partition).exp().clamp(max=1.0)
 
 
-def _prior_kind(call: CapturedCall) -> str:
+def _prior_kind(prior: Prior | None) -> str:
     """One of `PRIORS`."""
-    if call.prior is None:
+    if prior is None:
         return "none"
-    if isinstance(call.prior, UniformPrior):
+    if isinstance(prior, UniformPrior):
         return "uniform"
-    return "learned" if any(True for _ in call.prior.parameters()) else "fixed"
+    return "learned" if any(True for _ in prior.parameters()) else "fixed"
 
 
 def _has_column(call: CapturedCall) -> bool:
@@ -466,11 +462,11 @@ def _has_column(call: CapturedCall) -> bool:
 
 def _margin(call: CapturedCall, real: Tensor) -> np.ndarray:
     """Lead of the prior's first key over every other key, at the last query, shape (heads,)."""
-    heads = call.shape[1]
-    if call.prior is None or call.additive or int(real.sum()) < 2:
+    heads, prior = call.shape[1], call.call.prior
+    if prior is None or call.call.biased or int(real.sum()) < 2:
         return np.full(heads, np.nan)
-    query, key = call.query_pos[real][-1:], call.key_pos[real]
-    values = call.prior.log_prior(query, key).detach()[:, 0].double()
+    query, key = call.call.query_pos[real][-1:], call.call.key_pos[real]
+    values = prior.log_prior(query, key).detach()[:, 0].double()
     lead = values[:, 0] - values[:, 1:].amax(-1)
     return _numpy(lead.repeat_interleave(heads // len(lead)))
 
@@ -479,28 +475,17 @@ def _map(
     call: CapturedCall, batch: int, real: Tensor, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Logits, weights and allowed pairs of the first real tokens, (heads, size, size)."""
-    if call.call is None:
-        raise ValueError("maps needs a record captured with keep='projections'")
-    problem = problem_of(call.call)
     at = real.nonzero().flatten()[:size]
-    window = slice(0, int(at[-1]) + 1)
-    logits, weights, allowed = [], [], []
-    prior = 0.0
-    if call.prior is not None:
-        values = call.prior.log_prior(call.query_pos[window], call.key_pos[window]).detach()
-        prior = values.double().repeat_interleave(call.shape[1] // len(values), dim=0)
-    for head in range(call.shape[1]):
-        dense = dense_window(problem, batch=batch, head=head, queries=window, keys=window)
-        own = dense.scores + (prior[head] if call.prior is not None else 0.0)
-        if call.call.bias is not None:
-            bias = call.call.bias[batch if len(call.call.bias) > 1 else 0]
-            own = own + bias[head if len(bias) > 1 else 0][window, window].double()
-        logits.append(torch.where(dense.allowed, own, math.nan))
-        weights.append(torch.where(dense.allowed, dense.weights, math.nan))
-        allowed.append(dense.allowed)
-    stacks = (torch.stack(logits), torch.stack(weights), torch.stack(allowed))
-    chosen = [_numpy(stack.cpu()[:, at][:, :, at]) for stack in stacks]
-    return chosen[0], chosen[1], chosen[2].any(0)
+    window = call.projections.logits(batch, slice(None), at)
+    logits = window.logits
+    if call.call.sink is not None:
+        column = call.call.sink[:, None, None].expand(-1, len(at), 1)
+        logits = torch.cat([logits, column], dim=-1)
+    weights = logits.softmax(-1)
+    allowed = window.allowed.expand(window.scores.shape)[:, :, at]
+    parts = (part[:, :, at].masked_fill(~allowed, math.nan) for part in (window.logits, weights))
+    logits, weights = map(_numpy, parts)
+    return logits, weights, _numpy(allowed.any(0))
 
 
 @contextmanager
@@ -633,15 +618,15 @@ def _profile(
             out["prior_first_high"][place] = np.nanmax(mass, axis=1)
     out.update(_finish_signal(signal))
     out.update(_rates(first, anywhere, weights))
+    out["range_stop"], out["mass_stop"] = edges[1:], np.linspace(0, 1, _MASS_BINS + 1)[1:]
     out["first_importance"] = first
-    out.update(measures(out, edges))
+    out.update(measures(out))
     out["margin_text"] = margin_texts(out["margin"], out["protected_length"])
     out["uniform_importance"] = np.full((len(layers), length), np.nan)
     for at, layer in enumerate(layers):
         uniform = gathered.uniform[layer]
         out["uniform_importance"][at, : len(uniform)] = uniform
     out["layer_name"] = np.array([names[layer] for layer in layers])
-    out["range_stop"], out["mass_stop"] = edges[1:], np.linspace(0, 1, _MASS_BINS + 1)[1:]
     coords: dict[str, Any] = {
         "layer": np.array(layers),
         "head": np.arange(heads),

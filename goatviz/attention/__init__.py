@@ -4,7 +4,6 @@
 and a cache. What a prior is lives in `goatviz.priors`.
 """
 
-from goatviz.attention.call import AttentionCall
 from goatviz.attention.functional import attention_plan, prior_attention
 from goatviz.attention.layer import Attention, LayerCache
 from goatviz.attention.positions import (
@@ -13,6 +12,7 @@ from goatviz.attention.positions import (
     RotaryEmbedding,
     SinusoidalEmbedding,
 )
+from goatviz.transport.call import AttentionCall
 
 __all__ = [
     "Attention",

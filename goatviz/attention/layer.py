@@ -5,19 +5,16 @@ The computation itself is `functional.prior_attention`; the layer owns weights a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from goatviz.attention.call import AttentionCall
 from goatviz.attention.functional import IMPLEMENTATIONS, prior_attention
 from goatviz.attention.positions import RotaryEmbedding
 from goatviz.priors.base import PositionsLike, Prior, as_positions
 from goatviz.priors.fixed import UniformPrior, check_heads
-from goatviz.transport.visibility import Visibility
 
 
 @dataclass
@@ -102,8 +99,8 @@ class Attention(nn.Module):
     Attributes
     ----------
     observer : callable, optional
-        Called with the `AttentionCall` of every forward pass; set and cleared by
-        `goatviz.capture`.
+        Called with the arguments of `AttentionCall.from_tensors` in every forward pass; set and
+        cleared by `goatviz.capture`.
 
     Examples
     --------
@@ -113,7 +110,7 @@ class Attention(nn.Module):
     torch.Size([1, 5, 16])
     """
 
-    observer: Callable[[AttentionCall], None] | None = None
+    observer: Callable[..., None] | None = None
 
     def __init__(
         self,
@@ -274,7 +271,17 @@ class Attention(nn.Module):
                 (key_points[:, 0] != torch.arange(len(key_points), dtype=torch.float64)).any()
             )
         if self.observer is not None:
-            self.observer(self._call(q, k, v, points, key_points, padding_mask))
+            self.observer(
+                q,
+                k,
+                v=v,
+                prior=self.prior,
+                causal=self.causal,
+                mask=padding_mask,
+                query_pos=points,
+                key_pos=key_points,
+                query_mask=None if padding_mask is None else padding_mask[:, -q.shape[2] :],
+            )
         out = prior_attention(
             q,
             k,
@@ -287,27 +294,3 @@ class Attention(nn.Module):
             impl=self.impl,
         )
         return self.out_proj(out.transpose(1, 2).flatten(2))
-
-    def _call(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        query_pos: Tensor,
-        key_pos: Tensor,
-        padding_mask: Tensor | None,
-    ) -> AttentionCall:
-        visibility = Visibility.from_rules(
-            query_pos[:, 0], key_pos[:, 0], causal=self.causal, padding_mask=padding_mask
-        )
-        return AttentionCall(
-            q=q.detach(),
-            k=k.detach(),
-            v=v.detach(),
-            scale=1.0 / math.sqrt(self.content_dim),
-            visibility=visibility,
-            prior=self.prior,
-            query_pos=query_pos,
-            key_pos=key_pos,
-            query_mask=None if padding_mask is None else padding_mask[:, -q.shape[2] :],
-        )

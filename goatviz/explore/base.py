@@ -23,9 +23,8 @@ from goatviz.explore.export import write_page
 from goatviz.explore.figure_view import FigureView
 from goatviz.explore.selection import NAMES, Selection
 from goatviz.explore.task import Task, run_beside, running_loop
-from goatviz.plots.base import Panel, Words, as_figure, grid
+from goatviz.plots.base import Panel, Words, grid
 from goatviz.plots.figure import Figure
-from goatviz.plots.panels import side_by_side
 
 #: The least width of a map beside the panels.
 LEAST_PX = 380
@@ -37,7 +36,7 @@ class Picture:
 
     Attributes
     ----------
-    figures : dict of str to Figure
+    figures : dict of str to Panel, or to panels below each other
         One for each panel, with one pair of axes each.
     summary : str
         Plain text, for screen readers and below the panels.
@@ -45,7 +44,7 @@ class Picture:
         By panel: as long as this text stays, so does what a reader zoomed to.
     """
 
-    figures: dict[str, Figure | Panel | Sequence[Panel]]
+    figures: dict[str, Panel | Sequence[Panel]]
     summary: str
     views: dict[str, str] = field(default_factory=dict)
 
@@ -208,8 +207,6 @@ class Explorer(ipywidgets.VBox):
             If there is no such value.
         """
         drawn = list(self.picture(values).figures.values())
-        if any(isinstance(one, Figure) for one in drawn):
-            return side_by_side([as_figure(one) for one in drawn], title=self._label)
         panels = [[one] if isinstance(one, Panel) else one for one in drawn]
         return grid([panel for part in panels for panel in part], Words(self._label))
 

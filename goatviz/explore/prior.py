@@ -16,15 +16,17 @@ import traitlets
 import xarray as xr
 from torch import nn
 
-from goatviz.analysis.prior import PriorSource, prior_sources, prior_spectrum
-from goatviz.analysis.prior_mix import (
-    PriorMixer,
+from goatviz import checks
+from goatviz.analysis.prior import prior_sources
+from goatviz.analysis.prior_curves import (
+    PriorSource,
     component_names,
-    grid_message,
-    mix_summary,
     part_of,
+    prior_spectrum,
+    require_sequence,
 )
-from goatviz.explore.base import Explorer, Picture, Task, ranged
+from goatviz.analysis.prior_mix import PriorMixer, mix_summary
+from goatviz.explore.base import Explorer, Picture, Task
 from goatviz.explore.controls import Control
 from goatviz.explore.selection import Selection
 from goatviz.plots.base import Panel
@@ -163,11 +165,10 @@ class PriorExplorer(Explorer):
             )
         source = source.model if isinstance(source, Checkpoint) else source
         if length is not None:
-            _check_length(length)
+            length = _check_length(length)
         sources = prior_sources(source, causal=causal, length=length)
         for each in sources:
-            if each.prior.axes:
-                raise ValueError(grid_message(each))
+            require_sequence(each)
         if length is None:
             known = next((s.training_length for s in sources if s.training_length), 128)
             length = min(known, MAX_LENGTH)
@@ -313,15 +314,15 @@ class PriorExplorer(Explorer):
     # --- pictures ---
 
     def _check(self, values: Mapping[str, Any]) -> None:
-        ranged("layer", values["layer"], len(self._heads))
-        ranged("head", values["head"], self._heads[values["layer"]])
+        checks.index("layer", values["layer"], len(self._heads))
+        checks.index("head", values["head"], self._heads[values["layer"]])
         _check_length(values["length"])
+        ranges = {"content_range": CONTENT_RANGES, "temperature": TEMPERATURES}
         for name in self._names:
-            if not isinstance(values[name], bool):
-                raise ValueError(f"{name} must be True or False, got {values[name]!r}")
-            _between(f"{name}_scale", values[f"{name}_scale"], *SCALES)
-        _between("content_range", values["content_range"], *CONTENT_RANGES)
-        _between("temperature", values["temperature"], *TEMPERATURES)
+            checks.flag(name, values[name])
+            ranges[f"{name}_scale"] = SCALES
+        for name, (low, high) in ranges.items():
+            checks.number(name, values[name], low=low, high=high)
 
     def _is_long(self, values: Mapping[str, Any]) -> bool:
         return values["length"] > LONG
@@ -400,13 +401,5 @@ class PriorExplorer(Explorer):
         self._source = None
 
 
-def _check_length(length: Any) -> None:
-    if isinstance(length, bool) or not isinstance(length, int):
-        raise ValueError(f"length must be an integer, got {length!r}")
-    if not 1 <= length <= MAX_LENGTH:
-        raise ValueError(f"length must be 1 to {MAX_LENGTH:,} tokens, got {length:,}")
-
-
-def _between(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ValueError(f"{name} must be in {low:g} .. {high:g}, got {value!r}")
+def _check_length(length: Any) -> int:
+    return checks.integer("length", length, low=1, high=MAX_LENGTH)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from goatviz.adapters.capture import CapturedCall, Record, capture
 from goatviz.analysis.inputs import forward_calls
 from goatviz.analysis.levels import PlanLevels
-from goatviz.analysis.sink_text import shortness
+from goatviz.analysis.sink_text import above_text, at_threshold, sink_sentence
 from goatviz.analysis.sinks import sink_profile_steps
 from goatviz.explore.base import Explorer, Picture
 from goatviz.explore.controls import Control
@@ -27,13 +27,16 @@ from goatviz.explore.plan_map import PlanMap
 from goatviz.explore.selection import Selection
 from goatviz.explore.steps import Steps
 from goatviz.explore.task import Task, running_loop
-from goatviz.plots import sink_marks, sink_panels, sink_view
-from goatviz.plots.sink_view import View
-from goatviz.results import SINK_PROFILE, check_result
+from goatviz.plots.base import as_figure
+from goatviz.plots.sink_curves import importance_panel, key_places, rate_panel, signal_panel
+from goatviz.plots.sink_maps import heads_panel, places
+from goatviz.results import SINK_PROFILE, check_result, with_all_dimensions
 from goatviz.training.checkpoint import Checkpoint
 
 #: Of the threshold's slider; its curve has the same steps.
 STEP, HIGHEST = 0.01, 0.99
+#: What a panel of 340 pixels has room for: points of a curve, bins of a density.
+POINTS, BINS = 120, (32, 40)
 #: States and bytes of an exported page, as far as nobody says which values it holds.
 _MOST_STATES, _MOST_BYTES = 64, 4_000_000
 #: Of `sink_profile`, as far as they change what is shown here.
@@ -223,7 +226,7 @@ class SinkExplorer(Explorer):
         """Take a finished profile; returns the layers' names."""
         check_result(profile, SINK_PROFILE)
         self.threshold = float(profile.attrs["threshold"])
-        self._profile, self._whole = profile, sink_view.with_all_dimensions(profile)
+        self._profile, self._whole = profile, with_all_dimensions(profile, SINK_PROFILE)
         self._steps: Steps[xr.Dataset] | None = None
         layers, heads = (self._whole[name].values for name in ("layer", "head"))
         present = self._whole["present"].values.astype(bool)
@@ -274,7 +277,7 @@ class SinkExplorer(Explorer):
         layers = sorted({call.layer for call in record.calls})
         calls = {layer: record.of(layer)[0] for layer in layers}
         self._heads = {layer: tuple(range(call.shape[1])) for layer, call in calls.items()}
-        if all(call.call is not None for call in calls.values()):
+        if all(call.call.q is not None for call in calls.values()):
             self._calls = calls
         self._first_keys = max(call.shape[3] for call in calls.values())
         return {layer: record.layers[layer] for layer in layers}
@@ -283,7 +286,7 @@ class SinkExplorer(Explorer):
         """The numbers that are shown, as from `sink_profile`; what is left of them is computed."""
         if self._profile is None:
             profile = self._steps.finish()
-            self._whole = sink_view.with_all_dimensions(profile)
+            self._whole = with_all_dimensions(profile, SINK_PROFILE)
             self._profile = profile
         return self._profile
 
@@ -304,9 +307,8 @@ class SinkExplorer(Explorer):
             ("head", values["head"], self._heads.get(values["layer"], ())),
         ):
             if value not in known:
-                raise ValueError(
-                    f"{name} must be one of {sink_view.listed(np.array(known))}, got {value!r}"
-                )
+                listed = ", ".join(map(str, known))
+                raise ValueError(f"{name} must be one of {listed}, got {value!r}")
         key = values["key"]
         if self._profile is None:
             if key < 0:
@@ -319,26 +321,28 @@ class SinkExplorer(Explorer):
         self.profile()
         # Only now it is known which keys there are.
         self._check(values)
-        profile, key = self._whole, values["key"]
-        view = View(profile, float(values["threshold"]), None)
-        layer = profile["layer"].values.tolist().index(values["layer"])
-        head = profile["head"].values.tolist().index(values["head"])
-        chosen = sink_view.choice_of(profile, layer, head)
-        figures = {
-            "heads": sink_panels.overview_panel(view, chosen, key),
-            "sink rate": sink_panels.rate_panel(view, chosen),
-            "importance": sink_panels.importance_panel(view, chosen, key),
-            "signal": sink_panels.signal_panel(view, chosen),
+        profile = at_threshold(self._whole, float(values["threshold"]))
+        layer, head, key = values["layer"], values["head"], values["key"]
+        first = key == profile.attrs["first_key"]
+        panels = {
+            "heads": heads_panel(
+                profile,
+                f"Importance of {'the first key' if first else f'key {key:,}'}",
+                profile["importance"].sel(key=key).values,
+                note=above_text(profile, key),
+                chosen=(layer, head),
+            ),
+            "sink rate": rate_panel(profile, (layer, head)),
+            "importance": importance_panel(profile, layer, head, points=POINTS, key=key),
+            "signal": signal_panel(profile, layer, head, shape=BINS),
         }
-        said = sink_view.sink_sentence(view, chosen, key)
-        if short := shortness(profile):
-            said += f" Note: {short}."
+        sentence = sink_sentence(profile, layer, head, key)
         if not self._calls:
-            said += (
+            sentence += (
                 " No plan is shown: its queries and keys are not here; explore the model with its "
                 'inputs, or a record captured with keep="projections".'
             )
-        return Picture(figures, said)
+        return Picture(panels, sentence)
 
     def _request(self) -> None:
         self._follow_with_map()
@@ -411,7 +415,7 @@ class SinkExplorer(Explorer):
         if self._profile is None:
             return
         y, x = (
-            dict(zip(sink_view.places(ids).tolist(), ids.tolist(), strict=True))
+            dict(zip(places(ids).tolist(), ids.tolist(), strict=True))
             for ids in (self._whole["layer"].values, self._whole["head"].values)
         )
         layer, head = y.get(_place(message.get("y"))), x.get(_place(message.get("x")))
@@ -423,8 +427,7 @@ class SinkExplorer(Explorer):
         at = _place(message.get("x"))
         if self._profile is None or at is None:
             return
-        view = View(self._whole, self.threshold, None)
-        key = at - int(sink_marks.key_places(view, np.zeros(1, np.int64))[0])
+        key = at - int(key_places(self._whole["key"].values, np.zeros(1, np.int64))[0])
         if self._accepts("key", key):
             self.key = key
 
@@ -479,9 +482,10 @@ class SinkExplorer(Explorer):
         """All heads if they fit, else those of this layer; a combination must be a head."""
         layers = list(self._heads)
         common = self._heads[layers[0]]
-        figures = self.picture({}).figures
+        panels = self.picture({}).figures
         # What does not depend on the head is written once.
-        size = sum(len(figures[name].to_json(validate=False)) for name in ("importance", "signal"))
+        figures = [as_figure(panels[name]) for name in ("importance", "signal")]
+        size = sum(len(figure.to_json(validate=False)) for figure in figures)
         size += 0 if self.map is None else len(self.map.pixels) * 4 // 3
         most = max(1, min(_MOST_STATES, _MOST_BYTES // size))
         same = all(own == common for own in self._heads.values())

@@ -506,7 +506,7 @@ class _Place:
 def _measured(panel: Panel) -> _Cell:
     """Pixels that a panel's axes and colour bar need."""
     y_texts = panel.y.get("ticktext")
-    left = 62 if y_texts is None else 30 + max(map(_text_width, y_texts), default=0)
+    left = 70 if y_texts is None else 30 + max(map(_text_width, y_texts), default=0)
     below = 46
     x_texts = panel.x.get("ticktext")
     if x_texts is not None:

@@ -16,7 +16,7 @@ import xarray as xr
 from goatviz import checks
 from goatviz.plots import marks, style
 from goatviz.plots.base import Panel, Words, single
-from goatviz.plots.base import grid as side_by_side
+from goatviz.plots.base import grid as panel_grid
 from goatviz.plots.figure import Figure
 from goatviz.plots.marks import Trace
 from goatviz.plots.schemes import (
@@ -116,7 +116,7 @@ def draw_needle(grid: xr.Dataset, *, measure: str = "token") -> Figure:
     )
     words = Words(f"Depth and length: {grid.attrs['task']}", subtitle)
     panels = [replace(panel, note="") for panel in panels]
-    return side_by_side(panels, words, columns=columns, linked="xy")
+    return panel_grid(panels, words, columns=columns, linked="xy")
 
 
 def _check(result: xr.Dataset, schema: Schema, measure: str) -> None:

@@ -23,6 +23,8 @@ SPECIAL = {
     "−∞": style.MINUS_INFINITY,
     "+∞": style.PLUS_INFINITY,
 }
+#: Tokens along an axis that still have room for their text, and characters of one.
+MAX_TOKENS, MAX_CHARACTERS = 32, 12
 _STEPS = np.linspace(0.0, 1.0, 49)
 _LOG_COLORS = [
     [0.0, sample_colorscale(style.SEQUENTIAL, 0.0)[0]],
@@ -194,7 +196,7 @@ def probability_bar(title: str = "prob.") -> Trace:
     """The colour bar of every `probability_map`, in decades."""
     decades = np.arange(round(np.log10(FLOOR)), 1)
     ticks = [f"≤{FLOOR:g}"] + [f"{10.0**d:g}" for d in decades[1:]]
-    return _bar(
+    return colour_bar(
         "probability bar",
         colorscale=style.SEQUENTIAL,
         cmin=float(decades[0]),
@@ -236,7 +238,7 @@ def count_bar(most: float, title: str) -> Trace:
     """The colour bar of every `count_map` up to `most`, in decades."""
     top = float(np.log10(max(most, 2.0)))
     decades = np.arange(np.floor(top) + 1)
-    return _bar(
+    return colour_bar(
         "count bar",
         colorscale=[[float(step), _count_color(step)] for step in _STEPS],
         cmin=0.0,
@@ -250,11 +252,18 @@ def count_bar(most: float, title: str) -> Trace:
 
 
 def special_cells(
-    x: np.ndarray, y: np.ndarray, values: np.ndarray, allowed: np.ndarray
+    x: np.ndarray,
+    y: np.ndarray,
+    values: np.ndarray,
+    allowed: np.ndarray,
+    *,
+    where: str = "query %{y}, key %{x}",
+    **trace: Any,
 ) -> list[Trace]:
     """Allowed cells that have no colour of their own: NaN, minus or plus infinity, with legends.
 
-    What is not allowed stays empty: `Panel.masked` gives it a ground.
+    What is not allowed stays empty: `Panel.masked` gives it a ground. `where` is how hovering
+    names a cell.
     """
     places = (
         allowed & np.isnan(values),
@@ -262,26 +271,55 @@ def special_cells(
         allowed & np.isposinf(values),
     )
     marks = []
-    for (name, color), where in zip(SPECIAL.items(), places, strict=True):
-        if where.any():
-            marks.append(flat_cells(x, y, where, name=name, color=color))
+    for (name, color), cells in zip(SPECIAL.items(), places, strict=True):
+        if cells.any():
+            hover = f"{where}<br>{name}"
+            marks.append(flat_cells(x, y, cells, name=name, color=color, hover=hover, **trace))
             marks.append(legend_square(name, color))
     return marks
 
 
 def flat_cells(
-    x: np.ndarray, y: np.ndarray, where: np.ndarray, *, name: str, color: str, **trace: Any
+    x: np.ndarray,
+    y: np.ndarray,
+    where: np.ndarray,
+    *,
+    name: str,
+    color: str,
+    hover: str = "",
+    **trace: Any,
 ) -> Trace:
-    """Cells of one colour, named on hover."""
+    """Cells of one colour; what hovering says defaults to their name."""
     return heatmap(
         x,
         y,
         np.where(where, np.float32(1), np.float32(np.nan)),
         name=name,
-        hover=trace.pop("hover", "query %{y}, key %{x}<br>" + name),
+        hover=hover or name,
         colorscale=[[0, color], [1, color]],
         **trace,
     )
+
+
+def cell_numbers(x: np.ndarray, y: np.ndarray, shares: np.ndarray) -> Trace:
+    """Two decimals in three characters on the cells of a map in the sequential scale, 0 to 1.
+
+    Black or white, whichever has a contrast of 4.5:1.
+    """
+    row, column = np.nonzero(np.isfinite(shares))
+    values = shares[row, column]
+    inks = [style.ink_on(color) for color in style.sequential(np.clip(values, 0, 1))]
+    return {
+        "type": "scatter",
+        "x": compact(x[column]),
+        "y": compact(y[row]),
+        "text": ["1" if value >= 0.995 else f"{value:.2f}"[1:] for value in values],
+        "mode": "text",
+        "textfont": {"color": inks, "size": 9 if len(x) > 8 else 11},
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "name": "numbers",
+    }
 
 
 def legend_square(name: str, color: str) -> Trace:
@@ -394,6 +432,29 @@ def notice(text: str) -> dict[str, Any]:
     }
 
 
+# --- ticks ---
+
+
+def tick_format(positions: np.ndarray) -> str:
+    """Positions as they are, or in thousands and millions where those would not fit."""
+    return "~s" if len(positions) and np.max(positions) >= 10_000 else ",d"
+
+
+def token_ticks(positions: np.ndarray, tokens: np.ndarray, dim: str) -> dict[str, Any]:
+    """Tokens as ticks where they have room: positions stay numbers, since tokens repeat."""
+    if len(positions) > MAX_TOKENS:
+        return {}
+    texts = [shortened(str(token)) for token in tokens]
+    upright = {"tickangle": 90} if dim == "key" else {}
+    return {"tickvals": positions.tolist(), "ticktext": texts, **upright}
+
+
+def shortened(token: str) -> str:
+    """A token as an axis has room for it, escaped."""
+    cut = token if len(token) <= MAX_CHARACTERS else f"{token[: MAX_CHARACTERS - 1]}…"
+    return style.escape(cut)
+
+
 # --- numbers as plotly takes them ---
 
 
@@ -412,18 +473,13 @@ def compact(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32) if np.abs(values).max(initial=0.0) < 2**23 else values
 
 
-def tick_format(positions: np.ndarray) -> str:
-    """Positions as they are, or in thousands and millions where those would not fit."""
-    return "~s" if len(positions) and np.max(positions) >= 10_000 else ",d"
-
-
 def translucent(color: str, alpha: float) -> str:
     """A hex colour with an opacity."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def _bar(name: str, **marker: Any) -> Trace:
+def colour_bar(name: str, **marker: Any) -> Trace:
     """A colour bar without data of its own."""
     return {
         "type": "scatter",

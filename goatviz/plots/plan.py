@@ -19,8 +19,6 @@ from goatviz.results import PLAN_ROW, PLAN_SLICE, check_result
 
 #: Cells along one side of a map; longer windows are pooled.
 MAX_CELLS = 160
-#: Tokens along one side that still have room for their text, and characters of one.
-MAX_TOKENS, MAX_CHARACTERS = 32, 12
 #: Points of POT's solution that are drawn as rings.
 MAX_RINGS = 128
 
@@ -97,7 +95,9 @@ class _Window:
         for dim, axis in (("key", keys), ("query", queries)):
             axis["tickformat"] = marks.tick_format(self.plan[dim].values)
             if f"{dim}_token" in self.plan.variables:
-                axis |= token_ticks(self.plan[dim].values, self.plan[f"{dim}_token"].values, dim)
+                axis |= marks.token_ticks(
+                    self.plan[dim].values, self.plan[f"{dim}_token"].values, dim
+                )
         return keys, queries
 
     def scores(self) -> Panel:
@@ -153,20 +153,6 @@ class _Window:
         )
 
 
-def token_ticks(positions: np.ndarray, tokens: np.ndarray, dim: str) -> dict[str, Any]:
-    """Tokens as ticks where they have room: positions stay numbers, since tokens repeat."""
-    if len(positions) > MAX_TOKENS:
-        return {}
-    texts = [_shortened(str(token)) for token in tokens]
-    upright = {"tickangle": 90} if dim == "key" else {}
-    return {"tickvals": positions.tolist(), "ticktext": texts, **upright}
-
-
-def _shortened(token: str) -> str:
-    cut = token if len(token) <= MAX_CHARACTERS else f"{token[: MAX_CHARACTERS - 1]}…"
-    return style.escape(cut)
-
-
 # --- one row ---
 
 
@@ -197,7 +183,7 @@ def row_panels(row: xr.Dataset) -> list[Panel]:
     hover, texts = _row_hover(row)
     ticks = {"title": "key [tokens]", "tickformat": marks.tick_format(start)}
     if "key_token" in row.variables:
-        ticks |= token_ticks(start, row["key_token"].values, "key")
+        ticks |= marks.token_ticks(start, row["key_token"].values, "key")
 
     def traces(curves: Sequence[tuple[str, np.ndarray, Mapping[str, Any]]], unit: str) -> list:
         return [
@@ -246,7 +232,7 @@ def _row_hover(row: xr.Dataset) -> tuple[str, dict[str, Any]]:
 
 def _line(row: xr.Dataset, number: int, dash: str) -> dict[str, Any]:
     return {
-        "mode": "lines+markers" if row.sizes["key"] <= MAX_TOKENS else "lines",
+        "mode": "lines+markers" if row.sizes["key"] <= marks.MAX_TOKENS else "lines",
         "line": {"color": style.LINES[number], "dash": dash, "width": 2},
         "marker": {"size": 5, "color": style.LINES[number]},
     }

@@ -90,10 +90,22 @@ def colour_table() -> list[tuple[int, int, int]]:
 
     Code 0 stands for what has no value, and is never drawn.
     """
-    shares = np.linspace(0.0, 1.0, 255)
-    sampled = sample_colorscale(get_colorscale(SEQUENTIAL), shares.tolist(), colortype="tuple")
-    colours = [tuple(round(255 * part) for part in colour) for colour in sampled]
-    return [(0, 0, 0), *colours]
+    colours = sequential(np.linspace(0.0, 1.0, 255))
+    return [(0, 0, 0), *(tuple(round(255 * part) for part in colour) for colour in colours)]
+
+
+def sequential(shares: np.ndarray) -> list[tuple[float, float, float]]:
+    """Colours of the sequential scale at shares from 0 to 1, as red, green and blue from 0 to 1."""
+    return sample_colorscale(get_colorscale(SEQUENTIAL), shares.tolist(), colortype="tuple")
+
+
+def ink_on(colour: tuple[float, float, float]) -> str:
+    """Black or white: the one whose contrast with a colour is at least 4.5:1 (WCAG 2.2)."""
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour
+    ]
+    luminance = float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+    return "#000000" if luminance > 0.179 else "#ffffff"
 
 
 def escape(text: object) -> str:

@@ -1,38 +1,40 @@
-"""What a run says while it goes on: one JSON line every few steps, and TensorBoard where installed.
+"""The log of a run: a JSON line every few steps, and TensorBoard where it is installed.
 
-The file survives being killed: a run that is resumed drops what was said after the state it goes on
-from, and says it again.
+The file survives a kill: a resumed run drops the lines that were written after the state it starts
+from, and writes them again.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from goatviz.files import whole_file
 
+if TYPE_CHECKING:
+    from accelerate.tracking import TensorBoardTracker
+
 
 class RunLog:
-    """A JSON-lines file, and a TensorBoard folder beside it.
+    """A JSON-lines file, and a TensorBoard folder beside it; made and used within `start`.
 
     Parameters
     ----------
     path : path-like
-        Ends in .jsonl, in an existing folder.
+        File in an existing folder, ending in .jsonl.
     first : int
-        Steps done before: lines of later steps are dropped; 0 begins a new log.
+        Number of steps done before: lines of later steps are dropped; 0 starts a new log.
     tensorboard : bool or None
-        Whether to write `path` without its ending as a TensorBoard folder; None: if it is
-        installed.
+        Whether to write a TensorBoard folder, named `path` without its ending; None: if TensorBoard
+        is installed.
 
     Raises
     ------
     ValueError
-        If `path` does not fit.
+        If `path` has another ending or no folder.
     ImportError
         If TensorBoard is asked for and not installed.
     """
@@ -45,8 +47,8 @@ class RunLog:
             raise ValueError(f"log must end in .jsonl, got {self.path.name!r}")
         if not self.path.parent.is_dir():
             raise ValueError(f"log must lie in an existing folder, got {self.path}")
-        installed = importlib.util.find_spec("tensorboard") is not None
-        if tensorboard and not installed:
+        self._tracker = _tensorboard(self.path, first) if tensorboard is not False else None
+        if tensorboard and self._tracker is None:
             raise ImportError(
                 "tensorboard=True needs the package tensorboard: pip install 'goatviz[train]'"
             )
@@ -54,27 +56,19 @@ class RunLog:
         with whole_file(self.path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
         self._file = self.path.open("a", encoding="utf-8")
-        self._writer = None
-        if installed and tensorboard is not False:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # What was said after that step is said again.
-            self._writer = SummaryWriter(str(self.path.with_suffix("")), purge_step=first + 1)
 
     def write(self, step: int, **values: float) -> None:
-        """Say values of a step."""
-        entry: dict[str, Any] = {"step": step, **values}
-        self._file.write(json.dumps(entry) + "\n")
+        """Log the values of a step."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.log(values, step=step)
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Close the file and the TensorBoard writer."""
         self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._tracker is not None:
+            self._tracker.finish()
 
     def __enter__(self) -> Self:
         return self
@@ -88,8 +82,21 @@ class RunLog:
         self.close()
 
 
+def _tensorboard(path: Path, first: int) -> TensorBoardTracker | None:
+    """accelerate's tracker, started, or None where TensorBoard is not installed."""
+    from accelerate.tracking import TensorBoardTracker
+    from accelerate.utils import is_tensorboard_available
+
+    if not is_tensorboard_available():
+        return None
+    # Events after `first` are purged: the run logs them again.
+    tracker = TensorBoardTracker(path.stem, path.parent, purge_step=first + 1)
+    tracker.start()
+    return tracker
+
+
 def _lines_until(path: Path, step: int) -> list[str]:
-    """Lines of a log up to a step; a last line cut short by a kill is dropped."""
+    """The lines of a log up to a step, without a last line that a kill cut short."""
     if step == 0 or not path.exists():
         return []
     kept = []

@@ -1,8 +1,8 @@
 """The mathematics of one attention head as entropic optimal transport.
 
 ``rows`` solves attention exactly and carries the certificates, ``solvers`` holds it against an
-independent solver, ``bounds`` has the inequalities, ``fused`` has the statistics of plans too long
-to be formed. Nothing here knows of models or figures.
+independent solver, ``bounds`` has the inequalities; ``call`` is one call of a layer, ``statistics``
+what is known of its plan at any length. Nothing here knows of models or figures.
 """
 
 from goatviz.transport.bounds import (
@@ -12,15 +12,7 @@ from goatviz.transport.bounds import (
     protected_length,
     required_margin,
 )
-from goatviz.transport.fused import (
-    CHEAP_STATISTICS,
-    ROW_STATISTICS,
-    IncomingMass,
-    PlanWindow,
-    RowStatistics,
-    incoming_mass,
-    row_statistics,
-)
+from goatviz.transport.call import AttentionCall, PlanWindow
 from goatviz.transport.rows import TransportPlan, solve_rows
 from goatviz.transport.solvers import (
     BalancedPlan,
@@ -30,10 +22,19 @@ from goatviz.transport.solvers import (
     cross_check,
     doubly_stochastic,
 )
+from goatviz.transport.statistics import (
+    CHEAP_STATISTICS,
+    ROW_STATISTICS,
+    IncomingMass,
+    RowStatistics,
+    incoming_mass,
+    row_statistics,
+)
 
 __all__ = [
     "CHEAP_STATISTICS",
     "ROW_STATISTICS",
+    "AttentionCall",
     "BalancedPlan",
     "CollapseBound",
     "CrossCheck",

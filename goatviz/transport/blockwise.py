@@ -2,7 +2,7 @@
 
 Everything here is in base 2 (scores are scaled by log2 e beforehand), since exp2 is the cheaper
 exponential. Long rows are swept twice, in tiles that stay in cache. The public functions and the
-definition of every statistic live in `fused`.
+definition of every statistic live in `statistics`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from goatviz.transport.call import AttentionCall
 from goatviz.transport.convolution import prior_normaliser
-from goatviz.transport.problem import Problem
 
 #: Keys of a row that are held at once; longer rows are swept twice.
 WIDEST_ROW = 2**15
@@ -37,7 +37,7 @@ _LAGS = frozenset({"lag_mean", "lag_std"})
 
 @torch.no_grad()
 def sweep(
-    problem: Problem,
+    call: AttentionCall,
     names: Sequence[str],
     *,
     keys: Sequence[int] = (),
@@ -48,27 +48,31 @@ def sweep(
 
     Returns
     -------
-    found, mass
+    values, mass
         Shapes (batch, heads, n_queries) and (batch, heads, n_keys), the latter in float64.
     """
-    batch, heads, n_queries, _ = problem.q.shape
-    device, dtype = problem.q.device, problem.q.dtype
-    rows = (batch, heads, n_queries)
-    found = {
-        name: problem.q.new_full((*rows, len(keys)) if name == "key_mass" else rows, math.nan)
+    batch, heads, _, n_keys = call.shape
+    device, dtype = call.device, call.dtype
+    values = {
+        name: torch.full(
+            (*call.shape[:3], *((len(keys),) if name == "key_mass" else ())),
+            math.nan,
+            device=device,
+            dtype=dtype,
+        )
         for name in names
     }
     mass = None
     if query_mass is not None:
-        mass = torch.zeros(batch, heads, problem.k.shape[2], dtype=torch.float64, device=device)
+        mass = torch.zeros(batch, heads, n_keys, dtype=torch.float64, device=device)
     held = _BLOCK_CPU if device.type == "cpu" else _BLOCK_ACCELERATOR
     buffers = _Buffers(device, dtype)
     partition = None
     for b in range(batch):
         # The same for all entries that share their allowed pairs.
-        if _PRIOR_EXPECTATIONS & set(names) and (b == 0 or problem.visibility.batch > 1):
-            partition = prior_normaliser(problem, b)
-        entry = _Entry(problem, names, keys, recent, b, partition)
+        if _PRIOR_EXPECTATIONS & set(names) and (b == 0 or call.visibility.batch > 1):
+            partition = prior_normaliser(call, b)
+        entry = _Entry(call, names, keys, recent, b, partition)
         if len(entry.chosen) == 0:
             continue
         size, width, together = entry.block_shape(held)
@@ -77,15 +81,15 @@ def sweep(
             for h in range(0, heads, together):
                 these = slice(h, h + together)
                 a = None if query_mass is None else query_mass[b, block.rows].to(dtype)
-                values, columns = entry.solve(block, these, gauge, buffers, a)
+                solved, columns = entry.solve(block, these, gauge, buffers, a)
                 seen = entry.seen(block, these)
-                for name, value in values.items():
+                for name, value in solved.items():
                     kept = seen if value.ndim == 2 else seen.unsqueeze(-1)
-                    found[name][b, these, block.rows] = torch.where(kept, value, math.nan)
+                    values[name][b, these, block.rows] = torch.where(kept, value, math.nan)
                 for span, part in columns:
                     at = span if entry.every else entry.chosen[span].to(device)
                     mass[b, these, at] += part
-    return found, mass
+    return values, mass
 
 
 class _Tile(NamedTuple):
@@ -210,41 +214,40 @@ class _Entry:
 
     def __init__(
         self,
-        problem: Problem,
+        call: AttentionCall,
         names: Sequence[str],
         keys: Sequence[int],
         recent: int,
         batch: int,
         partition: Tensor | None,
     ) -> None:
-        self.problem = problem
+        self.call = call
         self.partition = partition
         self.names = frozenset(names)
         self.recent = recent
         self.batch = batch
-        self.device, self.dtype = problem.q.device, problem.q.dtype
-        self.chosen, self.start, self.stop = problem.visibility.entry(batch)
-        n_keys = problem.k.shape[2]
-        self.every = torch.equal(self.chosen, torch.arange(n_keys))
-        self.keys = problem.k[batch]
+        self.device, self.dtype = call.device, call.dtype
+        self.chosen, self.start, self.stop = call.visibility.entry(batch)
+        self.every = torch.equal(self.chosen, torch.arange(call.shape[3]))
+        self.keys = call.k[batch].to(self.dtype)
         if not self.every:
             self.keys = self.keys[:, self.chosen.to(self.device)]
-        self.key_index = problem.key_pos[self.chosen, 0].contiguous()
+        self.key_index = call.key_pos[self.chosen, 0].contiguous()
         self.index = self.key_index.to(device=self.device, dtype=self.dtype)
         place = {int(key): at for at, key in enumerate(self.chosen.tolist())} if keys else {}
         self.places = [place.get(key, -1) for key in keys]
-        self.queries = problem.q[batch] * (problem.scale * _LOG2E)
-        count = problem.visibility.count()
+        self.queries = call.q[batch].to(self.dtype) * (call.scale * _LOG2E)
+        count = call.visibility.count()
         self.count = count[batch if len(count) > 1 else 0].to(self.device)
-        dense = problem.visibility.dense
+        dense = call.visibility.dense
         self.dense = None if dense is None else dense[batch if len(dense) > 1 else 0]
-        self.group = problem.q.shape[1] // problem.k.shape[1]
-        self.prior_group = problem.q.shape[1]
+        self.group = call.shape[1] // call.kv_heads
+        self.prior_group = call.shape[1]
         self.factors = None
-        if problem.prior is not None:
-            self.prior_group //= problem.prior.num_heads
-            if problem.prior.has_lanes and len(self.chosen):
-                factors = problem.prior.factors(problem.query_pos, problem.key_pos[self.chosen])
+        if call.prior is not None:
+            self.prior_group //= call.prior.num_heads
+            if call.prior.has_lanes and len(self.chosen):
+                factors = call.prior.factors(call.query_pos, call.key_pos[self.chosen])
                 kind = {"device": self.device, "dtype": self.dtype}
                 self.factors = (
                     (_LOG2E * factors.query.double()).to(**kind),
@@ -279,10 +282,10 @@ class _Entry:
         """
         if self.factors is None:
             return None
-        problem, middle = self.problem, self._middle(block)
+        call, middle = self.call, self._middle(block)
         query, key, _ = self.factors
-        at = problem.key_pos[self.chosen[middle : middle + 1]]
-        exact = problem.prior.log_prior(problem.query_pos[block.rows], at).to(self.device)
+        at = call.key_pos[self.chosen[middle : middle + 1]]
+        exact = call.prior.log_prior(call.query_pos[block.rows], at).to(self.device)
         ours = query[:, block.rows].double() @ key[:, middle, :, None].double()
         return (_LOG2E * exact.double() - ours).squeeze(-1).to(self.dtype)
 
@@ -379,7 +382,7 @@ class _Entry:
         expected_log_prior = prior - partition
         correction = sums.moved / total
         square = sums.square / total - correction.square()
-        query = self.problem.query_pos[block.rows, 0].to(self.device)
+        query = self.call.query_pos[block.rows, 0].to(self.device)
         each = [normal.norm * sums.keys.get(at, torch.zeros_like(total)) for at in self.places]
         full = normal.normaliser if shift is None else normal.normaliser + shift
         return {
@@ -402,18 +405,18 @@ class _Entry:
         exact = self.partition[:, block.rows].to(self.device)
         if gauge is not None:
             exact = exact - gauge.double()
-        which = torch.arange(self.problem.q.shape[1])[heads] // self.prior_group
+        which = torch.arange(self.call.shape[1])[heads] // self.prior_group
         return exact.to(self.dtype)[which]
 
     @property
     def _has_prior(self) -> bool:
-        return self.problem.prior is not None or self.problem.bias is not None
+        return self.call.prior is not None or self.call.bias is not None
 
     def _normal(self, state: _State, heads: slice, gauge: Tensor | None) -> _Normal:
         own = state.base + state.total.log2()
-        if self.problem.sink is None:
+        if self.call.sink is None:
             return _Normal(own, own, torch.ones_like(own), None, 1.0 / state.total)
-        sink = (self.problem.sink[heads] * _LOG2E).to(self.dtype).unsqueeze(-1).expand_as(own)
+        sink = (self.call.sink[heads] * _LOG2E).to(self.dtype).unsqueeze(-1).expand_as(own)
         shift = self._shift(gauge, heads)
         sink = sink if shift is None else sink - shift
         normaliser = torch.logaddexp2(own, sink)
@@ -423,7 +426,7 @@ class _Entry:
     def _shift(self, gauge: Tensor | None, heads: slice) -> Tensor | None:
         if gauge is None:
             return None
-        return gauge[torch.arange(self.problem.q.shape[1])[heads] // self.prior_group]
+        return gauge[torch.arange(self.call.shape[1])[heads] // self.prior_group]
 
     def _scores(
         self, block: _Block, tile: _Tile, heads: slice, buffers: _Buffers
@@ -440,8 +443,8 @@ class _Entry:
                 keys = keys[which - first]
         held = buffers.take("scores", (len(queries), queries.shape[1], keys.shape[1]))
         scores = torch.bmm(queries, keys.mT, out=held)
-        if self.problem.softcap is not None:
-            cap = self.problem.softcap * _LOG2E
+        if self.call.softcap is not None:
+            cap = self.call.softcap * _LOG2E
             scores.div_(cap).tanh_().mul_(cap)
         if self.dense is None:
             return scores, tile.outside
@@ -464,19 +467,19 @@ class _Entry:
 
     @property
     def _by_lanes(self) -> bool:
-        return self.factors is not None and self.problem.bias is None
+        return self.factors is not None and self.call.bias is None
 
     def _lanes(self, block: _Block, tile: _Tile, heads: slice) -> tuple[Tensor, Tensor]:
         """Lanes whose inner products are the log-prior in bits, without the gauge."""
-        which = torch.arange(self.problem.q.shape[1])[heads] // self.prior_group
+        which = torch.arange(self.call.shape[1])[heads] // self.prior_group
         query, key, _ = self.factors
         query = torch.nn.functional.pad(query[which, block.rows], (0, 1), value=1.0)
         return query, torch.cat([key[which, tile.columns], self._bias(block, tile, which).mT], -1)
 
     def _prior(self, block: _Block, tile: _Tile, heads: slice, buffers: _Buffers) -> Tensor:
         """Log-prior of a tile in bits, (heads, rows or 1, columns), without the gauge."""
-        problem, out = self.problem, None
-        which = torch.arange(problem.q.shape[1])[heads] // self.prior_group
+        call, out = self.call, None
+        which = torch.arange(call.shape[1])[heads] // self.prior_group
         if self.factors is not None:
             query, key, _ = self.factors
             out = self._bias(block, tile, which)
@@ -484,12 +487,12 @@ class _Entry:
                 phi, psi = query[which, block.rows], key[which, tile.columns]
                 held = buffers.take("prior", (len(phi), phi.shape[1], psi.shape[1]))
                 out = torch.baddbmm(out, phi, psi.mT, out=held)
-        elif problem.prior is not None:
-            points = problem.key_pos[self.chosen[tile.columns]]
-            out = problem.prior.log_prior(problem.query_pos[block.rows], points)
+        elif call.prior is not None:
+            points = call.key_pos[self.chosen[tile.columns]]
+            out = call.prior.log_prior(call.query_pos[block.rows], points)
             out = (_LOG2E * out.double()).to(device=self.device, dtype=self.dtype)[which]
-        if problem.bias is not None:
-            bias = problem.bias[self.batch if len(problem.bias) > 1 else 0]
+        if call.bias is not None:
+            bias = call.bias[self.batch if len(call.bias) > 1 else 0]
             bias = bias[heads] if len(bias) > 1 else bias
             columns = tile.columns if self.every else self.chosen[tile.columns].to(bias.device)
             bias = bias[:, block.rows][..., columns].to(self.device).double()
@@ -538,7 +541,7 @@ class _Entry:
         return bias.to(self.dtype).unsqueeze(1)
 
     def _recent(self, block: _Block, tile: _Tile, weights: Tensor) -> Tensor | float:
-        index = self.problem.query_pos[block.rows, 0].contiguous()
+        index = self.call.query_pos[block.rows, 0].contiguous()
         first = torch.searchsorted(self.key_index, index - self.recent, right=True)
         last = torch.searchsorted(self.key_index, index + self.recent)
         low = max(int(first.min()), tile.columns.start)

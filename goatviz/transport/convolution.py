@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from goatviz.transport.problem import LogPrior, Problem
+from goatviz.priors.base import Prior
+from goatviz.transport.call import AttentionCall
 
 _LOG2E = 1.0 / math.log(2.0)
 # Positions of a block, tried in this order.
@@ -39,7 +40,7 @@ class _Band(NamedTuple):
 
 
 @torch.no_grad()
-def prior_normaliser(problem: Problem, batch: int) -> Tensor | None:
+def prior_normaliser(call: AttentionCall, batch: int) -> Tensor | None:
     """log sum_j exp(K_ij) over the allowed keys in bits, or None where it is no convolution.
 
     Returns
@@ -49,22 +50,22 @@ def prior_normaliser(problem: Problem, batch: int) -> Tensor | None:
         without keys. None unless the prior is a sum of functions of the lag and of the key, and
         the allowed pairs are a band of lags of consecutive tokens.
     """
-    if problem.prior is None or problem.bias is not None or problem.visibility.dense is not None:
+    if call.prior is None or call.bias is not None or call.visibility.dense is not None:
         return None
-    band = _band(problem, batch)
+    band = _band(call, batch)
     if band is None:
         return None
-    parts = _parts(problem.prior, band)
+    parts = _parts(call.prior, band)
     return None if parts is None else _convolve(*parts, band)
 
 
-def _band(problem: Problem, batch: int) -> _Band | None:
+def _band(call: AttentionCall, batch: int) -> _Band | None:
     """The band of lags that a batch entry's intervals are, or None."""
-    chosen, start, stop = problem.visibility.entry(batch)
+    chosen, start, stop = call.visibility.entry(batch)
     seen = stop > start
-    if problem.key_pos.shape[1] > 1 or not bool(seen.any()):
+    if call.key_pos.shape[1] > 1 or not bool(seen.any()):
         return None
-    query, key = problem.query_pos[:, 0], problem.key_pos[chosen, 0]
+    query, key = call.query_pos[:, 0], call.key_pos[chosen, 0]
     for points in (query, key):
         if not bool((points == points.round()).all()) or not bool((points.diff() == 1).all()):
             return None
@@ -86,7 +87,7 @@ def _band(problem: Problem, batch: int) -> _Band | None:
     return _Band(int(query[0]), len(query), first_key, last, low, high)
 
 
-def _parts(prior: LogPrior, band: _Band) -> tuple[Tensor, Tensor] | None:
+def _parts(prior: Prior, band: _Band) -> tuple[Tensor, Tensor] | None:
     """kappa over all lags of the band (from the smallest) and u over its keys, in nats."""
     components = getattr(prior, "components", None)
     if components is None or getattr(prior, "axes", 0):

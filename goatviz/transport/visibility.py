@@ -13,6 +13,58 @@ from torch import Tensor
 
 #: Rows of a dense mask that are looked at together.
 _ROWS = 1024
+#: Nats: no bias is as low as the first, what forbids is as low as the second, which nothing that
+#: only discourages comes near while it stays above the third.
+_NEVER_A_BIAS, _FORBIDS, _ORDINARY = -1e8, -9999.0, -1000.0
+
+
+def split_mask(mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What a mask forbids, and what it adds to the logits: the one reading of masks of pairs.
+
+    A boolean mask is True where a pair is allowed. An entry of an additive mask forbids its pair
+    if it is -inf, at most half of the dtype's lowest number or at most -1e8; and, as code writes
+    -1e4 too, if it is at most -9999 while no entry lies between -9999 and -1000. Entries between
+    show a graded bias, such as ALiBi's over thousands of tokens, all of whose pairs are allowed.
+
+    Parameters
+    ----------
+    mask : Tensor
+        Boolean or floating point, of any shape.
+
+    Returns
+    -------
+    allowed : Tensor of bool
+        Of the mask's shape.
+    bias : Tensor or None
+        The mask where it allows and 0 elsewhere; None if that is 0 throughout.
+
+    Raises
+    ------
+    TypeError
+        If it is neither boolean nor floating point.
+    ValueError
+        If it holds NaN or +inf.
+
+    Examples
+    --------
+    >>> allowed, bias = split_mask(torch.tensor([0.0, -1e4, -2.0]))
+    >>> allowed.tolist(), bias.tolist()
+    ([True, False, True], [0.0, 0.0, -2.0])
+    """
+    if mask.dtype == torch.bool:
+        return mask, None
+    if not mask.is_floating_point():
+        raise TypeError(f"mask must be boolean or floating point, got {mask.dtype}")
+    # NaN is not below +inf either. A maximum needs no second array of the mask's size.
+    if mask.numel() and not bool(mask.amax() < torch.inf):
+        raise ValueError("mask must not hold NaN or +inf, got some; -inf forbids a pair")
+    # In the mask's own precision: bfloat16 rounds -1e4 to -9984.
+    forbids = torch.tensor(_FORBIDS, dtype=mask.dtype).item()
+    graded = bool(((mask > forbids) & (mask <= _ORDINARY)).any())
+    limit = max(torch.finfo(mask.dtype).min / 2, _NEVER_A_BIAS) if graded else forbids
+    allowed = mask > limit
+    bias = torch.where(allowed, mask, 0.0)
+    return allowed, bias if bool(bias.any()) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,13 +269,16 @@ class Visibility:
         return (start[queries] <= places.max()) & (stop[queries] > places.min())
 
     def block(
-        self, queries: slice | Tensor, keys: slice, *, batch: int = 0, head: int = 0
+        self, queries: slice | Tensor, keys: slice, *, batch: int = 0, head: int | slice = 0
     ) -> Tensor:
-        """The dense mask of a window of pairs, shape (queries, keys), True = allowed."""
+        """The dense mask of a window of pairs, shape (queries, keys), True = allowed.
+
+        Several heads give a dimension in front if their masks differ.
+        """
         columns = range(self.n_keys)[keys]
         if self.dense is not None:
-            dense = self.dense[batch if self.dense.shape[0] > 1 else 0]
-            return dense[head if dense.shape[0] > 1 else 0][queries, keys]
+            dense = self.dense[batch if self.dense.shape[0] > 1 else 0][:, queries][..., keys]
+            return dense[head if dense.shape[0] > 1 else 0]
         _, start, stop = self.entry(batch)
         place = self._places(batch)[columns.start : columns.stop : columns.step]
         low, high = start[queries].unsqueeze(-1), stop[queries].unsqueeze(-1)

@@ -11,7 +11,7 @@ from goatviz.adapters.capture import CAPTURE_STATISTICS, capture, find_attention
 from goatviz.attention import Attention, RotaryEmbedding, attention_plan
 from goatviz.models import POSITION_SCHEMES, CausalLM, ModelConfig, goat_prior
 from goatviz.priors import SpectralPrior
-from goatviz.transport.fused import ROW_STATISTICS
+from goatviz.transport import ROW_STATISTICS
 
 
 def model(positions="goat", **options):
@@ -83,7 +83,7 @@ def test_padding_reaches_the_record():
     with capture(lm) as record:
         lm(IDS, padding_mask=keep)
     call = record.calls[0]
-    assert torch.equal(call.query_mask, keep)
+    assert torch.equal(call.call.query_mask, keep)
     assert call.incoming.mass[1, :, 10:].abs().max() == 0
     torch.testing.assert_close(call.incoming.mass[1].sum(-1), torch.full((4,), 10.0))
 
@@ -99,7 +99,7 @@ def test_bidirectional_rotary_layers():
     )
     with capture(layer, keep="projections") as record:
         layer(torch.randn(1, 5, 32))
-    assert record.layers == ("",) and not record.calls[0].causal
+    assert record.layers == ("",) and not record.calls[0].call.causal
     assert bool(record.plan().allowed.all())
 
 
@@ -109,7 +109,7 @@ def test_statistics_are_chosen_and_projections_dropped():
         lm(IDS)
     (call,) = record.calls
     assert list(call.rows.asked()) == ["entropy"]
-    assert call.incoming is None and call.value_norm is None and call.call is None
+    assert call.incoming is None and call.value_norm is None and call.call.q is None
     with capture(lm, statistics=["incoming_mass", "value_norm"], layers=0) as record:
         lm(IDS)
     assert record.calls[0].rows is None and record.calls[0].value_norm.shape == (2, 2, 16)
@@ -156,7 +156,7 @@ def test_an_empty_record_says_so():
         pass
     for use in (record.plan, lambda: record.of(0)):
         with pytest.raises(
-            ValueError, match="record is empty.*Run the model inside the with block"
+            ValueError, match="record must hold an attention call.*run the model inside the"
         ):
             use()
 
@@ -165,15 +165,15 @@ def test_bad_places_are_named():
     lm = model()
     with capture(lm) as light:
         lm(IDS)
-    with pytest.raises(ValueError, match="statistics only.*keep='projections'"):
+    with pytest.raises(ValueError, match="projections, got statistics only.*keep='projections'"):
         light.plan()
     with capture(lm, layers=1, keep="projections") as record:
         lm(IDS)
     for place, message in (
-        ({"layer": 0}, r"layer must be one of the captured \[1\], got 0"),
-        ({"layer": 1, "head": 4}, r"head must be in 0 .. 3, got 4"),
-        ({"layer": 1, "batch": 2}, r"batch must be in 0 .. 1, got 2"),
-        ({"layer": 1, "call": 1}, r"call must be below 1, got 1"),
+        ({"layer": 0}, "layer must be one of 1; got 0"),
+        ({"layer": 1, "head": 4}, "head must be an integer in 0 .. 3, got 4"),
+        ({"layer": 1, "batch": 2}, "batch must be an integer in 0 .. 1, got 2"),
+        ({"layer": 1, "call": 1}, "call must be an integer in -1 .. 0, got 1"),
         ({"layer": 1, "queries": slice(20, 30)}, "non-empty window"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -183,7 +183,7 @@ def test_bad_places_are_named():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"keep": "all"}, ValueError, "keep must be 'statistics' or 'projections', got 'all'"),
+        ({"keep": "all"}, ValueError, "keep must be one of statistics, projections; got 'all'"),
         ({"layers": 2}, ValueError, r"layers must be numbers in 0 .. 1 or paths.*got 2"),
         ({"layers": "head"}, ValueError, "got 'head'"),
         ({"layers": []}, ValueError, "layers must name at least one layer"),
@@ -193,8 +193,8 @@ def test_bad_places_are_named():
         ({"layers": True}, ValueError, "layers must be numbers .*got True"),
         ({"layers": -1}, ValueError, "layers must be numbers .*got -1"),
         ({"keys": 0}, TypeError, "keys must be a list of places, got 0"),
-        ({"keys": [0, -1]}, ValueError, r"keys must be at least 0, got \[0, -1\]"),
-        ({"recent": 0}, ValueError, "recent must be a positive number of tokens, got 0"),
+        ({"keys": [0, -1]}, ValueError, "keys must be an integer of at least 0, got -1"),
+        ({"recent": 0}, ValueError, "recent must be an integer of at least 1, got 0"),
         ({"impl": "fast"}, ValueError, "impl must be one of .*got 'fast'"),
         ({"statistics": ["rank"]}, ValueError, f"statistics must be among {CAPTURE_STATISTICS[0]}"),
     ],
@@ -313,11 +313,11 @@ def test_nothing_is_retained_but_what_was_asked_for():
     with capture(layer) as light, torch.no_grad():
         layer(torch.randn(1, 64, 32))
     call = light.calls[0]
-    assert call.call is None
+    assert call.call.q is None
     held = [call.value_norm, *call.rows.asked().values(), call.incoming.mass, call.rows.visible]
     # Nothing of length x head size, let alone of length x length.
     assert all(tensor.numel() <= 2 * 64 for tensor in held)
-    assert call.visibility.dense is None and call.rows.asked().keys() == set(ROW_STATISTICS)
+    assert call.call.visibility.dense is None and call.rows.asked().keys() == set(ROW_STATISTICS)
     with capture(layer, keep="projections") as full:
         layer(torch.randn(1, 64, 32))
     kept = full.calls[0].call
@@ -365,7 +365,7 @@ def test_statistics_under_autocast_are_not_of_its_precision():
     assert torch.equal(plain, watched)
     call = record.calls[0]
     assert call.call.q.dtype == torch.bfloat16
-    plan = attention_plan(call.call.q, call.call.k, prior=call.prior)
+    plan = attention_plan(call.call.q, call.call.k, prior=call.call.prior)
     torch.testing.assert_close(call.rows.entropy, plan.entropy.float(), atol=1e-5, rtol=1e-5)
     wanted = plan.weights.sum(-2).float()
     torch.testing.assert_close(call.incoming.mass, wanted, atol=1e-5, rtol=1e-5)

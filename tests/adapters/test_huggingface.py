@@ -19,6 +19,7 @@ from goatviz.adapters.huggingface import (
     unwatchable_huggingface,
     watch_huggingface,
 )
+from goatviz.transport import AttentionCall
 from tests.factories import HUGGINGFACE, build_huggingface, tiny_huggingface
 
 LENGTH = 12
@@ -106,7 +107,7 @@ def test_weights_are_the_models_own_and_outputs_keep_every_bit(named, implementa
     mask = given.get("attention_mask")
     check_weights(record, attentions, None if mask is None else mask.bool())
     if mask is not None and name in CAUSAL:
-        assert torch.equal(record.calls[0].query_mask, mask.bool())
+        assert torch.equal(record.calls[0].call.query_mask, mask.bool())
 
 
 @pytest.mark.parametrize("new", [1, 3])
@@ -236,10 +237,13 @@ def test_nan_activations_name_their_layer():
     assert model.config._attn_implementation is name
 
 
-def seen(implementation, mask, **options):
-    module = tiny_huggingface("mistral").model.layers[0].self_attn
-    q, k = torch.randn(2, 4, 8, 8), torch.randn(2, 2, 8, 8)
-    return _call("attn", module, q, k, k, mask, implementation, options, _Masks())
+def seen(implementation, mask, *, name="mistral", keys=8, batch=2, **options):
+    """The call that would be reported of an implementation that need not be installed."""
+    module = next(iter(find_huggingface_attention(tiny_huggingface(name)).values()))
+    heads = 4 if name == "bert" else 2
+    q, k = torch.randn(batch, 4, 8, 8), torch.randn(batch, heads, keys, 8)
+    options = _call("attn", module, q, k, mask, implementation, options, _Masks())
+    return AttentionCall.from_tensors(q, k, **options)
 
 
 def test_padding_and_window_of_flash_attention():
@@ -272,7 +276,7 @@ def test_find_and_watch_are_open_to_others():
     model = tiny_huggingface("gpt2")
     found = find_huggingface_attention(model)
     paths = []
-    with watch_huggingface(model, found, lambda path, _call: paths.append(path)):
+    with watch_huggingface(model, found, lambda path, *_, **__: paths.append(path)):
         model(**arguments("gpt2"))
     assert paths == list(found)
     assert find_huggingface_attention(torch.nn.Linear(2, 2)) == {}
@@ -326,10 +330,10 @@ def test_encoders_with_decoders(name, implementation):
             window = record.plan(layer=call.layer, head=2, batch=b).weights
             assert float((window[rows] - attention[b, 2][rows]).abs().max()) < 5e-5
     encoder, decoder, cross = record.calls
-    assert torch.equal(encoder.query_mask, keep)
-    assert bool(decoder.query_mask.all())
+    assert torch.equal(encoder.call.query_mask, keep)
+    assert bool(decoder.call.query_mask.all())
     # Padding of the encoder says nothing about the decoder's queries.
-    assert cross.query_mask is None
+    assert cross.call.query_mask is None
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -349,11 +353,11 @@ def test_empty_places_of_a_static_cache(implementation, padding):
         model(**given, past_key_values=cache)
     first, second = record.of(1)
     assert first.shape == (2, 4, LENGTH, 20) and second.shape == (2, 4, 3, 20)
-    assert first.query_pos.flatten().tolist() == list(range(LENGTH))
-    assert second.query_pos.flatten().tolist() == [12, 13, 14]
+    assert first.call.query_pos.flatten().tolist() == list(range(LENGTH))
+    assert second.call.query_pos.flatten().tolist() == [12, 13, 14]
     keep = torch.tensor(PADDINGS[padding] or [1] * LENGTH).bool()
-    assert torch.equal(first.query_mask[0], keep)
-    assert bool(second.query_mask.all())
+    assert torch.equal(first.call.query_mask[0], keep)
+    assert bool(second.call.query_mask.all())
     assert float(first.incoming.mass[0].sum(-1)[0]) == pytest.approx(int(keep.sum()), abs=1e-4)
 
 
@@ -421,7 +425,7 @@ def test_all_configs_of_a_composite_model_are_restored():
     assert torch.equal(plain, watched)
     after = [config._attn_implementation_internal for config in configs]
     assert all(a is b for a, b in zip(before, after, strict=True))
-    causal = {call.shape[2]: call.causal for call in record.calls}
+    causal = {call.shape[2]: call.call.causal for call in record.calls}
     assert causal == {6: True, 5: False}
 
 
@@ -445,9 +449,7 @@ def test_a_row_of_a_mask_serves_all_queries():
 
 
 def test_flash_attention_to_fewer_keys():
-    module = tiny_huggingface("bert").encoder.layer[0].attention.self
-    q, k = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 5, 8)
-    call = _call("attn", module, q, k, k, None, "flash_attention_2", {}, _Masks())
+    call = seen("flash_attention_2", None, name="bert", keys=5)
     assert (call.visibility.n_queries, call.visibility.n_keys) == (8, 5)
     assert call.visibility.count().flatten().tolist() == [5] * 8
 
@@ -460,12 +462,10 @@ def test_flash_attention_to_fewer_keys():
     ],
 )
 def test_packed_sequences_are_refused_under_flash_attention(packed):
-    module = tiny_huggingface("mistral").model.layers[0].self_attn
-    q, k = torch.randn(1, 4, 8, 8), torch.randn(1, 2, 8, 8)
     with pytest.raises(ValueError, match="attn cannot be captured.*packed into one"):
-        _call("attn", module, q, k, k, None, "flash_attention_2", packed, _Masks())
+        seen("flash_attention_2", None, batch=1, **packed)
     plain = {"position_ids": torch.arange(8).unsqueeze(0)}
-    call = _call("attn", module, q, k, k, None, "flash_attention_2", plain, _Masks())
+    call = seen("flash_attention_2", None, batch=1, **plain)
     assert call.visibility.count().flatten().tolist() == list(range(1, 9))
 
 

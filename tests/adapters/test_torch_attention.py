@@ -78,14 +78,14 @@ def test_cross_attention_and_single_sequences():
     check(module, torch.randn(2, 3, 16), *(torch.randn(2, 6, 16),) * 2)
     check(module, *(torch.randn(6, 16),) * 3, key_padding_mask=PADDING[1])
     record = check(module, *(torch.randn(2, 6, 16),) * 3)
-    assert record.calls[0].query_mask is None
+    assert record.calls[0].call.query_mask is None
 
 
 def test_padding_tells_real_queries():
     module = made()
     x = torch.randn(2, 6, 16)
     record = check(module, x, x, x, key_padding_mask=PADDING)
-    assert torch.equal(record.calls[0].query_mask, ~PADDING)
+    assert torch.equal(record.calls[0].call.query_mask, ~PADDING)
     assert record.calls[0].incoming.observers[1].amax(0).tolist() == [4, 4, 4, 4, 0, 0]
 
 
@@ -204,7 +204,7 @@ def test_the_lowest_number_forbids_too():
         attn_mask=torch.zeros(6, 6).masked_fill(CAUSAL, LOWEST),
     )
     call = record.calls[0]
-    assert not call.additive and torch.equal(call.query_mask, ~PADDING)
+    assert not call.call.biased and torch.equal(call.call.query_mask, ~PADDING)
     assert call.rows.visible[1, 0].tolist() == [1, 2, 3, 4, 4, 4]
 
 
@@ -214,7 +214,7 @@ def test_the_first_token_alone_may_ask():
     x = torch.randn(2, 6, 16)
     record = check(module, x[:, :1], x, x, key_padding_mask=PADDING)
     assert record.calls[0].shape == (2, 4, 1, 6)
-    assert record.calls[0].query_mask is None
+    assert record.calls[0].call.query_mask is None
 
 
 def test_nested_tensors(no_prototype_warning):
@@ -227,7 +227,7 @@ def test_nested_tensors(no_prototype_warning):
             watched, _ = module(nested, nested, nested, need_weights=False)
         _, weights = module(x, x, x, key_padding_mask=PADDING, average_attn_weights=False)
     assert all(torch.equal(a, b) for a, b in zip(plain.unbind(), watched.unbind(), strict=True))
-    assert torch.equal(record.calls[0].query_mask, ~PADDING)
+    assert torch.equal(record.calls[0].call.query_mask, ~PADDING)
     found = plans(record)
     torch.testing.assert_close(found[0], weights[0].double(), atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(found[1, :, :4], weights[1, :, :4].double(), atol=2e-6, rtol=1e-5)

@@ -60,7 +60,7 @@ def test_weights_are_the_modules_own(options, causal, masks):
         for h in range(4):
             found = record.plan(head=h, batch=b).weights[real[b]]
             torch.testing.assert_close(found, weights[b, h][real[b]].double(), atol=2e-6, rtol=1e-4)
-    assert record.calls[0].prior is not None
+    assert record.calls[0].call.prior is not None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import goatviz.analysis.implied as module
-from goatviz.adapters.capture import capture, problem_of
+from goatviz.adapters.capture import capture
 from goatviz.analysis import implied_prior, prior_summary, sink_profile
 from goatviz.analysis.implied import _diagonals, _Geometry
 from goatviz.attention import Attention
@@ -18,7 +18,6 @@ from goatviz.plots import PRIOR_KINDS
 from goatviz.priors import ALiBiPrior, KeyTablePrior, LagTablePrior
 from goatviz.results import load_result, save_result
 from goatviz.training import load_pretrained
-from goatviz.transport.fused import dense_window
 from tests.factories import ids as token_ids
 from tests.factories import tiny_huggingface
 
@@ -117,9 +116,8 @@ def test_least_squares_are_the_dense_ones(case):
     result = implied_prior(model, x, resolution=n, **options)
     with capture(model, keep="projections") as record:
         model(x)
-    problem = problem_of(record.calls[0].call)
     for head in range(2):
-        windows = [dense_window(problem, batch=b, head=head) for b in range(3)]
+        windows = [record.plan(batch=b, head=head) for b in range(3)]
         allowed = windows[0].allowed.numpy()
         fitted, share = brute_force(
             [w.scores.numpy() for w in windows], allowed, options.get("max_lag", n - 1)
@@ -149,7 +147,7 @@ def test_several_lengths_are_the_dense_least_squares_of_all(causal, most):
         with capture(layer, keep="projections") as record:
             layer(x)
         for b in range(len(x)):
-            window = dense_window(problem_of(record.calls[0].call), batch=b)
+            window = record.plan(batch=b)
             for i, j in window.allowed.nonzero().tolist():
                 rows.append((at + i, min(max(i - j, -most), most) + most, j))
                 targets.append(window.scores[i, j].item())
@@ -263,7 +261,7 @@ def test_a_softcap_is_applied_before_the_fit():
     result = implied_prior(model, x, resolution=10)
     with capture(model, keep="projections") as record:
         model(x)
-    windows = [dense_window(problem_of(record.calls[0].call), batch=b, head=1) for b in range(2)]
+    windows = [record.plan(batch=b, head=1) for b in range(2)]
     allowed = windows[0].allowed.numpy()
     fitted, share = brute_force([w.scores.numpy() for w in windows], allowed, 9)
     found = np.nan_to_num(result["log_prior"].values[0, 1].astype(float))
@@ -327,7 +325,9 @@ def test_it_draws_and_survives_the_disk(kind, tmp_path):
     loaded = load_result(save_result(result, tmp_path / "implied.nc"))
     figure = plot_prior(loaded, kind=kind)
     text = " ".join(a.text for a in figure.layout.annotations)
-    assert "of the logits' variance" in text
+    text = f"{figure.layout.title.subtitle.text} {text}".replace("<br>", " ")
+    share = "Explained variance of the logits" if kind == "heads" else "of the logits' variance"
+    assert share in text
     if kind == "decomposition":
         assert figure.layout.title.text == "Implied prior"
 
@@ -402,7 +402,7 @@ def test_bad_arguments_are_named():
         implied_prior(unordered)
     with capture(model, keep="projections") as empty:
         pass
-    with pytest.raises(ValueError, match="record is empty"):
+    with pytest.raises(ValueError, match="record must hold"):
         implied_prior(empty)
     with capture(model, keep="projections") as padded:
         keep = torch.ones(1, 8, dtype=torch.bool)
@@ -416,6 +416,16 @@ def test_logits_that_do_not_vary_have_no_share():
     result = implied_prior(lm("none"), ids(1, 12))
     assert np.isnan(result["explained_variance"].values).all()
     assert "variance" not in " ".join(a.text for a in plot_prior(result).layout.annotations)
+
+
+def test_an_implied_prior_has_no_recency_of_its_own():
+    result = implied_prior(tiny_huggingface("gpt2"), token_ids(2, 24, vocab=50))
+    assert (result["recency_slope"] == 0).all() and (result["recency"] == 0).all()
+    assert result["explained_variance"].notnull().all()
+    np.testing.assert_allclose(result["relative_range"], result["kernel_range"])
+    # Heads are ranked as those of an explicit prior are.
+    order = np.argsort(result["margin_rank"].values, axis=None)
+    assert (np.diff(result["margin"].values[..., -1].ravel()[order]) <= 0).all()
 
 
 def test_some_layers_keep_their_own_numbers():

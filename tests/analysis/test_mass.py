@@ -21,21 +21,21 @@ def small_model(seed=0, **options):
 
 def whole_plans(model, ids):
     """Every layer's plan and prior, dense, from its own projections."""
-    found = []
+    calls = []
     for block in model.blocks:
-        block.attention.observer = lambda call: found.append(call)
+        block.attention.observer = lambda *args, **options: calls.append((*args, options["prior"]))
     with torch.no_grad():
         model(ids)
     for block in model.blocks:
         block.attention.observer = None
     plans = []
-    for call in found:
-        length = call.q.shape[2]
+    for q, k, learned in calls:
+        length = q.shape[2]
         allowed = torch.ones(length, length, dtype=torch.bool).tril()
         log_prior = torch.zeros(1, length, length, dtype=torch.float64)
-        if call.prior is not None:
-            log_prior = call.prior.log_prior(range(length), range(length)).detach().double()
-        logits = call.scale * call.q.double() @ call.k.double().mT + log_prior
+        if learned is not None:
+            log_prior = learned.log_prior(range(length), range(length)).detach().double()
+        logits = q.detach().double() @ k.detach().double().mT / q.shape[-1] ** 0.5 + log_prior
         weights, prior = (
             values.masked_fill(~allowed, -torch.inf).softmax(-1) for values in (logits, log_prior)
         )

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import goatviz.analysis.prior as module
 from goatviz.analysis import PriorSource, prior_profile, prior_sources, prior_summary
+from goatviz.analysis.prior import has_explicit_prior
 from goatviz.attention import Attention
 from goatviz.models import CausalLM, ModelConfig, goat_prior
 from goatviz.priors import (
@@ -23,6 +23,7 @@ from goatviz.priors import (
     UniformPrior,
 )
 from goatviz.transport import off_sink_bound
+from tests.factories import tiny_huggingface
 
 
 def lively_prior(heads=2, training_length=64, seed=0):
@@ -156,16 +157,6 @@ def test_a_window_is_exact_and_normalised_over_the_whole_row():
     assert negative["query"].values.tolist() == [197, 198, 199]
 
 
-def test_the_block_size_changes_nothing(monkeypatch):
-    prior = lively_prior()
-    whole = prior_profile(prior, length=3000, resolution=20)
-    monkeypatch.setattr(module, "_BLOCK", 1 << 11)
-    blocks = prior_profile(prior, length=3000, resolution=20)
-    for field in whole.data_vars:
-        if whole[field].dtype.kind == "f":
-            np.testing.assert_allclose(blocks[field], whole[field], atol=1e-6, err_msg=field)
-
-
 def test_memory_stays_far_below_the_square():
     length = 400_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -269,35 +260,90 @@ def test_summary_says_where_sink_and_kernel_point():
     assert "no top key" in flat and "kernel flat" in flat
 
 
+def test_a_list_of_sources_may_be_read_in_both_directions():
+    sources = prior_sources(ALiBiPrior(1))
+    assert prior_profile(sources, length=4, causal=False)["lag"].values.tolist() == [*range(-3, 4)]
+
+
 @pytest.mark.parametrize(
-    "source",
-    [nn.Linear(2, 2), nn.MultiheadAttention(8, 2), nn.TransformerEncoderLayer(8, 2)],
-    ids=lambda source: type(source).__name__,
+    ("source", "advice"),
+    [
+        (nn.Linear(2, 2), "pass a Prior"),
+        (nn.MultiheadAttention(8, 2), r"plot_prior\(model, inputs\).*implied_prior"),
+        (nn.TransformerEncoderLayer(8, 2), r"plot_prior\(model, inputs\)"),
+        (tiny_huggingface("gpt2"), r"plot_prior\(model, inputs\)"),
+    ],
+    ids=lambda case: type(case).__name__,
 )
-def test_a_model_without_a_prior_is_told_what_to_do(source):
-    with pytest.raises(TypeError, match=r"no explicit prior.*solve_rows.*pass a Prior"):
-        prior_sources(source)
-    with pytest.raises(TypeError, match="no explicit prior"):
-        prior_profile(source)
+def test_a_model_without_a_prior_says_what_to_call(source, advice):
+    assert not has_explicit_prior(source)
+    for take_apart in (prior_sources, prior_profile):
+        with pytest.raises(TypeError, match=f"no explicit prior.*{advice}"):
+            take_apart(source)
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_whatever_has_a_prior_is_known_to_have_one(name):
+    prior = PRIORS[name]()
+    assert has_explicit_prior(prior)
+    # A uniform prior inside a layer is standard attention.
+    assert has_explicit_prior(Attention(32, 2, prior=prior)) == (name != "uniform")
+    assert has_explicit_prior(GoatAttention(64, 2))
+
+
+# --- which head tells most ---
+
+
+def test_heads_are_ranked_by_margin_and_by_kernel():
+    profile = prior_profile(TwoKinds(), length=16)
+    there = profile["present"].values
+    margin = profile["margin"].isel(query=-1).values
+    for name, values in (("margin_rank", margin), ("kernel_rank", profile["kernel_range"].values)):
+        places = profile[name].values
+        assert (places[~there] == -1).all() and sorted(places[there]) == list(range(6))
+        order = np.argsort(places[there])
+        assert (np.diff(values[there][order]) <= 0).all()
+    # The steepest of ALiBi's slopes, 1/4, over 15 lags.
+    alibi = profile["kernel_range"].sel(layer=1)
+    np.testing.assert_allclose(alibi, 15 * 0.25 ** np.arange(1.0, 5.0))
+    np.testing.assert_array_equal(profile["relative_range"].sel(layer=1), 0.0)
+    # Nothing tells more than the rest: the first comes first.
+    flat = prior_profile(UniformPrior(3), length=8)
+    assert flat["margin_rank"].values.tolist() == [[0, 1, 2]]
+
+
+def test_ranges_are_exact_where_curves_are_pooled():
+    prior = lively_prior()
+    pooled = prior_profile(prior, length=3000, points=16)
+    kernel = prior_profile(prior, length=3000, points=3000)["kernel"]
+    np.testing.assert_allclose(pooled["kernel_range"], np.ptp(kernel.values, axis=-1), atol=1e-9)
+
+
+def test_profiles_of_earlier_versions_are_profiles():
+    profile = prior_profile(ALiBiPrior(2), length=8)
+    old = profile.drop_vars(["margin_rank", "kernel_rank", "kernel_range", "relative_range"])
+    assert prior_summary(old) == prior_summary(profile)
+    # Selecting a head drops its dimension.
+    assert prior_summary(profile.isel(layer=0, head=1)) == prior_summary(profile)[1:]
 
 
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"length": 0}, ValueError, "length must be at least 1 token, got 0"),
-        ({"length": -5}, ValueError, "got -5"),
-        ({"length": 2.5}, TypeError, "length must be an integer, got float"),
+        ({"length": 0}, ValueError, "length must be an integer of at least 1, got 0"),
+        ({"length": 2.5}, TypeError, "length must be an integer.*got 2.5"),
         ({"length": True}, TypeError, "length"),
-        ({"layers": 1}, ValueError, "there is no layer 1: layers are 0 to 0"),
-        ({"heads": [0, 2]}, ValueError, "there is no head 2: heads are 0 to 1"),
-        ({"heads": -1}, ValueError, "there is no head -1"),
-        ({"heads": []}, ValueError, "heads must name at least one head"),
-        ({"heads": [0.5]}, TypeError, "heads must be integers, got 0.5"),
+        ({"layers": 1}, ValueError, "layers must be an integer in 0 .. 0, got 1"),
+        ({"heads": [0, 2]}, ValueError, "heads must be an integer in 0 .. 1, got 2"),
+        ({"heads": -1}, ValueError, "heads must be an integer in 0 .. 1, got -1"),
+        ({"heads": []}, ValueError, "heads must name at least one of 0 .. 1, got none"),
+        ({"heads": [0.5]}, TypeError, "heads must be an integer.*got 0.5"),
         ({"queries": slice(0, 100)}, ValueError, "queries must lie within 16 tokens"),
         ({"keys": slice(5, 5)}, ValueError, "keys must hold 1 to 1,024 positions, got 0"),
         ({"keys": slice(0, 8, 2)}, ValueError, "keys must have a step of 1"),
         ({"keys": 3}, TypeError, "keys must be a slice, got int"),
-        ({"resolution": 1}, ValueError, "resolution must be at least 2"),
+        ({"points": 7}, ValueError, "points must be an integer of at least 8, got 7"),
+        ({"resolution": 1}, ValueError, "resolution must be an integer of at least 2, got 1"),
     ],
 )
 def test_bad_input(options, error, match):
@@ -306,7 +352,7 @@ def test_bad_input(options, error, match):
 
 
 def test_other_sources_are_refused():
-    with pytest.raises(TypeError, match="got str"):
+    with pytest.raises(TypeError, match="source must be a goatviz Prior, a model.*got str"):
         prior_profile("gpt2")
     with pytest.raises(ValueError, match=r"grid of 2 axes.*grid_positions"):
         prior_profile(SpectralPrior(1, rank=2, axes=2), length=4)

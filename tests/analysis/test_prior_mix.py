@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from goatviz.analysis import PriorSource, prior_profile, prior_sources
-from goatviz.analysis.prior_mix import COMPONENTS, PriorMixer, component_names
+from goatviz.analysis.prior_curves import COMPONENTS, component_names
+from goatviz.analysis.prior_mix import PriorMixer, mix_summary
 from goatviz.models import goat_prior
 from goatviz.priors import (
     ALiBiPrior,
@@ -318,6 +319,30 @@ def test_a_mix_saves_and_loads(tmp_path):
     assert load_result(save_result(mix, tmp_path / "mix.nc")).identical(mix)
 
 
+def test_a_mix_in_words():
+    def mixer(prior, length):
+        return PriorMixer(source_of(prior), length=length)
+
+    source = mixer(
+        KeyTablePrior(torch.tensor([[6.0, 0.0]])) + ALiBiPrior(1, slopes=[0.01]), length=99
+    )
+    text = mix_summary(source.mix(recency=0.0, sink=0.5, content_range=2.0, temperature=0.5))
+    assert "99 tokens: sink × 0.5, recency off." in text
+    assert "key 0 leads by 3 nats" in text and "up to 21 tokens (1 + e^margin)" in text
+    assert "by at most 4 nats" in text and "can unseat it" in text
+    assert "cannot unseat it" in mix_summary(source.mix(recency=0.0, content_range=2.0))
+    off = mix_summary(source.mix(recency=0.0, sink=0.0))
+    assert "no key leads" in off and "Entropy 4.6 of at most 4.6 nats (99 keys)" in off
+    assert "as learned" in mix_summary(source.mix())
+    assert "sees a single key" in mix_summary(mixer(goat(), length=1).mix())
+    steep = mix_summary(mixer(KeyTablePrior(torch.tensor([[800.0, 0.0]])), length=40).mix())
+    assert "any number of tokens" in steep and "100% of the prior" in steep
+    long = mix_summary(mixer(goat(), length=3000).mix())
+    assert "125 evenly spaced queries" in long and "125 bins of keys" in long
+    with pytest.raises(TypeError, match="prior_mix.*NoneType"):
+        mix_summary(None)
+
+
 # --- refusals ---
 
 
@@ -334,7 +359,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="no sum of functions of the lag and of the key"):
         PriorMixer(source_of(Crossed()), length=30)
     grid = SpectralPrior(2, rank=4, axes=2)
-    with pytest.raises(ValueError, match="prior on a grid of 2 axes"):
+    with pytest.raises(ValueError, match="got one on a grid of 2 axes"):
         PriorMixer(PriorSource("vit", grid, False), length=16)
     broken = goat()
     with torch.no_grad():
@@ -342,9 +367,9 @@ def test_refusals():
     assert PriorMixer(source_of(broken), head=0, length=8).mix()["margin"].notnull().all()
     with pytest.raises(ValueError, match="head 1: its relative is not finite at 8 of 8 positions"):
         PriorMixer(source_of(broken), head=1, length=8)
-    with pytest.raises(ValueError, match=r"head must be in 0 .. 1, got 2"):
+    with pytest.raises(ValueError, match=r"head must be an integer in 0 .. 1, got 2"):
         PriorMixer(source_of(goat()), head=2, length=8)
-    with pytest.raises(ValueError, match="length must be at least 1 token, got 0"):
+    with pytest.raises(ValueError, match="length must be an integer of at least 1, got 0"):
         PriorMixer(source_of(goat()), length=0)
     mixer = PriorMixer(source_of(goat()), length=8)
     for name, value in (
@@ -354,5 +379,5 @@ def test_refusals():
         ("temperature", 0.0),
         ("temperature", np.inf),
     ):
-        with pytest.raises(ValueError, match=f"{name} must be finite.*got {value}"):
+        with pytest.raises(ValueError, match=f"{name} must be a finite number.*got {value}"):
             mixer.mix(**{name: value})

@@ -787,7 +787,7 @@ def test_records_that_cannot_be_profiled_say_why():
         sink_profile(recorded(keys=(3, 0)))
     with capture(lm()) as empty:
         pass
-    with pytest.raises(ValueError, match="record is empty"):
+    with pytest.raises(ValueError, match="record must hold an attention call"):
         sink_profile(empty)
 
 

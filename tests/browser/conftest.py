@@ -122,7 +122,7 @@ class OfflineContext:
 
 
 @dataclass
-class _Shared:
+class SharedBrowser:
     """What the tests of this folder share; closed before a test from elsewhere runs.
 
     Playwright keeps an event loop running in this thread, in which nobody else can start one.
@@ -169,7 +169,7 @@ class _Shared:
         self.stack.close()
 
 
-_shared = _Shared()
+_shared = SharedBrowser()
 
 
 @pytest.hookimpl(trylast=True)

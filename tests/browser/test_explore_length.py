@@ -148,7 +148,7 @@ def test_losses_their_differences_and_what_is_wrong(lab, opened):
         "() => document.querySelector('.goatviz-controls [role=alert]').textContent"
     )
     assert (
-        "length must be one of 256, 512, 1024, 2048, 4096, 8192, 16384, got 65"
+        "length must be one of 256, 512, 1024, 2048, 4096, 8192, 16384; got 65"
         in alert.inner_text()
     )
     lab.ask("setattr(explorer, 'length', 512)")

@@ -108,10 +108,7 @@ def test_the_keyboard_moves_threshold_layer_and_head(lab, page):
         page.keyboard.press("ArrowLeft")
     said(page, "at ε = 0.05 ")
     assert lab.ask("explorer.threshold") == 0.05
-    page.wait_for_function(
-        f"() => ({TRACE})(['heads', 'importance above ε = 0.05']) !== null"
-        f" && ({TRACE})(['sink rate', 'ε = 0.05']) !== null"
-    )
+    page.wait_for_function(f"() => ({TRACE})(['heads', 'importance above ε = 0.05']) !== null")
     above = page.evaluate(TRACE, ["heads", "importance above ε = 0.05"])
     cells = page.evaluate(TRACE, ["heads", "importance"])
     count = sum(value > 0.05 for row in cells["z"] for value in row)
@@ -164,5 +161,5 @@ def test_errors_are_seen_in_the_page(lab, page):
     lab.ask("setattr(explorer, 'head', 9)")
     page.wait_for_function(
         "() => document.querySelector('.goatviz-controls-error').textContent"
-        ".includes('head must be one of 0 to 3, got 9')"
+        ".match(/head must be .*got 9/) !== null"
     )

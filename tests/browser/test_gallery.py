@@ -96,8 +96,9 @@ def test_saved_figures_draw_and_nothing_overlaps(tmp_path, offline_context, offl
     assert overlaps(boxes) == []
     if name == "tokens":
         texts = [box[0] for box in boxes]
-        assert texts.count("the") == 16 and texts.count("</script>") == 8
-        assert texts.count("<b>") == 8
+        # All of them along the queries of three maps, and along keys as many as have room.
+        assert texts.count("the") > 12 and texts.count("</script>") > 6
+        assert texts.count("<b>") > 6
     offline_context.assert_quiet()
 
 
@@ -109,7 +110,7 @@ def test_the_menu_changes_what_is_drawn(tmp_path, offline_context, offline_page)
     open_page(offline_page, path)
     shown = """() => {
         const plot = document.querySelector('.js-plotly-plot');
-        const trace = plot._fullData.find(t => t.visible === true && t.name === 'probability');
+        const trace = plot._fullData.find(t => t.visible === true && t.name === 'plan');
         return trace.z.map(row => Array.from(row));
     }"""
     for head in (0, 1, 0):

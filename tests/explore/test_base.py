@@ -15,6 +15,7 @@ from goatviz.explore import Selection
 from goatviz.explore.base import Explorer, Picture, ranged
 from goatviz.explore.controls import Control, ControlPanel
 from goatviz.explore.figure_view import FigureView, plotly_library
+from goatviz.plots.base import Panel
 from goatviz.plots.figure import Figure
 
 
@@ -53,8 +54,8 @@ class Counting(Explorer):
         if values["size"] > 50:
             raise RuntimeError("too large <b>")
         self.drawn.append(dict(values))
-        figure = Figure(data=[go.Scatter(y=[values["head"], values["size"]])])
-        return Picture({"curve": figure}, f"head {values['head']} <b>")
+        panel = Panel("Curve", [{"type": "scatter", "y": [values["head"], values["size"]]}])
+        return Picture({"curve": panel}, f"head {values['head']} <b>")
 
 
 def shown(explorer):

@@ -5,15 +5,13 @@ import json
 import re
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 import traitlets
 
 from goatviz.explore.base import Explorer, Picture, ranged
 from goatviz.explore.controls import Control
 from goatviz.explore.export import LIMIT_BYTES, _Shared
-from goatviz.plots import style
-from goatviz.plots.figure import Figure
+from goatviz.plots.base import Panel, as_json
 
 #: Text that would end a script, begin a comment in one, or stand for a part of a template.
 MARKUP = [
@@ -54,8 +52,8 @@ class Waves(Explorer):
 
     def _picture(self, values, task):
         y = values["size"] * np.sin(values["wave"] * np.linspace(0, 6, self._points))
-        curve = Figure(data=[go.Scatter(y=y, name=self.label)], layout={"template": style.TEMPLATE})
-        map_ = Figure(data=[go.Heatmap(z=np.outer(y, y))], layout={"template": style.TEMPLATE})
+        curve = Panel("Curve", [{"type": "scatter", "y": y, "name": self.label}])
+        map_ = Panel("Map", [{"type": "heatmap", "z": np.outer(y, y)}])
         return Picture({"curve": curve, "map": map_}, f"wave {values['wave']}, </script>")
 
     def _default_vary(self):
@@ -92,7 +90,7 @@ def test_a_page_holds_every_state(tmp_path):
             wanted = explorer.picture({"wave": wave, "size": size})
             for name, figure in wanted.figures.items():
                 shown = resolved(state["figures"][name], found["shared"])
-                assert shown == json.loads(figure.to_json())
+                assert shown == json.loads(as_json(figure))
             number += 1
     assert found["fixed"] == "Dark off"
     assert "<title>Waves &lt;b&gt;&amp;</title>" in text

@@ -10,7 +10,7 @@ import traitlets
 from goatviz.analysis.length import over_depths
 from goatviz.analysis.perplexity import loss_difference
 from goatviz.explore import LengthExplorer, explore_length
-from goatviz.plots.base import as_figure
+from goatviz.plots.base import as_figure, as_json
 from goatviz.plots.length import accuracy_panel, depth_panel, map_panel
 from goatviz.plots.mass import GROUPS, mass_panel
 from goatviz.plots.perplexity import difference_panel, loss_panel
@@ -85,8 +85,8 @@ def test_what_is_drawn_is_what_the_widgets_show(explorer):
             explorer.set(scheme=scheme, length=length)
             assert explorer._controls.error == ""
             assert list(figures) == list(explorer.panels) == list(explorer._views)
-            for panel, figure in figures.items():
-                assert shown(explorer, panel) == json.loads(figure.to_json())
+            for name, panel in explorer.picture({}).figures.items():
+                assert explorer._views[name].figure == as_json(panel)
             assert len(explorer.draw().data) == sum(len(each.data) for each in figures.values())
             said = explorer.picture({}).summary
             assert scheme in said and f"{length:,} tokens" in said and "rained at" in said

@@ -171,7 +171,7 @@ def test_bad_input():
     record = captured(small_model(), ids())
     with pytest.raises(TypeError, match="inputs must not be given with a Record"):
         explore_plan(record, ids())
-    with pytest.raises(ValueError, match=r"batch must be in 0 .. 0, got 4"):
+    with pytest.raises(ValueError, match=r"batch must be an integer in 0 .. 0, got 4"):
         explore_plan(record, batch=4)
     with capture(small_model()) as empty:
         pass

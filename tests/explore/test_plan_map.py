@@ -121,7 +121,7 @@ def test_errors_are_shown_answered_and_forgotten(monkeypatch):
     assert answers(widget, monkeypatch, {"kind": "cell", "query": 99, "key": 0}) == [
         {"kind": "celled"}
     ]
-    assert widget.error.startswith("ValueError: query must be in 0 .. 39")
+    assert widget.error.startswith("ValueError: query must be an integer in 0 .. 39")
     answers(widget, monkeypatch, good)
     assert widget.error == ""
 

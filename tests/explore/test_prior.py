@@ -12,7 +12,7 @@ from goat import GoatAttention
 from torch import nn
 
 from goatviz.analysis import prior_profile
-from goatviz.analysis.prior_mix import COMPONENTS
+from goatviz.analysis.prior_curves import COMPONENTS
 from goatviz.attention import Attention
 from goatviz.explore import PriorExplorer, Selection, explore_prior
 from goatviz.models import CausalLM, ModelConfig, goat_prior
@@ -229,12 +229,24 @@ def test_layers_with_other_heads_and_other_components():
 
 def test_errors_are_seen_and_go_away(explorer):
     for name, value, message in (
-        ("head", 7, "head must be in 0 .. 1, got 7"),
-        ("layer", 5, "layer must be in 0 .. 1, got 5"),
-        ("length", 0, "length must be 1 to 1,000,000 tokens, got 0"),
-        ("sink_scale", 4.0, "sink_scale must be in 0 .. 3, got 4.0"),
-        ("content_range", -1.0, "content_range must be in 0 .. 20, got -1.0"),
-        ("temperature", 0.0, "temperature must be in 0.01 .. 100, got 0.0"),
+        ("head", 7, "head must be an integer in 0 .. 1, got 7"),
+        ("layer", 5, "layer must be an integer in 0 .. 1, got 5"),
+        ("length", 0, "length must be an integer in 1 .. 1000000, got 0"),
+        (
+            "sink_scale",
+            4.0,
+            "sink_scale must be a finite number of at least",
+        ),
+        (
+            "content_range",
+            -1.0,
+            "content_range must be a finite number of at least",
+        ),
+        (
+            "temperature",
+            0.0,
+            "temperature must be a finite number of at least",
+        ),
     ):
         good = getattr(explorer, name)
         setattr(explorer, name, value)
@@ -328,9 +340,14 @@ def test_bad_sources():
         explore_prior(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="a finished result cannot be recombined"):
         explore_prior(prior_profile(ALiBiPrior(1), length=8))
-    with pytest.raises(ValueError, match="prior on a grid of 2 axes"):
+    with pytest.raises(ValueError, match="on a grid of 2 axes"):
         explore_prior(SpectralPrior(2, rank=4, axes=2))
-    for length in (0, 2_000_000, True, 3.0):
-        with pytest.raises(ValueError, match="length must be"):
+    for length, error in (
+        (0, ValueError),
+        (2_000_000, ValueError),
+        (True, TypeError),
+        (3.0, TypeError),
+    ):
+        with pytest.raises(error, match="length must be"):
             PriorExplorer(ALiBiPrior(1), length=length)
     assert explore_prior(ALiBiPrior(1), causal=False, length=8).result()["lag"].size == 15

@@ -119,9 +119,9 @@ def test_long_plans_are_not_balanced():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"query": 30}, "query must be in 0 .. 29, got 30"),
-        ({"query": 1, "temperature": 0}, "temperature must be positive and finite, got 0"),
-        ({"query": 1, "points": 0}, "points must be a positive integer, got 0"),
+        ({"query": 30}, "query must be an integer in 0 .. 29, got 30"),
+        ({"query": 1, "temperature": 0}, "temperature must be a finite number above 0, got 0"),
+        ({"query": 1, "points": 0}, "points must be an integer of at least 1, got 0"),
         ({"query": 1, "tokens": ["a"]}, "tokens must hold 30 texts, got 1"),
     ],
 )

@@ -1,15 +1,16 @@
 """A run's log holds every line once, however often the run was stopped."""
 
-import importlib.util
 import json
 
+import accelerate.utils
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import goatviz.training.loop as loop
 from goatviz.tasks import CopyMixture
 from goatviz.training import TrainConfig, train
 from goatviz.training.evaluation import evaluate
-from goatviz.training.execution import Engine
+from goatviz.training.execution import Engine, Execution, start
 from goatviz.training.log import RunLog
 
 CONFIG = TrainConfig(task=CopyMixture(length=8, vocab_size=4), embed_dim=32, steps=9, batch_size=4)
@@ -22,6 +23,13 @@ def _small_held_out(monkeypatch):
     )
 
 
+@pytest.fixture
+def _running():
+    """Within a run: accelerate knows which process this is."""
+    with start(Execution(device="cpu")):
+        yield
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -29,18 +37,18 @@ def lines(path):
 def test_one_line_every_so_many_steps_and_the_last(tmp_path):
     path = tmp_path / "run.jsonl"
     result = train(CONFIG, progress=False, log=path, log_every=4, tensorboard=False)
-    said = lines(path)
-    assert [entry["step"] for entry in said] == [1, 5, 9]
+    entries = lines(path)
+    assert [entry["step"] for entry in entries] == [1, 5, 9]
     by_step = {entry["step"]: entry for entry in result.history}
-    for entry in said:
+    for entry in entries:
         assert entry["loss"] == by_step[entry["step"]]["loss"]
         assert entry["learning_rate"] == by_step[entry["step"]]["learning_rate"]
         assert entry["tokens_per_second"] > 0
-    assert said[0]["seconds"] < said[-1]["seconds"] < result.wall_time
+    assert entries[0]["seconds"] < entries[-1]["seconds"] < result.wall_time
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_resumed_run_says_every_step_once(tmp_path, monkeypatch):
+def test_a_resumed_run_logs_every_step_once(tmp_path, monkeypatch):
     path, state = tmp_path / "run.jsonl", tmp_path / "run.safetensors"
     options = {"progress": False, "log": path, "log_every": 1, "state": state, "save_every": 3}
     original = Engine.take_step
@@ -58,9 +66,9 @@ def test_a_resumed_run_says_every_step_once(tmp_path, monkeypatch):
     # As a kill in the middle of a line leaves it.
     path.write_text(path.read_text()[:-7])
     train(CONFIG, tensorboard=False, resume=True, **options)
-    said = lines(path)
-    assert [entry["step"] for entry in said] == list(range(1, 10))
-    assert all(a["seconds"] < b["seconds"] for a, b in zip(said[3:], said[4:], strict=False))
+    entries = lines(path)
+    assert [entry["step"] for entry in entries] == list(range(1, 10))
+    assert all(a["seconds"] < b["seconds"] for a, b in zip(entries[3:], entries[4:], strict=False))
 
 
 def test_a_new_run_begins_a_new_log(tmp_path):
@@ -71,25 +79,25 @@ def test_a_new_run_begins_a_new_log(tmp_path):
     assert lines(path) == [{"step": 1, "loss": 2.0}]
 
 
+@pytest.mark.usefixtures("_running")
 def test_tensorboard_holds_the_same(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     path = tmp_path / "run.jsonl"
     with RunLog(path) as log:
         for step in (1, 2, 3):
             log.write(step, loss=1.0 / step)
-    # A run that goes on from step 2 says step 3 again.
+    # A run that goes on from step 2 logs step 3 again.
     with RunLog(path, first=2) as log:
         log.write(3, loss=7.0)
     assert [entry["loss"] for entry in lines(path)] == [1.0, 0.5, 7.0]
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
-    found = [(event.step, event.value) for event in events.Scalars("loss")]
-    assert found == [(1, 1.0), (2, 0.5), (3, 7.0)]
+    scalars = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert scalars == [(1, 1.0), (2, 0.5), (3, 7.0)]
 
 
+@pytest.mark.usefixtures("_running")
 def test_without_tensorboard(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(accelerate.utils, "is_tensorboard_available", lambda: False)
     with pytest.raises(ImportError, match=r"pip install 'goatviz\[train\]'"):
         RunLog(tmp_path / "run.jsonl", tensorboard=True)
     assert list(tmp_path.iterdir()) == []

@@ -7,9 +7,9 @@ import torch
 
 from goatviz.models import goat_prior
 from goatviz.priors import ALiBiPrior, BucketPrior, LagTablePrior, SpectralPrior, UniformPrior
-from goatviz.transport import convolution
+from goatviz.transport import AttentionCall, convolution
 from goatviz.transport.convolution import prior_normaliser
-from goatviz.transport.fused import make_problem, row_statistics
+from goatviz.transport.statistics import row_statistics
 
 
 def learned_prior(heads=2, slope=-3.0):
@@ -25,7 +25,7 @@ def learned_prior(heads=2, slope=-3.0):
 
 def problem(n_queries, n_keys, prior, **options):
     q = torch.zeros(2, 2, n_queries, 4, dtype=torch.float64)
-    return make_problem(
+    return AttentionCall.from_tensors(
         q, torch.zeros(2, 2, n_keys, 4, dtype=torch.float64), prior=prior, **options
     )
 

@@ -1,0 +1,234 @@
+"""Maps of a "sink_profile": layers and heads by a value in [0, 1], queries and keys by weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from goatviz import bins
+from goatviz.plots import marks, style
+from goatviz.plots.base import Panel
+
+#: Cells along one side of a map of queries and keys; longer ones are pooled.
+MAX_SIDE = 160
+#: Layers and heads whose cells still have room for a number.
+MAX_NUMBERS = 12
+#: Layers and heads whose cells can be framed; in smaller cells a sink is a dot.
+MAX_FRAMES = 24
+#: What stands for sinks.
+SINK = style.LINES[1]
+
+#: Maps by their kind: field, title, trace, hover text.
+MAPS = {
+    "logits": ("map_logits", "Mean attention logits", "logit", "logit {value} nats"),
+    "probabilities": (
+        "map_probability",
+        "Mean attention probabilities",
+        "probability",
+        "weight {value}",
+    ),
+}
+
+
+# --- layers x heads ---
+
+
+def heads_panel(
+    profile: xr.Dataset,
+    title: str,
+    values: np.ndarray,
+    *,
+    what: str = "importance",
+    note: str = "",
+    chosen: tuple[int, int] | None = None,
+    marked: bool = True,
+    bar: bool = True,
+) -> Panel:
+    """A value of every head, and which of them exceed the threshold.
+
+    Parameters
+    ----------
+    profile : xarray.Dataset
+        A sink profile with all its dimensions.
+    title, what, note : str
+        What the values are, as a title and on hovering, and what is said of them.
+    values : ndarray, shape (layers, heads)
+        Probabilities.
+    chosen : tuple of int, optional
+        Labels of a layer and a head that are framed.
+    marked : bool
+        Whether values above the threshold are marked as sinks.
+    bar : bool
+        Whether the colour bar is shown.
+
+    Returns
+    -------
+    Panel
+        Its traces are `what`, "NaN", "numbers", "importance above ε = ..." and "chosen head".
+    """
+    present = profile["present"].values.astype(bool)
+    y, x = (places(profile[dim].values) for dim in ("layer", "head"))
+    where, look = _cells(profile, x, y)
+    traces = [
+        marks.heatmap(
+            x,
+            y,
+            np.where(present, values, np.nan),
+            name=what,
+            hover=f"{where}<br>{what} {{value}}",
+            colorscale=style.SEQUENTIAL,
+            zmin=0.0,
+            zmax=1.0,
+            **look,
+        )
+    ]
+    if bar:
+        traces[0] |= {"showscale": True, "colorbar": {"title": {"text": "prob."}}}
+    traces += marks.special_cells(x, y, values, present, where=where, **look)
+    if max(present.shape) <= MAX_NUMBERS:
+        traces.append(marks.cell_numbers(x, y, np.where(present, values, np.nan)))
+    if marked:
+        threshold = profile.attrs["threshold"]
+        above = present & (values.astype(np.float32) > np.float32(threshold))
+        mark = marks.frames if max(present.shape) <= MAX_FRAMES else marks.dots
+        name = f"importance above ε = {threshold:g}"
+        traces.append(mark(x, y, above, name=name, color=SINK))
+    if chosen is not None:
+        layer, head = chosen
+        rows, columns = profile["layer"].values == layer, profile["head"].values == head
+        # Dark below white: one of them is seen on every colour.
+        for color, width in (("#000000", 5), ("#ffffff", 2.5)):
+            frame = marks.frames(
+                x,
+                y,
+                np.outer(rows, columns),
+                name="chosen head",
+                color=color,
+                showlegend=False,
+            )
+            traces.append(frame | {"line": {"color": color, "width": width}})
+    heads = {"title": "head", "range": [x[0] - 0.5, x[-1] + 0.5]}
+    layers = {"title": "layer", "range": [y[-1] + 0.5, y[0] - 0.5]}
+    return Panel(
+        title,
+        traces,
+        heads | _id_ticks(x, profile["head"].values),
+        layers | _id_ticks(y, profile["layer"].values),
+        note=note,
+        height=int(np.clip(24 * len(y), 130, 760)),
+        masked=not present.all(),
+    )
+
+
+def places(ids: np.ndarray) -> np.ndarray:
+    """Places of cells: the ids themselves where they follow one another, else their order."""
+    return ids if np.all(np.diff(ids) == 1) else np.arange(len(ids))
+
+
+def _cells(profile: xr.Dataset, x: np.ndarray, y: np.ndarray) -> tuple[str, dict[str, Any]]:
+    """How a hover text names a cell, and what all cells share."""
+    layers, heads = profile["layer"].values, profile["head"].values
+    gap = 1 if max(len(x), len(y)) <= MAX_FRAMES else 0
+    look: dict[str, Any] = {"xgap": gap, "ygap": gap}
+    if np.array_equal(x, heads) and np.array_equal(y, layers):
+        return "layer %{y}, head %{x}", look
+    pairs = np.stack(np.meshgrid(layers, heads, indexing="ij"), axis=-1).astype(np.int32)
+    return "layer %{customdata[0]}, head %{customdata[1]}", {"customdata": pairs, **look}
+
+
+def _id_ticks(at: np.ndarray, ids: np.ndarray) -> dict[str, Any]:
+    """Ticks at every id, or at every second, fourth, … such that at most twelve are left."""
+    step = 1
+    while len(ids) > 12 * step:
+        step *= 2
+    return {"tickvals": at[::step].tolist(), "ticktext": [str(i) for i in ids[::step]]}
+
+
+# --- queries x keys ---
+
+
+def map_panel(profile: xr.Dataset, kind: str, layer: int, head: int, side: int) -> Panel:
+    """The mean logits or weights of the first tokens in one head.
+
+    Parameters
+    ----------
+    profile : xarray.Dataset
+        A sink profile with all its dimensions, and with maps.
+    kind : {"logits", "probabilities"}
+        Which map.
+    layer, head : int
+        Labels of the profile.
+    side : int
+        Cells along each side, at most; longer maps are pooled to means over what is allowed.
+    """
+    field, title, name, what = MAPS[kind]
+    part = part_of(profile, layer, head, field, "map_allowed")
+    values = part[field].values.astype(np.float64)
+    allowed = np.isfinite(values)
+    if "map_allowed" in part:
+        allowed = part["map_allowed"].values.astype(bool)
+    queries, keys = (profile[dim].values for dim in ("map_query", "map_key"))
+    step = -(-len(keys) // side)
+    caption = []
+    cell = "query %{y}, key %{x}"
+    if step > 1:
+        edges = [bins.step_edges(len(at), side) for at in (queries, keys)]
+        values, allowed = bins.cell_mean(values, allowed, *edges)
+        queries, keys = queries[::step], keys[::step]
+        cell += " (first of its bin)"
+        caption.append(
+            f"Pooled to squares of {step} × {step}: the mean over the allowed pairs; fewer heads "
+            "(layers=, heads=) are drawn finer."
+        )
+    x = {"title": "key j [tokens]", "tickformat": ",d"}
+    y = {"title": "query i [tokens]", "tickformat": ",d", "autorange": "reversed"}
+    if step == 1 and "token" in profile:
+        for dim, at, axis in (("query", queries, y), ("key", keys, x)):
+            known = dict(zip(profile["key"].values, profile["token"].values, strict=True))
+            if set(at) <= set(known):
+                axis |= marks.token_ticks(at, np.array([known[one] for one in at]), dim)
+        if "ticktext" in x and "ticktext" in y:
+            # An axis of ticks speaks their text; a format makes it speak the number.
+            cell = "query %{y:,d} “%{y}”, key %{x:,d} “%{x}”"
+    return Panel(
+        title,
+        _map_traces(name, what, (keys, queries), values, allowed, cell),
+        x,
+        y,
+        note=head_note(part),
+        caption=caption,
+        height=480,
+        masked=not allowed.all(),
+    )
+
+
+def _map_traces(
+    name: str,
+    what: str,
+    axes: tuple[np.ndarray, np.ndarray],
+    values: np.ndarray,
+    allowed: np.ndarray,
+    cell: str,
+) -> list[marks.Trace]:
+    shown, hover = np.where(allowed, values, np.nan), f"{cell}<br>{what}"
+    if name == "logit":
+        traces = [marks.signed_map(*axes, shown, name=name, hover=hover, unit="nats")]
+    else:
+        drawn = marks.probability_map(*axes, shown, name=name, hover=hover)
+        traces = [drawn, marks.probability_bar()]
+    return [*traces, *marks.special_cells(*axes, values, allowed, where=cell)]
+
+
+def part_of(profile: xr.Dataset, layer: int, head: int | None, *names: str) -> xr.Dataset:
+    """Some fields of one head, or of a layer, as far as the profile has them."""
+    known = ["layer_name", *(name for name in names if name in profile)]
+    chosen = {"layer": layer} if head is None else {"layer": layer, "head": head}
+    return profile[known].sel(chosen)
+
+
+def head_note(part: xr.Dataset) -> str:
+    """`layer 2, head 3 (blocks.2.attention)`, of a profile's part with one layer and one head."""
+    layer, head = int(part["layer"]), int(part["head"])
+    return f"layer {layer}, head {head} ({part['layer_name'].item()})"

@@ -1,0 +1,485 @@
+"""One attention call: queries, keys, prior, visibility, and everything else its logits are made of.
+
+Adapters and layers make `AttentionCall`s, whose arguments are checked once, there. Its dense
+float64 logits and plans are the definition; `statistics` has what is known of plans too long for
+that.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from goatviz import checks
+from goatviz.priors.base import PositionsLike, Prior, default_positions
+from goatviz.transport.rows import TransportPlan, solve_rows
+from goatviz.transport.visibility import Visibility, split_mask
+
+#: Rows of a dense plan that are computed together.
+_ROWS = 256
+
+
+class Logits(NamedTuple):
+    """Logits of a window and their parts, float64, shape (rows, keys) or (heads, rows, keys).
+
+    Attributes
+    ----------
+    scores : Tensor
+        softcap(scale <q_i, k_j>).
+    log_prior : Tensor
+        Prior plus bias as they were given, nats, not normalised.
+    logits : Tensor
+        Their sum; -inf at forbidden pairs.
+    allowed : Tensor of bool
+        Shape (rows, keys), with a dimension of heads in front where these have masks of their own.
+    """
+
+    scores: Tensor
+    log_prior: Tensor
+    logits: Tensor
+    allowed: Tensor
+
+
+class PlanWindow(NamedTuple):
+    """A window of one head's plan, float64, each row normalised over all of its keys.
+
+    Attributes
+    ----------
+    scores, log_prior, logits, weights : Tensor
+        Shape (queries, keys): scaled scores, log-prior (nats, normalised over the allowed keys),
+        their sum, and the weights. Forbidden pairs have weight 0 and log-prior -inf.
+    allowed : Tensor of bool
+        Shape (queries, keys).
+    sink_weight : Tensor
+        Weight of the extra column, shape (queries,); 0 without one.
+    """
+
+    scores: Tensor
+    log_prior: Tensor
+    logits: Tensor
+    weights: Tensor
+    allowed: Tensor
+    sink_weight: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    r"""What decides the weights of one call: p_i = softmax_j(softcap(scale <q_i, k_j>) + K_ij).
+
+    The softmax runs over the keys that query i may use and, where there is a `sink`, over one
+    further column of that logit. Make one with `from_tensors`, which checks; nothing else does.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (batch, query heads, n_queries, n_keys).
+    kv_heads : int
+        Key-value heads, a divisor of the query heads.
+    scale : float
+        What inner products are multiplied by.
+    visibility : Visibility
+        The allowed pairs.
+    query_pos, key_pos : Tensor
+        float64 positions, shape (length, 1 + axes); column 0 is the sequence index.
+    q : Tensor or None
+        Shape (batch, query heads, n_queries, d), rotations included, detached, in the dtype of
+        the model. q, k, v and bias are None once `without_tensors` has dropped them.
+    k : Tensor or None
+        Shape (batch, key-value heads, n_keys, d).
+    v : Tensor, optional
+        Shape (batch, key-value heads, n_keys, d_v).
+    prior : Prior, optional
+        K; 1 or key-value heads.
+    bias : Tensor, optional
+        A dense term of K, shape (batch or 1, query heads or 1, n_queries, n_keys), nats.
+    biased : bool
+        Whether there is, or was, such a bias.
+    sink : Tensor, optional
+        Logits of a column that takes mass and has no key, shape (query heads,), nats, float64.
+    softcap : float, optional
+        c of c tanh(x / c), applied to the scaled inner products.
+    query_mask : Tensor of bool, optional
+        Shape (batch or 1, n_queries), False at padding.
+    """
+
+    shape: tuple[int, int, int, int]
+    kv_heads: int
+    scale: float
+    visibility: Visibility
+    query_pos: Tensor
+    key_pos: Tensor
+    q: Tensor | None = None
+    k: Tensor | None = None
+    v: Tensor | None = None
+    prior: Prior | None = None
+    bias: Tensor | None = None
+    biased: bool = False
+    sink: Tensor | None = None
+    softcap: float | None = None
+    query_mask: Tensor | None = None
+
+    @classmethod
+    def from_tensors(
+        cls,
+        q: Tensor,
+        k: Tensor,
+        *,
+        v: Tensor | None = None,
+        prior: Prior | None = None,
+        scale: float | None = None,
+        causal: bool = True,
+        window: int | None = None,
+        mask: Tensor | None = None,
+        visibility: Visibility | None = None,
+        bias: Tensor | None = None,
+        sink: Tensor | None = None,
+        softcap: float | None = None,
+        query_pos: PositionsLike | None = None,
+        key_pos: PositionsLike | None = None,
+        query_mask: Tensor | None = None,
+    ) -> AttentionCall:
+        """Check the parts of a call and put them together.
+
+        Parameters
+        ----------
+        q : Tensor
+            Queries, shape (batch, query heads, n_queries, d).
+        k : Tensor
+            Keys, shape (batch, key-value heads, n_keys, d); query heads are a multiple.
+        v, sink, softcap, query_mask
+            See the attributes.
+        prior : Prior, optional
+            K: 1 head, or one for each key-value head; default uniform.
+        scale : float, optional
+            1/tau; default 1/sqrt(d).
+        causal : bool
+            Forbid keys after the query.
+        window : int, optional
+            Forbid keys `window` or more tokens away (sliding window attention).
+        mask : Tensor, optional
+            Boolean, True = allowed: padding of shape (batch, n_keys), or pairs of shape (batch or
+            1, query heads or 1, n_queries, n_keys), which add to `causal` and `window`. A floating
+            mask of that second shape forbids the pairs named by
+            `goatviz.transport.visibility.split_mask`; what is left of it counts as log-prior.
+        visibility : Visibility, optional
+            In place of `causal`, `window` and `mask`.
+        bias : Tensor, optional
+            See the attributes; in addition to a floating mask.
+        query_pos, key_pos : int, sequence or Tensor, optional
+            Positions; default `goatviz.priors.base.default_positions`.
+
+        Raises
+        ------
+        ValueError
+            For shapes or values that do not fit, and for NaN or infinite q or k.
+        TypeError
+            For arguments of the wrong kind or dtype.
+
+        Examples
+        --------
+        >>> q = k = torch.zeros(1, 1, 3, 8)
+        >>> AttentionCall.from_tensors(q, k).plan(queries=slice(2, 3)).weights.tolist()
+        [[0.3333333333333333, 0.3333333333333333, 0.3333333333333333]]
+        """
+        _check_projections(q, k)
+        heads, kv_heads = q.shape[1], k.shape[1]
+        shape = (q.shape[0], heads, q.shape[2], k.shape[2])
+        if prior is not None:
+            checks.instance("prior", prior, Prior, "a goatviz Prior")
+            if prior.num_heads not in (1, kv_heads):
+                raise ValueError(
+                    f"prior must have 1 or {kv_heads} heads (the key-value heads), "
+                    f"got {prior.num_heads}"
+                )
+        scale = q.shape[3] ** -0.5 if scale is None else checks.number("scale", scale, above=0)
+        if softcap is not None:
+            softcap = checks.number("softcap", softcap, above=0)
+        if sink is not None:
+            sink = torch.as_tensor(sink).detach().double().to(q.device)
+            if sink.shape != (heads,) or not bool(torch.isfinite(sink).all()):
+                raise ValueError(
+                    f"sink must hold {heads} finite logits, one for each query head, "
+                    f"got shape {tuple(sink.shape)}"
+                )
+        if visibility is None:
+            query_pos, key_pos = default_positions(*shape[2:], query_pos, key_pos, causal=causal)
+            if window is not None:
+                window = checks.positive_int("window", window)
+            rules = {"causal": bool(causal), "window": window}
+            visibility, additive = _visible(mask, shape, query_pos, key_pos, rules)
+            if additive is not None:
+                bias = additive if bias is None else bias + additive
+        else:
+            query_pos, key_pos = default_positions(*shape[2:], query_pos, key_pos, causal=False)
+            if (visibility.n_queries, visibility.n_keys) != shape[2:]:
+                raise ValueError(
+                    f"visibility must be of {shape[2]} queries and {shape[3]} keys, "
+                    f"got {visibility.n_queries} and {visibility.n_keys}"
+                )
+        if bias is not None:
+            _check_pairs("bias", bias, shape)
+        return cls(
+            shape,
+            kv_heads,
+            scale,
+            visibility,
+            query_pos.cpu(),
+            key_pos.cpu(),
+            *(None if tensor is None else tensor.detach() for tensor in (q, k, v)),
+            prior=prior,
+            bias=None if bias is None else bias.detach(),
+            biased=bias is not None,
+            sink=sink,
+            softcap=softcap,
+            query_mask=query_mask,
+        )
+
+    def without_tensors(self) -> AttentionCall:
+        """The call without q, k, v and bias, of O(length) memory: what is left cannot be solved."""
+        return replace(self, q=None, k=None, v=None, bias=None)
+
+    def of_head(self, batch: int, head: int) -> AttentionCall:
+        """The call of one sequence, and of one head alone where its prior and mask are shared."""
+        visibility, at = self.visibility.of_entry(batch), slice(batch, batch + 1)
+        shared = visibility.dense is None or visibility.dense.shape[1] == 1
+        shared = shared and (self.prior is None or self.prior.num_heads == 1)
+        heads = slice(head, head + 1) if shared else slice(None)
+        kv = slice(None)
+        if shared:
+            first = head // (self.shape[1] // self.kv_heads)
+            kv = slice(first, first + 1)
+        q, k, bias = self.q[at, heads], self.k[at, kv], self.bias
+        if bias is not None:
+            bias = bias[at if len(bias) > 1 else slice(None)]
+            bias = bias[:, heads if bias.shape[1] > 1 else slice(None)]
+        return replace(
+            self,
+            shape=(*q.shape[:3], self.shape[3]),
+            kv_heads=k.shape[1],
+            visibility=visibility,
+            q=q,
+            k=k,
+            v=None if self.v is None else self.v[at, kv],
+            bias=bias,
+            sink=None if self.sink is None else self.sink[heads],
+            query_mask=None if self.query_mask is None else _entry(self.query_mask, batch)[None],
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What statistics are computed in: float64 for float64 queries, else float32."""
+        return torch.float64 if self.q.dtype == torch.float64 else torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Where q and k are."""
+        return self.q.device
+
+    @functools.cached_property
+    def causal(self) -> bool:
+        """Whether some query may use fewer keys than another one of its sequence."""
+        count = self.visibility.count()
+        real = torch.where(count > 0, count, count.amax(-1, keepdim=True))
+        return bool((real != real[..., -1:]).any())
+
+    def has_keys(self, batch: int, head: int, rows: slice | Tensor = slice(None)) -> Tensor:
+        """Which queries may use any key, shape (rows,)."""
+        count = self.visibility.count()
+        return _entry(_entry(count, batch), head)[rows] > 0
+
+    @torch.no_grad()
+    def logits(
+        self,
+        batch: int = 0,
+        head: int | slice = 0,
+        rows: slice | Tensor = slice(None),
+        keys: slice = slice(None),
+        *,
+        lanes: bool = False,
+    ) -> Logits:
+        """Scores, log-prior and logits of a window, in float64: the definition of every plan.
+
+        Parameters
+        ----------
+        batch : int
+            Which sequence.
+        head : int or slice
+            Which query head; a slice gives a first dimension of heads.
+        rows : slice or Tensor of int64
+            Which queries.
+        keys : slice
+            Which keys.
+        lanes : bool
+            Let a prior that has lanes be a product of them, which is faster for many heads, and
+            equal up to rounding in the prior's precision.
+        """
+        query = self.scale * self.q[batch, head][..., rows, :].double()
+        key = self.k[batch, :, keys][self._shared(head, self.kv_heads)].double()
+        scores = query @ key.mT
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        allowed = self.visibility.block(rows, keys, batch=batch, head=head).to(scores.device)
+        log_prior = None
+        if self.prior is not None:
+            at = self._shared(head, self.prior.num_heads)
+            values = self._by_lanes if lanes and self.prior.has_lanes else self._by_definition
+            log_prior = values(at, rows, keys).to(scores.device)
+        if self.bias is not None:
+            bias = _entry(self.bias, batch)[:, rows][..., keys]
+            bias = _entry(bias, head).double().to(scores.device)
+            bias = torch.where(allowed, bias, 0.0)
+            log_prior = bias if log_prior is None else log_prior + bias
+        if log_prior is None:
+            log_prior, logits = scores.new_zeros(()).expand_as(scores), scores
+        else:
+            logits = scores + log_prior
+        return Logits(scores, log_prior, logits.masked_fill(~allowed, -math.inf), allowed)
+
+    def _shared(self, head: int | slice, sets: int) -> int | Tensor:
+        """Which of several sets, each shared by a group of heads, belongs to each head."""
+        which, group = range(self.shape[1])[head], self.shape[1] // sets
+        return which // group if isinstance(which, int) else torch.tensor(which) // group
+
+    def _by_definition(self, at: int | Tensor, rows: slice | Tensor, keys: slice) -> Tensor:
+        return self.prior.log_prior(self.query_pos[rows], self.key_pos[keys])[at].double()
+
+    def _by_lanes(self, at: int | Tensor, rows: slice | Tensor, keys: slice) -> Tensor:
+        query, key = self._lanes
+        return query[at][..., rows, :].double() @ key[at][..., keys, :].double().mT
+
+    @functools.cached_property
+    def _lanes(self) -> tuple[Tensor, Tensor]:
+        """Lanes of all queries and keys whose product is the log-prior, its gauge included."""
+        factors = self.prior.factors(self.query_pos, self.key_pos)
+        exact = self.prior.log_prior(self.query_pos, self.key_pos[:1]).double()
+        bias = factors.key_bias.double().unsqueeze(-1)
+        gauge = exact - factors.query.double() @ factors.key[:, :1].double().mT - bias[:, :1]
+        return (
+            torch.cat([factors.query.double(), gauge, torch.ones_like(gauge)], -1),
+            torch.cat([factors.key.double(), torch.ones_like(bias), bias], -1),
+        )
+
+    @torch.no_grad()
+    def solve(self, batch: int, head: int, rows: slice | Tensor = slice(None)) -> TransportPlan:
+        """Some rows of a head's plan over all keys and, last, the extra column if there is one.
+
+        A query without keys is solved over all of them: see `has_keys`.
+        """
+        scores, log_prior, _, allowed = self.logits(batch, head, rows)
+        if self.sink is not None:
+            column = self.sink[head].expand(len(scores), 1)
+            log_prior = torch.cat([log_prior, column], dim=-1)
+            scores, allowed = F.pad(scores, (0, 1)), F.pad(allowed, (0, 1), value=True)
+        return solve_rows(scores, log_prior=log_prior, mask=allowed | ~allowed.any(-1, True))
+
+    def solve_by_blocks(self, batch: int, head: int, rows: range) -> Iterator[TransportPlan]:
+        """`solve`, a bounded number of consecutive rows at a time."""
+        for start in range(0, len(rows), _ROWS):
+            yield self.solve(batch, head, torch.tensor(rows[start : start + _ROWS]))
+
+    @torch.no_grad()
+    def plan(
+        self,
+        batch: int = 0,
+        head: int = 0,
+        queries: slice = slice(None),
+        keys: slice = slice(None),
+    ) -> PlanWindow:
+        """A window of one head's plan; rows of queries that may use no key are NaN.
+
+        Raises
+        ------
+        ValueError
+            If the window is empty.
+        """
+        rows, columns = range(self.shape[2])[queries], range(self.shape[3])[keys]
+        if not len(rows) or not len(columns):
+            raise ValueError(f"queries and keys must be a non-empty window, got {queries}, {keys}")
+        at = torch.tensor(columns, device=self.device)
+        pieces = []
+        for plan in self.solve_by_blocks(batch, head, rows):
+            logits = plan.scores + plan.log_prior
+            values = [plan.scores, plan.log_prior, logits, plan.weights]
+            values = [value[:, at] for value in (*values, plan.allowed)]
+            pieces.append((*values, plan.weights[:, self.shape[3] :].sum(-1)))
+        window = PlanWindow(*(torch.cat(part) for part in zip(*pieces, strict=True)))
+        empty = ~self.has_keys(batch, head, torch.tensor(rows)).to(self.device)
+        for value in window:
+            value[empty] = False if value.dtype == torch.bool else math.nan
+        return window
+
+
+def _entry(tensor: Tensor, at: int | slice) -> Tensor:
+    """One entry of a first dimension which is shared by all if it is 1."""
+    return tensor[at if len(tensor) > 1 else 0]
+
+
+def _check_projections(q: Tensor, k: Tensor) -> None:
+    for tensor, name in ((q, "q"), (k, "k")):
+        checks.instance(name, tensor, Tensor, "a Tensor")
+        if tensor.ndim != 4 or 0 in tensor.shape:
+            raise ValueError(
+                f"{name} must have shape (batch, heads, length, d), none of them 0, "
+                f"got {tuple(tensor.shape)}"
+            )
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
+        if tensor.is_meta:
+            raise ValueError(f"{name} must hold numbers, got a tensor on the meta device")
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            hint = " (float16 overflows above 65,504)" if tensor.dtype == torch.float16 else ""
+            raise ValueError(f"{name} must be finite, got {bad} NaN or infinite values{hint}")
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(
+            f"q and k must agree in batch and head size, got {tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    if q.dtype != k.dtype:
+        raise TypeError(f"q and k must share a dtype, got {q.dtype} and {k.dtype}")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"q must have a multiple of k's {k.shape[1]} heads, got {q.shape[1]}")
+
+
+def _visible(
+    mask: Tensor | None,
+    shape: tuple[int, int, int, int],
+    query_pos: Tensor,
+    key_pos: Tensor,
+    rules: dict[str, bool | int | None],
+) -> tuple[Visibility, Tensor | None]:
+    """Allowed pairs by rules and mask, and what a floating mask adds to the logits."""
+    index = query_pos[:, 0].contiguous(), key_pos[:, 0].contiguous()
+    if mask is None:
+        return Visibility.from_rules(*index, **rules), None
+    checks.instance("mask", mask, Tensor, "a Tensor")
+    if mask.ndim == 2:
+        if mask.dtype != torch.bool:
+            raise TypeError(f"a mask of shape (batch, n_keys) must be boolean, got {mask.dtype}")
+        if mask.shape != (shape[0], shape[3]):
+            raise ValueError(
+                f"mask must have shape {(shape[0], shape[3])} (batch, n_keys) or "
+                f"{shape} (batch, heads, n_queries, n_keys), got {tuple(mask.shape)}"
+            )
+        return Visibility.from_rules(*index, **rules, padding_mask=mask), None
+    _check_pairs("mask", mask, shape)
+    allowed, additive = split_mask(mask)
+    if rules["causal"] or rules["window"] is not None:
+        ruled = Visibility.from_rules(*index, **rules).block(slice(None), slice(None))
+        allowed = allowed & ruled.to(allowed.device)
+    return Visibility.from_mask(allowed), additive
+
+
+def _check_pairs(name: str, value: Tensor, shape: tuple[int, int, int, int]) -> None:
+    fits = value.ndim == 4 and value.shape[2:] == shape[2:]
+    if not (fits and value.shape[0] in (1, shape[0]) and value.shape[1] in (1, shape[1])):
+        raise ValueError(
+            f"{name} must have shape {shape} (batch, heads, n_queries, n_keys; the first two may "
+            f"be 1), got {tuple(value.shape)}"
+        )

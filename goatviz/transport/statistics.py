@@ -1,0 +1,441 @@
+"""Exact statistics of a plan from queries and keys, without the plan: O(length) memory.
+
+Three implementations say the same: "reference", dense and in float64, is the definition;
+"blockwise" streams over blocks of queries and does everything; "fused" reads what a flash kernel
+and its log-normaliser already know. Each of the latter has a module of its own beside this one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from goatviz import checks
+from goatviz.priors.base import PositionsLike, Prior
+from goatviz.transport import flash
+from goatviz.transport.blockwise import WIDEST_ROW, sweep
+from goatviz.transport.call import AttentionCall
+
+#: What one fused call yields.
+CHEAP_STATISTICS = flash.STATISTICS
+#: Everything known of a row.
+ROW_STATISTICS = (
+    *CHEAP_STATISTICS,
+    "lag_mean",
+    "lag_std",
+    "largest_weight",
+    "content_range",
+)
+IMPLEMENTATIONS = ("auto", "blockwise", "fused", "reference")
+
+
+@dataclass(frozen=True, eq=False)
+class RowStatistics:
+    r"""Statistics of each query's row p_i of a plan; those not asked for are None.
+
+    Every Tensor has shape (batch, query heads, n_queries) unless said otherwise, in float32
+    (float64 for float64 input). Rows of queries that may use no key are NaN.
+
+    Attributes
+    ----------
+    log_normaliser : Tensor
+        log sum_j exp(logit_ij), nats, in the gauge of `prior.log_prior`; the extra column counts.
+    entropy : Tensor
+        -sum p log p, nats, the extra column included.
+    expected_score : Tensor
+        sum p s of the scaled scores: minus the transport cost over tau.
+    expected_log_prior : Tensor
+        sum p log pi, nats, with pi normalised over the allowed keys (and the extra column).
+    kl_to_prior : Tensor
+        sum p log(p / pi), nats.
+    key_mass : Tensor
+        Shape (..., n_queries, len(keys)): weight of each chosen key, 0 where it is forbidden.
+    recent_mass : Tensor
+        Weight of the keys less than `recent` tokens away.
+    sink_mass : Tensor
+        Weight of the extra column; 0 without one.
+    lag_mean, lag_std : Tensor
+        Mean and standard deviation of lag = query - key, tokens, over the real keys.
+    largest_weight : Tensor
+        max_j p_ij over the real keys.
+    content_range : Tensor
+        max_j s_ij - min_j s_ij over the allowed keys.
+    visible : Tensor of int64
+        Keys that the query may use, shape (batch or 1, query heads or 1, n_queries).
+    keys : tuple of int
+        The chosen keys.
+    recent : int
+        Tokens of the recent window.
+    impl : str
+        What computed it.
+    """
+
+    log_normaliser: Tensor | None
+    entropy: Tensor | None
+    expected_score: Tensor | None
+    expected_log_prior: Tensor | None
+    kl_to_prior: Tensor | None
+    key_mass: Tensor | None
+    recent_mass: Tensor | None
+    sink_mass: Tensor | None
+    lag_mean: Tensor | None
+    lag_std: Tensor | None
+    largest_weight: Tensor | None
+    content_range: Tensor | None
+    visible: Tensor
+    keys: tuple[int, ...]
+    recent: int
+    impl: str
+
+    def asked(self) -> dict[str, Tensor]:
+        """The statistics that were asked for, by name."""
+        named = {name: getattr(self, name) for name in ROW_STATISTICS}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class IncomingMass:
+    """What each key receives.
+
+    Attributes
+    ----------
+    mass : Tensor
+        b_j = sum_i a_i p_ij, shape (batch, query heads, n_keys); units of a (default: queries).
+    observers : Tensor of int64
+        Queries that may use the key, shape (batch or 1, query heads or 1, n_keys).
+    impl : str
+        What computed it.
+    """
+
+    mass: Tensor
+    observers: Tensor
+    impl: str
+
+    @property
+    def importance(self) -> Tensor:
+        """Mass divided by the number of observers; NaN where nobody may use the key."""
+        return torch.where(self.observers > 0, self.mass / self.observers.clamp(min=1), math.nan)
+
+
+def row_statistics(
+    q: Tensor,
+    k: Tensor,
+    *,
+    prior: Prior | None = None,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    mask: Tensor | None = None,
+    keys: Sequence[int] = (0,),
+    recent: int = 128,
+    statistics: Iterable[str] = ROW_STATISTICS,
+    sink: Tensor | None = None,
+    softcap: float | None = None,
+    query_pos: PositionsLike | None = None,
+    key_pos: PositionsLike | None = None,
+    impl: str = "auto",
+) -> RowStatistics:
+    r"""Statistics of every row of p_i = softmax_j(scale <q_i, k_j> + K_ij), no L x L array.
+
+    Parameters
+    ----------
+    q, k, prior, scale, causal, window, mask, sink, softcap, query_pos, key_pos
+        The call, as in `goatviz.transport.call.AttentionCall.from_tensors`.
+    keys : sequence of int
+        Keys whose weight is returned.
+    recent : int
+        Tokens, of the recent window.
+    statistics : iterable of str
+        Names out of `ROW_STATISTICS`; default all.
+    impl : {"auto", "blockwise", "fused", "reference"}
+        Blocks of queries, which does everything; flash kernels (only `CHEAP_STATISTICS`, no
+        window, dense mask or softcap, a prior with lanes; float32 errors grow to 1e-6 of the
+        largest expected logit); the dense float64 definition. "auto" takes kernels for the cheap
+        statistics where they apply and are faster (on an accelerator; on a CPU beyond 32,768
+        keys), else blocks, and the result says which.
+
+    Returns
+    -------
+    RowStatistics
+        Equal for all implementations up to rounding.
+
+    Raises
+    ------
+    ValueError
+        For shapes, names, values or an `impl` that do not fit, and for NaN or infinite q, k.
+    TypeError
+        For tensors or masks of the wrong dtype.
+
+    Notes
+    -----
+    With lse_i the log-normaliser: p_ij = exp(logit_ij - lse_i), H_i = lse_i - E_p[logit_i], and
+    E_p[<q_i, k_j>] = <q_i, sum_j p_ij k_j>: one fused call with the keys as values. Source: the
+    one-sided entropic transport reading of Litman 2025 (arXiv 2508.08369).
+
+    Examples
+    --------
+    >>> import torch
+    >>> q = k = torch.zeros(1, 1, 4, 8)
+    >>> rows = row_statistics(q, k, statistics=["entropy", "key_mass"])
+    >>> rows.entropy.exp().round().flatten().tolist()
+    [1.0, 2.0, 3.0, 4.0]
+    """
+    call = AttentionCall.from_tensors(
+        q,
+        k,
+        prior=prior,
+        scale=scale,
+        causal=causal,
+        window=window,
+        mask=mask,
+        sink=sink,
+        softcap=softcap,
+        query_pos=query_pos,
+        key_pos=key_pos,
+    )
+    return statistics_of(call, statistics, keys=keys, recent=recent, impl=impl)
+
+
+def incoming_mass(
+    q: Tensor,
+    k: Tensor,
+    *,
+    query_mass: Tensor | None = None,
+    prior: Prior | None = None,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    mask: Tensor | None = None,
+    sink: Tensor | None = None,
+    softcap: float | None = None,
+    query_pos: PositionsLike | None = None,
+    key_pos: PositionsLike | None = None,
+    impl: str = "auto",
+) -> IncomingMass:
+    r"""Mass that each key receives: b_j = sum_i a_i p_ij, no L x L array.
+
+    Parameters
+    ----------
+    q, k, prior, scale, causal, window, mask, sink, softcap, query_pos, key_pos
+        As in `row_statistics`.
+    query_mass : Tensor, optional
+        a_i >= 0, shape (batch or 1, n_queries); default 1 for every query. Queries of mass 0
+        (padding) do not count as observers.
+    impl : {"auto", "blockwise", "fused", "reference"}
+        As in `row_statistics`; "auto" takes kernels on an accelerator, blocks on a CPU.
+
+    Returns
+    -------
+    IncomingMass
+        The extra column's share is missing from the sum over keys.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `row_statistics`.
+
+    Notes
+    -----
+    b_j = exp(log sum_i exp(logit_ij - lse_i + log a_i)) is the log-normaliser of the transposed
+    problem: the other half-step of Sinkhorn's iteration, and one more forward call of the kernel
+    with queries and keys exchanged.
+
+    Examples
+    --------
+    >>> import torch
+    >>> q = k = torch.zeros(1, 1, 2, 8)
+    >>> incoming_mass(q, k).mass.flatten().tolist()
+    [1.5, 0.5]
+    """
+    call = AttentionCall.from_tensors(
+        q,
+        k,
+        prior=prior,
+        scale=scale,
+        causal=causal,
+        window=window,
+        mask=mask,
+        sink=sink,
+        softcap=softcap,
+        query_pos=query_pos,
+        key_pos=key_pos,
+    )
+    return incoming_of(call, query_mass=query_mass, impl=impl)
+
+
+@torch.no_grad()
+def statistics_of(
+    call: AttentionCall,
+    statistics: Iterable[str] = ROW_STATISTICS,
+    *,
+    keys: Sequence[int] = (0,),
+    recent: int = 128,
+    impl: str = "auto",
+) -> RowStatistics:
+    """`row_statistics` of an `AttentionCall`."""
+    names, keys, recent = _options(call, statistics, keys, recent)
+    impl = _choose(call, impl, only_cheap=set(names) <= set(CHEAP_STATISTICS))
+    if impl == "reference":
+        values, _ = _reference(call, names, keys, recent, None)
+    elif impl == "fused":
+        values = flash.rows(call, names, keys, recent)
+    else:
+        values, _ = sweep(call, names, keys=keys, recent=recent)
+    return _row_result(call, values, keys, recent, impl)
+
+
+@torch.no_grad()
+def incoming_of(
+    call: AttentionCall, *, query_mass: Tensor | None = None, impl: str = "auto"
+) -> IncomingMass:
+    """`incoming_mass` of an `AttentionCall`."""
+    query_mass = _query_mass(call, query_mass)
+    impl = _choose(call, _without_gain(call, impl), only_cheap=True)
+    if impl == "reference":
+        _, mass = _reference(call, (), (), 1, query_mass)
+    elif impl == "fused":
+        mass = flash.incoming(call, query_mass)
+    else:
+        _, mass = sweep(call, (), query_mass=query_mass)
+    return _incoming_result(call, mass, query_mass, impl)
+
+
+@torch.no_grad()
+def all_of(
+    call: AttentionCall,
+    statistics: Iterable[str] = ROW_STATISTICS,
+    *,
+    keys: Sequence[int] = (0,),
+    recent: int = 128,
+    query_mass: Tensor | None = None,
+    impl: str = "auto",
+) -> tuple[RowStatistics, IncomingMass]:
+    """Row statistics and incoming mass together: one pass over the blocks yields both."""
+    impl = _without_gain(call, impl)
+    if impl != "blockwise":
+        rows = statistics_of(call, statistics, keys=keys, recent=recent, impl=impl)
+        return rows, incoming_of(call, query_mass=query_mass, impl=impl)
+    names, keys, recent = _options(call, statistics, keys, recent)
+    query_mass = _query_mass(call, query_mass)
+    values, mass = sweep(call, names, keys=keys, recent=recent, query_mass=query_mass)
+    return (
+        _row_result(call, values, keys, recent, impl),
+        _incoming_result(call, mass, query_mass, impl),
+    )
+
+
+def _reference(
+    call: AttentionCall,
+    names: Sequence[str],
+    keys: Sequence[int],
+    recent: int,
+    query_mass: Tensor | None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The definition: every statistic from the dense float64 plan, head by head."""
+    batch, heads, n_queries, n_keys = call.shape
+    rows = {"dtype": torch.float64, "device": call.device}
+    found = {
+        name: torch.empty(*call.shape[:3], *((len(keys),) if name == "key_mass" else ()), **rows)
+        for name in names
+    }
+    mass = torch.zeros(batch, heads, n_keys, **rows)
+    distance = (call.query_pos[:, :1] - call.key_pos[:, 0]).to(call.device)
+    for b in range(batch):
+        for h in range(heads):
+            plan, logits = call.solve(b, h), call.logits(b, h).logits
+            if call.sink is not None:
+                logits = torch.cat([logits, call.sink[h].expand(n_queries, 1)], dim=-1)
+            real, allowed = plan.weights[:, :n_keys], plan.allowed[:, :n_keys]
+            scores, share = plan.scores[:, :n_keys], real.sum(-1)
+            mean = (real * distance).sum(-1) / share
+            log_prior = plan.log_prior.masked_fill(~plan.allowed, 0.0)
+            values = {
+                "log_normaliser": torch.logsumexp(logits, -1),
+                "entropy": plan.entropy,
+                "expected_score": (plan.weights * plan.scores).sum(-1),
+                "expected_log_prior": (plan.weights * log_prior).sum(-1),
+                "kl_to_prior": plan.kl_to_prior,
+                "key_mass": real[:, list(keys)],
+                "recent_mass": (real * (distance.abs() < recent)).sum(-1),
+                "sink_mass": plan.weights[:, n_keys:].sum(-1),
+                "lag_mean": mean,
+                "lag_std": ((real * (distance - mean.unsqueeze(-1)) ** 2).sum(-1) / share).sqrt(),
+                "largest_weight": real.amax(-1),
+                "content_range": scores.masked_fill(~allowed, -math.inf).amax(-1)
+                - scores.masked_fill(~allowed, math.inf).amin(-1),
+            }
+            for name in names:
+                found[name][b, h] = values[name]
+            if query_mass is not None:
+                seen = call.has_keys(b, h).to(call.device)
+                mass[b, h] = (query_mass[b] * seen) @ real
+    return found, mass
+
+
+def _without_gain(call: AttentionCall, impl: str) -> str:
+    """On a CPU, kernels are no faster for incoming mass than blocks."""
+    return "blockwise" if impl == "auto" and call.device.type == "cpu" else impl
+
+
+def _choose(call: AttentionCall, impl: str, *, only_cheap: bool) -> str:
+    checks.one_of("impl", impl, IMPLEMENTATIONS)
+    if impl in ("reference", "blockwise"):
+        return impl
+    short = call.device.type == "cpu" and call.shape[3] <= WIDEST_ROW
+    if impl == "auto" and (short or not only_cheap):
+        return "blockwise"
+    hindrance = flash.hindrance(call)
+    if hindrance is None:
+        return "fused"
+    if impl == "fused":
+        raise ValueError(f"impl='fused' cannot do {hindrance}; use impl='blockwise'")
+    return "blockwise"
+
+
+def _options(
+    call: AttentionCall, statistics: Iterable[str], keys: Sequence[int], recent: int
+) -> tuple[tuple[str, ...], tuple[int, ...], int]:
+    return (
+        checks.some_of("statistics", statistics, ROW_STATISTICS),
+        tuple(checks.index("keys", int(key), call.shape[3]) for key in keys),
+        checks.positive_int("recent", recent),
+    )
+
+
+def _query_mass(call: AttentionCall, query_mass: Tensor | None) -> Tensor:
+    batch, _, n_queries, _ = call.shape
+    if query_mass is None:
+        return torch.ones(batch, n_queries, dtype=torch.float64, device=call.device)
+    query_mass = torch.as_tensor(query_mass).to(call.device).double()
+    if query_mass.shape not in ((batch, n_queries), (1, n_queries)):
+        raise ValueError(
+            f"query_mass must have shape {(batch, n_queries)}, got {tuple(query_mass.shape)}"
+        )
+    if not bool((torch.isfinite(query_mass) & (query_mass >= 0)).all()):
+        raise ValueError("query_mass must be finite and at least 0, got other values")
+    return query_mass.expand(batch, -1)
+
+
+def _row_result(
+    call: AttentionCall, values: dict[str, Tensor], keys: tuple[int, ...], recent: int, impl: str
+) -> RowStatistics:
+    visible = call.visibility.count().to(call.device)
+    empty = visible == 0
+    for name, value in values.items():
+        values[name] = value.masked_fill(empty if value.ndim == 3 else empty[..., None], math.nan)
+    missing = dict.fromkeys(name for name in ROW_STATISTICS if name not in values)
+    return RowStatistics(**values, **missing, visible=visible, keys=keys, recent=recent, impl=impl)
+
+
+def _incoming_result(
+    call: AttentionCall, mass: Tensor, query_mass: Tensor, impl: str
+) -> IncomingMass:
+    counted = query_mass > 0
+    observers = call.visibility.observers(None if bool(counted.all()) else counted)
+    if impl != "reference":
+        mass = mass.to(call.dtype)
+    return IncomingMass(mass, observers.to(call.device), impl)
