@@ -25,6 +25,8 @@ SPECIAL = {
 }
 #: Tokens along an axis that still have room for their text, and characters of one.
 MAX_TOKENS, MAX_CHARACTERS = 32, 12
+#: Characters of one token in a hover text.
+HOVERED_CHARACTERS = 60
 _STEPS = np.linspace(0.0, 1.0, 49)
 _LOG_COLORS = [
     [0.0, sample_colorscale(style.SEQUENTIAL, 0.0)[0]],
@@ -449,10 +451,15 @@ def token_ticks(positions: np.ndarray, tokens: np.ndarray, dim: str) -> dict[str
     return {"tickvals": positions.tolist(), "ticktext": texts, **upright}
 
 
-def shortened(token: str) -> str:
-    """A token as an axis has room for it, escaped."""
-    cut = token if len(token) <= MAX_CHARACTERS else f"{token[: MAX_CHARACTERS - 1]}…"
+def shortened(token: str, characters: int = MAX_CHARACTERS) -> str:
+    """A token of at most so many characters, escaped."""
+    cut = token if len(token) <= characters else f"{token[: characters - 1]}…"
     return style.escape(cut)
+
+
+def hovered(tokens: np.ndarray) -> np.ndarray:
+    """Tokens as a hover text has room for them, escaped: an array of objects."""
+    return np.array([shortened(str(token), HOVERED_CHARACTERS) for token in tokens], object)
 
 
 # --- numbers as plotly takes them ---

@@ -305,7 +305,7 @@ class _Importance:
             )
         texts = {}
         if self.tokens is not None:
-            texts["text"] = np.array([marks.shortened(str(t)) for t in self.tokens[at]], object)
+            texts["text"] = marks.hovered(self.tokens[at])
         curve = marks.curve(
             self.x(keys[at]),
             self.value,

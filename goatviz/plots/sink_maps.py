@@ -184,17 +184,19 @@ def map_panel(profile: xr.Dataset, kind: str, layer: int, head: int, side: int) 
         )
     x = {"title": "key j [tokens]", "tickformat": ",d"}
     y = {"title": "query i [tokens]", "tickformat": ",d", "autorange": "reversed"}
-    if step == 1 and "token" in profile:
-        for dim, at, axis in (("query", queries, y), ("key", keys, x)):
-            known = dict(zip(profile["key"].values, profile["token"].values, strict=True))
-            if set(at) <= set(known):
-                axis |= marks.token_ticks(at, np.array([known[one] for one in at]), dim)
-        if "ticktext" in x and "ticktext" in y:
-            # An axis of ticks speaks their text; a format makes it speak the number.
-            cell = "query %{y:,d} “%{y}”, key %{x:,d} “%{x}”"
+    names = {}
+    if step == 1 and "token" in profile and max(len(queries), len(keys)) <= marks.MAX_TOKENS:
+        known = dict(zip(profile["key"].values, profile["token"].values, strict=True))
+        tokens = [[known.get(one, "") for one in at] for at in (queries, keys)]
+        y |= marks.token_ticks(queries, tokens[0], "query")
+        x |= marks.token_ticks(keys, tokens[1], "key")
+        # An axis of ticks speaks their text, which is cut; a format makes it speak the number.
+        cell = "query %{y:,d} “%{customdata[0]}”, key %{x:,d} “%{customdata[1]}”"
+        pairs = np.meshgrid(*map(marks.hovered, tokens), indexing="ij")
+        names["customdata"] = np.stack(pairs, axis=-1).tolist()
     return Panel(
         title,
-        _map_traces(name, what, (keys, queries), values, allowed, cell),
+        _map_traces(name, what, (keys, queries), values, allowed, cell, **names),
         x,
         y,
         note=head_note(part),
@@ -211,14 +213,15 @@ def _map_traces(
     values: np.ndarray,
     allowed: np.ndarray,
     cell: str,
+    **names: Any,
 ) -> list[marks.Trace]:
     shown, hover = np.where(allowed, values, np.nan), f"{cell}<br>{what}"
     if name == "logit":
-        traces = [marks.signed_map(*axes, shown, name=name, hover=hover, unit="nats")]
+        traces = [marks.signed_map(*axes, shown, name=name, hover=hover, unit="nats", **names)]
     else:
-        drawn = marks.probability_map(*axes, shown, name=name, hover=hover)
+        drawn = marks.probability_map(*axes, shown, name=name, hover=hover, **names)
         traces = [drawn, marks.probability_bar()]
-    return [*traces, *marks.special_cells(*axes, values, allowed, where=cell)]
+    return [*traces, *marks.special_cells(*axes, values, allowed, where=cell, **names)]
 
 
 def part_of(profile: xr.Dataset, layer: int, head: int | None, *names: str) -> xr.Dataset:

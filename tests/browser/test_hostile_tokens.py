@@ -37,10 +37,10 @@ PLACE = """([k, curve]) => {
     box.top + yaxis._offset + yaxis.d2p(trace ? trace.y[k] : k),
   ];
 }"""
-#: The second line of the hover text, once it tells of key k.
+#: The first line of the hover text, once it tells of key k.
 HOVERED = """k => {
   const lines = document.querySelectorAll('.hoverlayer .hovertext text.nums tspan.line');
-  return lines.length > 1 && lines[1].textContent.includes(`key ${k} `) && lines[1].textContent;
+  return lines.length > 1 && lines[0].textContent.includes(`key ${k} `) && lines[0].textContent;
 }"""
 HIDDEN = """name => document.querySelector('.js-plotly-plot')
   ._fullData.find(t => t.name === name).visible === 'legendonly'"""

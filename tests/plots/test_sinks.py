@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import pytest
 
 from goatviz import bins
-from goatviz.plots import SINK_KINDS, Figure, draw_sinks
+from goatviz.plots import SINK_KINDS, Figure, draw_sinks, marks
 from goatviz.plots.base import LIMIT_BYTES
 from goatviz.plots.sink_curves import importance_panel, rate_panel, signal_panel
 from goatviz.plots.sink_maps import heads_panel, map_panel, places
@@ -468,8 +468,10 @@ def test_hostile_tokens_are_text():
         panel = map_panel(profile, kind, 1, 1, 100)
         assert panel.x["ticktext"] == panel.y["ticktext"] == escaped
         assert panel.traces[0]["x"].dtype.kind == "i", "token texts must never be coordinates"
-        # An axis of ticks speaks their text; a format makes it speak the number.
-        assert "query %{y:,d} “%{y}”, key %{x:,d} “%{x}”" in panel.traces[0]["hovertemplate"]
+        hover = panel.traces[0]["hovertemplate"]
+        assert "query %{y:,d} “%{customdata[0]}”, key %{x:,d} “%{customdata[1]}”" in hover
+        pairs = panel.traces[0]["customdata"]
+        assert [pairs[i][i] for i in range(20)] == [[text, text] for text in marks.hovered(tokens)]
     for kind in SINK_KINDS:
         figure = draw_sinks(profile, kind=kind)
         assert "<img" not in str(figure.layout)
