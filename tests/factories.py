@@ -6,7 +6,8 @@ tokens and their `TextTokenizer`. Results: `sink_result(case)`, `prior_result(ca
 `plan_result(case)`, `row_result(case)`, cases in `SINK_CASES` and so on; `length_result()`,
 `grid_result()`, `mass_result()`, `perplexity_result()`, `training_result()`, whose schemes are
 `SCHEMES`. Each is computed once a process and handed out as a copy, which the caller may change.
-Figures: `unpacked(json)`.
+Figures: `drawn(name)`, names in `FIGURES`, every kind of figure of every kind of result; and
+`unpacked(json)`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import transformers
 import xarray as xr
 from torch import Tensor, nn
 
+from goatviz import plots
 from goatviz.adapters import capture
 from goatviz.analysis import (
     PlanLevels,
@@ -428,6 +430,39 @@ training_result = _results({"toy": _training})
 
 
 # --- what is drawn ---
+
+
+def _draw(draw: Callable, result: Callable, case: str, options: dict) -> plots.Figure:
+    return draw(result(case), **options)
+
+
+_LOSSES = [("offset 1", "GOAT", 1.8, 0.01, 1.7), ("offset 1", "uniform", 1.9, 0.01, 1.7)]
+_SINKS = ("toy", "one key", "long", "gpt2", "hostile", "12 x 12")
+_PRIORS = ("toy", "one key", "long", "alibi", "uniform", "table", "implied", "12 x 12")
+_DRAWINGS: list[tuple[str, Callable, Callable, tuple[str, ...], tuple[str, ...]]] = [
+    ("prior", plots.draw_prior, prior_result, _PRIORS, tuple(plots.PRIOR_KINDS)),
+    ("sinks", plots.draw_sinks, sink_result, _SINKS, plots.SINK_KINDS),
+    ("plan", plots.draw_plan, plan_result, tuple(PLAN_CASES), ()),
+    ("length", plots.draw_length, length_result, ("toy", "one run"), ()),
+    ("needle", plots.draw_needle, grid_result, ("toy",), ()),
+    ("mass", plots.draw_mass, mass_result, ("toy",), ()),
+    ("perplexity", plots.draw_perplexity, perplexity_result, ("toy",), ("length", "position")),
+    ("training", plots.draw_training, training_result, ("toy",), ()),
+]
+#: Every kind of figure of small results, and of 12 x 12 heads: name -> how it is drawn.
+FIGURES: dict[str, Callable[[], plots.Figure]] = {"losses": lambda: plots.draw_losses(_LOSSES)} | {
+    ", ".join((subject, case, *options.values())): functools.partial(
+        _draw, draw, result, case, options
+    )
+    for subject, draw, result, cases, kinds in _DRAWINGS
+    for case in cases
+    for options in ([{"kind": kind} for kind in kinds] or [{}])
+}
+
+
+def drawn(name: str) -> plots.Figure:
+    """A figure of `FIGURES`."""
+    return FIGURES[name]()
 
 
 def unpacked(value):

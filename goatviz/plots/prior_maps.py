@@ -109,10 +109,10 @@ def head_panels(profile: xr.Dataset) -> list[Panel]:
     nearest = np.nan_to_num(np.minimum(top, lag)).astype(int).astype(str).astype(object)
     where = near + nearest
     margin, mass = last["margin"].values, last["top_mass"].values
-    panels = [
-        _head_map(profile, "Margin of the top key", margin, "margin {} nats", "nats", where),
-        _head_map(profile, "Prior mass on the top key", mass, "mass {}", "prob.", where),
-    ]
+    panels = [_head_map(profile, "Prior mass on the top key", mass, "mass {}", "prob.", where)]
+    if np.isfinite(margin).any():
+        title, hover = "Margin of the top key", "margin {} nats"
+        panels.insert(0, _head_map(profile, title, margin, hover, "nats", where))
     slope, span = profile["recency_slope"].values, _relative_range(profile)
     if np.any(np.nan_to_num(slope)):
         title, hover = "Recency slope m", "slope {} nats/token"

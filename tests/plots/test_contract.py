@@ -12,12 +12,13 @@ from goatviz.analysis import plan_slice, prior_profile
 from goatviz.figures import plot_plan, plot_prior
 from goatviz.models import CausalLM, ModelConfig, goat_prior
 from goatviz.plots import PRIOR_KINDS, Figure, draw_losses, draw_plan, draw_prior
-from goatviz.priors import ALiBiPrior, BucketPrior, SpectralPrior, UniformPrior
+from goatviz.plots.schemes import SCHEMES, scheme_look
+from goatviz.priors import ALiBiPrior
 from goatviz.results import save_result
 from goatviz.transport import solve_rows
+from tests.factories import FIGURES, drawn
 
 LIMIT_BYTES = 2_000_000
-ROWS = [("offset 1", "GOAT", 1.8, 0.01, 1.7), ("offset 1", "uniform", 1.9, 0.01, 1.7)]
 
 
 def lively(heads=2, **options):
@@ -28,54 +29,65 @@ def lively(heads=2, **options):
     return prior
 
 
-PRIORS = {
-    "goat": lively(),
-    "alibi": ALiBiPrior(3),
-    "bucket": BucketPrior(2),
-    "rank 0": SpectralPrior(2, rank=0),
-    "uniform": UniformPrior(),
-}
+#: Axes of names, which have no unit.
+NAMES = {"head", "layer", "task"}
+MARKS = ("not allowed", "NaN", "−∞", "+∞")
 
 
 def check_contract(figure):
     assert isinstance(figure, Figure) and isinstance(figure, go.Figure)
     assert figure.layout.title.text
-    used = {(t.xaxis or "x", t.yaxis or "y") for t in figure.data if t.type != "pie"}
-    for x, y in used:
-        for name, fallback in ((x, "x"), (y, "y")):
-            axis = figure.layout[f"{fallback}axis{name[1:]}"]
-            shared = axis.showticklabels is False
-            assert axis.title.text or shared, f"axis {name} has no title"
+    used = {(t.xaxis or "x", t.yaxis or "y") for t in figure.data}
+    for axes in used:
+        for name in axes:
+            axis = figure.layout[f"{name[0]}axis{name[1:]}"]
+            title = axis.title.text or ""
+            named = "[" in title or title in NAMES
+            assert named or axis.showticklabels is False, f"axis {name} says {title!r}, no unit"
+        assert any(shows(trace) for trace in figure.data if (trace.xaxis or "x") == axes[0])
     for trace in figure.data:
         if isinstance(trace, go.Heatmap):
-            z = np.asarray(trace.z, dtype=float)
-            assert not np.isinf(z).any(), "an infinite value has no colour"
-            empty = np.isnan(z)
-            if trace.showscale is not False or trace.name == "probability":
-                marks = [
-                    ~np.isnan(np.asarray(other.z, dtype=float))
-                    for other in figure.data
-                    if isinstance(other, go.Heatmap)
-                    and other.name in ("not allowed", "NaN", "−∞", "+∞")
-                    and other.xaxis == trace.xaxis
-                    and np.asarray(other.z).shape == z.shape
-                ]
-                if empty.any() and marks:
-                    assert (empty <= np.logical_or.reduce(marks)).all(), "a gap without a mark"
+            check_gaps(trace, figure)
+        elif trace.name in SCHEMES:
+            look = scheme_look(trace.name)
+            assert trace.line.color in (None, look.color)
+            assert trace.marker.color in (None, look.color)
     assert len(figure.to_json()) < LIMIT_BYTES
+
+
+def shows(trace):
+    """Whether a trace has a finite value to show."""
+    values = trace.z if isinstance(trace, go.Heatmap) else trace.y
+    return values is not None and np.isfinite(np.asarray(values, dtype=float)).any()
+
+
+def check_gaps(trace, figure):
+    z = np.asarray(trace.z, dtype=float)
+    assert not np.isinf(z).any(), "an infinite value has no colour"
+    empty = np.isnan(z)
+    if trace.showscale is not False or trace.name == "probability":
+        marks = [
+            ~np.isnan(np.asarray(other.z, dtype=float))
+            for other in figure.data
+            if isinstance(other, go.Heatmap)
+            and other.name in MARKS
+            and other.xaxis == trace.xaxis
+            and np.asarray(other.z).shape == z.shape
+        ]
+        if empty.any() and marks:
+            assert (empty <= np.logical_or.reduce(marks)).all(), "a gap without a mark"
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("length", [1, 2, 64, 1000, 16_384])
 @pytest.mark.parametrize("kind", PRIOR_KINDS)
 def test_every_kind_at_every_length(kind, length, causal):
-    check_contract(plot_prior(PRIORS["goat"], kind=kind, length=length, causal=causal))
+    check_contract(plot_prior(lively(), kind=kind, length=length, causal=causal))
 
 
-@pytest.mark.parametrize("name", PRIORS)
-@pytest.mark.parametrize("kind", PRIOR_KINDS)
-def test_every_kind_of_prior(kind, name):
-    check_contract(plot_prior(PRIORS[name], kind=kind, length=40))
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure(name):
+    check_contract(drawn(name))
 
 
 @pytest.mark.parametrize("kind", PRIOR_KINDS)
@@ -110,8 +122,7 @@ def test_plans_of_every_size(size):
     check_contract(plot_plan(plan))
 
 
-def test_losses():
-    check_contract(draw_losses(ROWS))
+def test_no_losses():
     with pytest.raises(ValueError, match="rows must hold at least one"):
         draw_losses([])
 
