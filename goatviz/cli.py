@@ -6,7 +6,6 @@ the modules it calls.
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -43,8 +42,6 @@ class Train:
     """copy-mixture, passkey, needle, text or dna."""
     preset: str = "tiny"
     """The recipe to start from: tiny, small or paper."""
-    options: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Options of that recipe."""
 
     def run(self, command_line: str) -> None:
         raise ValueError(f"TASK comes first: goatviz train {self.task} --preset {self.preset} ...")
@@ -167,14 +164,6 @@ class _Said(NamedTuple):
     values: xr.DataArray
 
 
-Command = (
-    Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
-    | Annotated[Pretrained, tyro.conf.subcommand("pretrained")]
-)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a bad argument is one clear line and exit status 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -183,16 +172,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command_line = shlex.join(["goatviz", *kept])
     try:
         if len(given) > 1 and given[0] == "train" and not given[1].startswith("-"):
-            _train(given[1], given[2:], command_line)
+            _train(given[1:], command_line)
         else:
-            tyro.cli(Command, args=given, prog="goatviz").run(command_line)
+            command = tyro.cli(Reproduce | Train | Sweep | Pretrained, args=given, prog="goatviz")
+            command.run(command_line)
     except (ValueError, KeyError, OSError, ImportError, FloatingPointError, MemoryError) as error:
         print(f"goatviz: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _train(task: str, given: list[str], command_line: str) -> None:
+def _train(given: list[str], command_line: str) -> None:
     """Train with a preset's config, each of whose fields is a flag."""
     from goatviz.training import save_checkpoint, train
     from goatviz.training.checkpoint import make_card
@@ -200,10 +190,8 @@ def _train(task: str, given: list[str], command_line: str) -> None:
     from goatviz.training.execution import Execution
     from goatviz.training.presets import preset
 
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="tiny")
-    chosen, rest = first.parse_known_args(given)
-    start = preset(task, chosen.preset)
+    chosen, rest = tyro.cli(Train, args=given, add_help=False, return_unknown_args=True)
+    task, start = chosen.task, preset(chosen.task, chosen.preset)
 
     def option(kind: Any, words: str) -> Any:
         return Annotated[kind, tyro.conf.arg(help=words)]
