@@ -97,17 +97,17 @@ class Sweep:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         if self.cache is not None:
             self.cache.mkdir(parents=True, exist_ok=True)
-        result, said = self._answers(runs) if runs.task.answer_length else self._documents(runs)
+        result, measure = self._answers(runs) if runs.task.answer_length else self._documents(runs)
         result.attrs["command"] = command_line
         save_result(result, self.out)
         for scheme, models in runs.models.items():
             values = ", ".join(
-                f"{value:{said.form}} at {length:,}"
+                f"{value:{measure.form}} at {length:,}"
                 for length, value in zip(
-                    self.lengths, said.values.sel(scheme=scheme).values, strict=True
+                    self.lengths, measure.values.sel(scheme=scheme).values, strict=True
                 )
             )
-            print(f"{scheme} ({len(models)} run(s)), {said.name}: {values}")
+            print(f"{scheme} ({len(models)} run(s)), {measure.name}: {values}")
         print(self.out)
 
     def _answers(self, runs: Runs) -> tuple[xr.Dataset, _Said]:
@@ -255,16 +255,16 @@ def _train(given: list[str], command_line: str) -> None:
 
 def summarise_losses(losses: dict[str, float]) -> str:
     """A card's losses in one line."""
-    said = f"held-out loss {losses['held_out']:.4f} ± {losses['held_out_standard_error']:.4f}"
+    summary = f"held-out loss {losses['held_out']:.4f} ± {losses['held_out_standard_error']:.4f}"
     if "bayes_optimal" in losses:
-        said += f", Bayes {losses['bayes_optimal']:.4f}"
-    said += " nats/token"
+        summary += f", Bayes {losses['bayes_optimal']:.4f}"
+    summary += " nats/token"
     if "answers_strict" in losses:
-        said += (
+        summary += (
             f", answers right {losses['answers_strict']:.1%}, their tokens "
             f"{losses['answers_token']:.1%} (chance {losses['chance_token']:.0%})"
         )
-    return said
+    return summary
 
 
 if __name__ == "__main__":

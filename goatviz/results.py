@@ -488,9 +488,9 @@ def check_result(dataset: object, schema: Schema) -> xr.Dataset:
     """
     if not isinstance(dataset, xr.Dataset):
         raise TypeError(f"expected a {schema.name} Dataset, got {type(dataset).__name__}")
-    found = dataset.attrs.get("schema")
-    if found != schema.name:
-        raise TypeError(f"expected a Dataset of schema {schema.name!r}, got {found!r}")
+    name = dataset.attrs.get("schema")
+    if name != schema.name:
+        raise TypeError(f"expected a Dataset of schema {schema.name!r}, got {name!r}")
     missing = [
         name
         for name in schema.fields
@@ -536,7 +536,7 @@ def save_result(dataset: xr.Dataset, path: str | os.PathLike) -> Path:
     Returns
     -------
     Path
-        Of the file.
+        The file.
 
     Raises
     ------

@@ -229,10 +229,10 @@ def _axes(module: nn.Module, axes: int | None) -> int:
                 f"and decides on every call; got {axes!r}"
             )
         return axes
-    own = 2 if encoding == "2d" else 0
-    if axes is not None and axes != own:
-        raise ValueError(f"axes must be {own} for pos_encoding={encoding!r}, got {axes!r}")
-    return own
+    dimensions = 2 if encoding == "2d" else 0
+    if axes is not None and axes != dimensions:
+        raise ValueError(f"axes must be {dimensions} for pos_encoding={encoding!r}, got {axes!r}")
+    return dimensions
 
 
 def _key_terms(module: nn.Module, training_length: int, axes: int, causal: bool) -> list[Prior]:
@@ -341,12 +341,12 @@ def _watched_call(module: nn.Module, path: str, given: Mapping[str, object]) -> 
     causal = bool(given.get("is_causal", False))
     # A new layer draws initial values, and the model's own random numbers must stay the same.
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        own = convert(
+        layer = convert(
             module, causal=causal, length=length, axes=0 if module.pos_encoding == "auto" else None
         )
-    q, k, v, points = own.project(x)
+    q, k, v, points = layer.project(x)
     if not is_same(query, value):
-        v = own.project(value if module.batch_first else value.transpose(0, 1))[2]
+        v = layer.project(value if module.batch_first else value.transpose(0, 1))[2]
     keep, pairs = _their_masks(module, given, batch, length)
     mask, bias = keep, None
     if pairs is not None:
@@ -357,7 +357,7 @@ def _watched_call(module: nn.Module, path: str, given: Mapping[str, object]) -> 
         "q": q,
         "k": k,
         "v": v,
-        "prior": own.prior,
+        "prior": layer.prior,
         "causal": causal,
         "mask": mask,
         "bias": bias,

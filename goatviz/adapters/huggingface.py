@@ -62,12 +62,12 @@ def find_huggingface_attention(model: nn.Module) -> dict[str, nn.Module]:
 
 def unwatchable_huggingface(model: nn.Module) -> list[str]:
     """Class names of transformers' attention modules that do not use its AttentionInterface."""
-    found = find_huggingface_attention(model)
-    watched = [f"{path}." for path in found]
+    modules = find_huggingface_attention(model)
+    watched = [f"{path}." for path in modules]
     names = {}
     for path, module in model.named_modules():
-        inside = path in found or any(f"{path}.".startswith(prefix) for prefix in watched)
-        holds = any(other.startswith(f"{path}.") or not path for other in found)
+        inside = path in modules or any(f"{path}.".startswith(prefix) for prefix in watched)
+        holds = any(other.startswith(f"{path}.") or not path for other in modules)
         projects = any(isinstance(child, nn.Linear) for child in module.children())
         if (
             not inside
@@ -191,13 +191,13 @@ class _Masks:
 
     def read(self, mask: Tensor, n_queries: int, n_keys: int) -> tuple[Visibility, Tensor | None]:
         version = -1 if mask.is_inference() else mask._version
-        for held, at, found in self._seen:
-            size = found[0].n_queries, found[0].n_keys
+        for held, at, read in self._seen:
+            size = read[0].n_queries, read[0].n_keys
             if held is mask and at == version and size == (n_queries, n_keys):
-                return found
-        found = _read_mask(mask, n_queries, n_keys)
-        self._seen = [(mask, version, found), *self._seen[: _HELD_MASKS - 1]]
-        return found
+                return read
+        read = _read_mask(mask, n_queries, n_keys)
+        self._seen = [(mask, version, read), *self._seen[: _HELD_MASKS - 1]]
+        return read
 
 
 def _read_mask(mask: Tensor, n_queries: int, n_keys: int) -> tuple[Visibility, Tensor | None]:
@@ -285,8 +285,8 @@ def _call(
     if implementation == "sdpa":
         # The kernel has neither; old versions drop them where new ones raise.
         sink = softcap = None
-    own = first >= 0 and not _is_cross(path, module)
-    first = _first_query(visibility, first) if own and causal else max(first, 0)
+    self_attention = first >= 0 and not _is_cross(path, module)
+    first = _first_query(visibility, first) if self_attention and causal else max(first, 0)
     scale = options.get("scaling")
     return {
         "scale": None if scale is None else float(scale),
@@ -296,7 +296,7 @@ def _call(
         "bias": bias,
         "sink": None if sink is None else sink.detach().float(),
         "softcap": softcap,
-        "query_mask": visibility.real_queries(first) if own else None,
+        "query_mask": visibility.real_queries(first) if self_attention else None,
     }
 
 

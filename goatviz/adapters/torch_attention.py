@@ -62,8 +62,8 @@ def watch_torch_attention(
                 type(layer).forward is nn.TransformerEncoderLayer.forward
             )
             if fast and id(layer.self_attn) in paths:
-                own = _layer_forward(layer, paths[id(layer.self_attn)], observe, reported)
-                shadow(layer, own, shadowed)
+                forward = _layer_forward(layer, paths[id(layer.self_attn)], observe, reported)
+                shadow(layer, forward, shadowed)
         yield
     finally:
         for module in shadowed:

@@ -301,13 +301,13 @@ class _System:
         self.fit, self.longest, self.lags, self.count = fit, longest, lags, count
 
     def _spread(self, kernel: Tensor, length: int) -> Tensor:
-        own = self.lags[self.longest - length : self.longest + length - 1]
-        return kernel[..., own]
+        places = self.lags[self.longest - length : self.longest + length - 1]
+        return kernel[..., places]
 
     def _fold(self, values: Tensor, length: int) -> Tensor:
-        own = self.lags[self.longest - length : self.longest + length - 1]
+        places = self.lags[self.longest - length : self.longest + length - 1]
         out = values.new_zeros(*values.shape[:-1], self.count)
-        return out.index_add_(-1, own, values)
+        return out.index_add_(-1, places, values)
 
     def right(self) -> tuple[Tensor, Tensor]:
         fit = self.fit
@@ -332,11 +332,11 @@ class _System:
         out_kernel, out_sink = torch.zeros_like(kernel), torch.zeros_like(sink)
         for length, number in self.fit.lengths.items():
             geometry = self.fit.geometries[length]
-            wide, own = self._spread(kernel, length), sink[..., :length]
-            mean = (geometry.rows_from_lags(wide) + geometry.rows_from_keys(own)) / geometry.rows
-            lag = geometry.lags * wide + geometry.lags_from_keys(own)
+            wide, keys = self._spread(kernel, length), sink[..., :length]
+            mean = (geometry.rows_from_lags(wide) + geometry.rows_from_keys(keys)) / geometry.rows
+            lag = geometry.lags * wide + geometry.lags_from_keys(keys)
             lag = lag - geometry.lags_from_rows(mean)
-            key = geometry.keys * own + geometry.keys_from_lags(wide)
+            key = geometry.keys * keys + geometry.keys_from_lags(wide)
             key = key - geometry.keys_from_rows(mean)
             out_kernel += number * self._fold(lag, length)
             out_sink[..., :length] += number * key

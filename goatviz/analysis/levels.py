@@ -514,14 +514,14 @@ def _cut(window: tuple[int, int], count: int, name: str) -> tuple[int, int]:
 
 
 def _rule(rows: int, queries: int, edges: np.ndarray, pool: str) -> str:
-    said = "every query" if rows == queries else f"{rows:,} of {queries:,} queries"
+    text = "every query" if rows == queries else f"{rows:,} of {queries:,} queries"
     widths = np.diff(edges)
     low, high = int(widths.min()), int(widths.max())
     if high == 1:
-        return f"{said}; every key"
+        return f"{text}; every key"
     many = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     what = {"max": "the largest of", "mean": "the mean of"}[pool]
-    return f"{said}; keys: {what} {many}"
+    return f"{text}; keys: {what} {many}"
 
 
 def row_summary(row: xr.Dataset) -> str:

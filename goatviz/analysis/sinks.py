@@ -98,7 +98,7 @@ def sink_profile(
         Also norms of values and hidden states, and massive activations: above 100 and above
         1,000 medians of the block's output. Hooks are put on the blocks for it.
     resamples, seed : int
-        Of the bootstrap over inputs that gives 95 % intervals.
+        Resamples and seed of the bootstrap over inputs that gives 95 % intervals.
 
     Returns
     -------
@@ -437,13 +437,13 @@ def _prior_on_first(call: CapturedCall) -> Tensor:
     """Prior mass on key 0 for each query: log pi_i0 = K_i0 - log Z_i, from the row statistics."""
     rows, prior = call.rows, call.call.prior
     partition = rows.kl_to_prior - rows.expected_score + rows.log_normaliser
-    own = torch.zeros_like(partition)
+    sink = torch.zeros_like(partition)
     if call.call.biased or _has_column(call):
-        return torch.full_like(own, math.nan)
+        return torch.full_like(sink, math.nan)
     if prior is not None:
         values = prior.log_prior(call.call.query_pos, call.call.key_pos[:1]).detach()[..., 0]
-        own = values.repeat_interleave(call.shape[1] // len(values), dim=0).to(partition)
-    return (own - partition).exp().clamp(max=1.0)
+        sink = values.repeat_interleave(call.shape[1] // len(values), dim=0).to(partition)
+    return (sink - partition).exp().clamp(max=1.0)
 
 
 def _prior_kind(prior: Prior | None) -> str:
@@ -489,9 +489,9 @@ def _map(
 
 
 @contextmanager
-def _hidden_states(model: nn.Module, found: list[dict[str, np.ndarray]] | None) -> Iterator[None]:
+def _hidden_states(model: nn.Module, states: list[dict[str, np.ndarray]] | None) -> Iterator[None]:
     """Norms and large activations of what each block with attention returns."""
-    if found is None:
+    if states is None:
         yield
         return
     handles = []
@@ -499,7 +499,7 @@ def _hidden_states(model: nn.Module, found: list[dict[str, np.ndarray]] | None) 
         for block in _attention_blocks(model):
             handles.append(
                 block.register_forward_hook(
-                    lambda _module, _arguments, out: found.append(_states(out))
+                    lambda _module, _arguments, out: states.append(_states(out))
                 )
             )
         yield
@@ -516,8 +516,8 @@ def _attention_blocks(model: nn.Module) -> list[nn.Module]:
         for depth in range(len(parts), 0, -1):
             parent = ".".join(parts[: depth - 1])
             if isinstance(modules.get(parent), nn.ModuleList):
-                own = ".".join(parts[:depth])
-                blocks.setdefault(own, modules[own])
+                block = ".".join(parts[:depth])
+                blocks.setdefault(block, modules[block])
                 break
     if not blocks:
         raise ValueError("norms needs blocks in a ModuleList, and this model has none")
@@ -562,12 +562,14 @@ def _profile(
     seed: int,
 ) -> xr.Dataset:
     layers = sorted(gathered.sequences)
-    inputs = {len(found) for found in gathered.sequences.values()}
+    inputs = {len(sequences) for sequences in gathered.sequences.values()}
     if len(inputs) > 1:
         raise ValueError(f"every layer must be called equally often, got {sorted(inputs)} inputs")
     count = inputs.pop()
-    length = max(s.importance.shape[1] for found in gathered.sequences.values() for s in found)
-    heads = max(found[0].importance.shape[0] for found in gathered.sequences.values())
+    length = max(
+        s.importance.shape[1] for sequences in gathered.sequences.values() for s in sequences
+    )
+    heads = max(sequences[0].importance.shape[0] for sequences in gathered.sequences.values())
     shape = (len(layers), heads)
     if tokens is not None and len(tokens) != length:
         raise ValueError(f"tokens must hold {length} texts, one for each key, got {len(tokens)}")
@@ -587,12 +589,12 @@ def _profile(
     edges = _range_edges(gathered)
     signal = _empty_signal(shape)
     for at, layer in enumerate(layers):
-        found = gathered.sequences[layer]
-        own = found[0].importance.shape[0]
-        place = (at, slice(0, own))
+        sequences = gathered.sequences[layer]
+        count_heads = sequences[0].importance.shape[0]
+        place = (at, slice(0, count_heads))
         out["present"][place] = True
-        stacked = np.full((count, own, length), np.nan, np.float32)
-        for i, one in enumerate(found):
+        stacked = np.full((count, count_heads, length), np.nan, np.float32)
+        for i, one in enumerate(sequences):
             stacked[i, :, : one.importance.shape[1]] = np.where(
                 one.observers >= min_observers, one.importance, np.nan
             )
@@ -601,18 +603,18 @@ def _profile(
         out["importance_low"][place], out["importance_high"][place] = bootstrap_interval(
             stacked, weights
         )
-        first[:, at, :own] = stacked[..., 0]
-        anywhere[:, at, :own] = np.fmax.reduce(stacked, axis=-1)
+        first[:, at, :count_heads] = stacked[..., 0]
+        anywhere[:, at, :count_heads] = np.fmax.reduce(stacked, axis=-1)
         for key, attribute in _MEANS.items():
-            each = [np.nanmean(getattr(one, attribute), axis=-1) for one in found]
+            each = [np.nanmean(getattr(one, attribute), axis=-1) for one in sequences]
             out[key][place] = np.mean(each, axis=0)
         out["margin"][place] = gathered.margins[layer]
         known = ~np.isnan(gathered.margins[layer])
-        lengths = np.full(own, np.nan)
+        lengths = np.full(count_heads, np.nan)
         lengths[known] = protected_length(gathered.margins[layer][known])
         out["protected_length"][place] = lengths
-        _add_signal(signal, place, found, edges)
-        mass = np.concatenate([one.prior_first[:, one.counted] for one in found], axis=1)
+        _add_signal(signal, place, sequences, edges)
+        mass = np.concatenate([one.prior_first[:, one.counted] for one in sequences], axis=1)
         if mass.shape[1] and np.isfinite(mass).any():
             out["prior_first_low"][place] = np.nanmin(mass, axis=1)
             out["prior_first_high"][place] = np.nanmax(mass, axis=1)
@@ -707,8 +709,8 @@ def _range_edges(gathered: _Gathered) -> np.ndarray:
     largest = max(
         (
             float(np.nanmax(one.content_range[:, one.counted]))
-            for found in gathered.sequences.values()
-            for one in found
+            for sequences in gathered.sequences.values()
+            for one in sequences
             if one.counted.any()
         ),
         default=1.0,
@@ -727,11 +729,11 @@ def _empty_signal(shape: tuple[int, int]) -> dict[str, np.ndarray]:
 def _add_signal(
     signal: dict[str, np.ndarray],
     place: tuple[int, slice],
-    found: list[_Sequence],
+    sequences: list[_Sequence],
     edges: np.ndarray,
 ) -> None:
     layer = place[0]
-    for one in found:
+    for one in sequences:
         counted = one.counted
         for head in range(one.first.shape[0]):
             x, y = one.content_range[head, counted], one.first[head, counted]
@@ -754,7 +756,9 @@ def _finish_signal(signal: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _mean_maps(
     gathered: _Gathered, layers: list[int], heads: int, coords: dict[str, Any]
 ) -> dict[str, np.ndarray]:
-    size = min(weights.shape[-1] for found in gathered.maps.values() for _, weights, _ in found)
+    size = min(
+        weights.shape[-1] for sequences in gathered.maps.values() for _, weights, _ in sequences
+    )
     shape = (len(layers), heads, size, size)
     out = {
         "map_logits": np.full(shape, np.nan),
@@ -776,7 +780,9 @@ def _mean_norms(
     gathered: _Gathered, layers: list[int], length: int, coords: dict[str, Any]
 ) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
-    if all(one.value_norm is not None for found in gathered.sequences.values() for one in found):
+    if all(
+        one.value_norm is not None for sequences in gathered.sequences.values() for one in sequences
+    ):
         norm = np.full((len(layers), length), np.nan)
         for at, layer in enumerate(layers):
             norm[at] = _over_keys([one.value_norm for one in gathered.sequences[layer]], length)
@@ -796,7 +802,7 @@ def _mean_norms(
             ]
         )
     medians = [[one[s]["median"] for one in gathered.hidden] for s in range(states)]
-    out["hidden_median"] = np.array([np.concatenate(own).mean() for own in medians])
+    out["hidden_median"] = np.array([np.concatenate(chunks).mean() for chunks in medians])
     coords["state"] = np.arange(states)
     return out
 

@@ -278,8 +278,8 @@ class Explorer(ipywidgets.VBox):
                 label=self._views[name].label,
                 view_of=picture.views.get(name, name),
             )
-        said = html.escape(picture.summary, quote=False)
-        self._summary.value = f'<div aria-live="polite" class="goatviz-summary">{said}</div>'
+        text = html.escape(picture.summary, quote=False)
+        self._summary.value = f'<div aria-live="polite" class="goatviz-summary">{text}</div>'
         self._controls.error = ""
 
     def _say_error(self, error: Exception) -> None:
@@ -372,12 +372,12 @@ def _wrapped(widget: ipywidgets.DOMWidget, least: int) -> ipywidgets.VBox:
 
 def _below(widget: ipywidgets.Widget) -> list[ipywidgets.Widget]:
     """All widgets inside, and their layouts."""
-    found: list[ipywidgets.Widget] = []
+    below: list[ipywidgets.Widget] = []
     for child in getattr(widget, "children", ()):
-        found += [*_below(child), child]
+        below += [*_below(child), child]
         if isinstance(child, ipywidgets.DOMWidget) and child.trait_has_value("layout"):
-            found.append(child.layout)
-    return found
+            below.append(child.layout)
+    return below
 
 
 def ranged(name: str, value: Any, count: int) -> None:

@@ -26,15 +26,15 @@ class Control:
     Parameters
     ----------
     name : str
-        Of the value; the trait of an explorer.
+        Name of the value and of the trait of an explorer.
     label : str
         What stands before it.
     kind : {"select", "slider", "number", "toggle", "button"}
         A button has no value.
     options : sequence of (value, text)
-        Of a select.
+        Choices of a select.
     low, high, step : float
-        Of a slider or number. With `log`, the slider's step is one of the exponent of ten.
+        Range and step of a slider or number; with `log`, the step of the exponent of ten.
     log : bool
         A slider that moves in powers of ten.
     whole : bool
@@ -46,7 +46,7 @@ class Control:
     disabled : bool
         Shown, and not to be moved.
     choices : sequence of float
-        Of a slider that knows no values between these.
+        Values of a slider that knows no values between these.
     """
 
     name: str
@@ -101,7 +101,7 @@ class ControlPanel(anywidget.AnyWidget):
     values : mapping
         What they are set to; buttons have none.
     label : str
-        Of all of them, for screen readers.
+        Name of the whole group, for screen readers.
 
     Attributes
     ----------
@@ -143,9 +143,9 @@ class ControlPanel(anywidget.AnyWidget):
 
     def change(self, name: str, **changes: Any) -> None:
         """Give a control other options, ends, or another hint."""
-        found = replace(self._controls[name], **changes)
-        if found != self._controls[name]:
-            self._controls[name] = found
+        changed = replace(self._controls[name], **changes)
+        if changed != self._controls[name]:
+            self._controls[name] = changed
             self.controls = [control.spec() for control in self._controls.values()]
 
     def on_press(self, name: str, act: Callable[[], None]) -> None:

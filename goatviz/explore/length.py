@@ -212,8 +212,8 @@ class AnswerExplorer(LengthExplorer):
     measure : {"strict", "token"}
         Whole answers, or their tokens.
     depth : float or "all"
-        Of the grid, as a share of the text before the answer; "all" is the sweep, or all depths of
-        the grid pooled.
+        Depth of the grid, as a share of the text before the answer; "all" is the sweep, or all
+        depths of the grid pooled.
     """
 
     measure = traitlets.Unicode("strict")
@@ -247,9 +247,9 @@ class AnswerExplorer(LengthExplorer):
         if grid is not None:
             self.shown = ("scheme", "others", "length", "depth", "measure", "runs")
             self.panels |= {"depth and length": _WIDTH, "accuracy by depth": _WIDTH}
-            said = [(each, f"{100 * each:g} %") for each in self.depths]
+            text = [(each, f"{100 * each:g} %") for each in self.depths]
             everything = "all" if sweep is None else "all of the task"
-            controls.insert(0, Control("depth", "Depth", options=[(ALL, everything), *said]))
+            controls.insert(0, Control("depth", "Depth", options=[(ALL, everything), *text]))
         self._begin_with(results, ["examples"] * len(results), scheme=scheme, controls=controls)
 
     def _check(self, values: Mapping[str, Any]) -> None:
@@ -380,17 +380,17 @@ class LossExplorer(LengthExplorer):
         if np.isnan(float(one["mean_loss"])):
             return f"{where}: not measured. {self._training.capitalize()}."
         runs = _runs(np.isfinite(one["run_loss"].values))
-        said = (
+        text = (
             f"{where}: loss {_interval(one, 'mean_loss')} nats/token, perplexity "
             f"{_interval(one, 'perplexity')} (n = {int(one['tokens'].sum()):,} tokens of "
             f"{one.sizes['piece']} pieces, {runs}; 95 % intervals over pieces)"
         )
         apart = difference.sel(scheme=scheme, length=length)
         if scheme != reference and not np.isnan(float(apart["difference"])):
-            said += (
+            text += (
                 f"; less that of {reference}, paired: {_interval(apart, 'difference', '+.4f')} nats"
             )
-        return f"{said}. {self._training.capitalize()}."
+        return f"{text}. {self._training.capitalize()}."
 
 
 class MassExplorer(LengthExplorer):
@@ -434,16 +434,16 @@ class MassExplorer(LengthExplorer):
             return f"{where}: not measured. {known}"
         one = one.isel(length=at)
         share, low, high = (float(one[f"mean_token{end}"]) for end in ("", "_low", "_high"))
-        said = (
+        text = (
             f"{where}: {share:.4f} of answer tokens right (95 % intervals {low:.4f} to {high:.4f}; "
             f"n = {int(tokens.sum()):,} tokens, {_runs(tokens > 0)})"
         )
         for group, title in GROUPS.items():
             if not np.isnan(float(one[f"mean_{group}_mass"])):
                 name = title.format(recent=sweep.attrs["recent"]).lower()
-                said += f"; {name} {_interval(one, f'mean_{group}_mass')}"
+                text += f"; {name} {_interval(one, f'mean_{group}_mass')}"
         return (
-            f"{said}. Heads chosen at {int(sweep['reference_length']):,} tokens, "
+            f"{text}. Heads chosen at {int(sweep['reference_length']):,} tokens, "
             f"{sweep.attrs['examples']} examples a run. {known}"
         )
 
@@ -477,16 +477,16 @@ def _check_belongs(sweep: xr.Dataset, grid: xr.Dataset) -> None:
 
 def _measured_lengths(results: Sequence[xr.Dataset], counts: Sequence[str]) -> list[int]:
     """Lengths at which some scheme was measured, of all results."""
-    found: set[int] = set()
+    lengths: set[int] = set()
     for result, name in zip(results, counts, strict=True):
         values = result[name].fillna(0) != 0
         here = values.any([dim for dim in values.dims if dim != "length"])
-        found |= {int(length) for length in result["length"].values[here.values]}
-    if not found:
+        lengths |= {int(length) for length in result["length"].values[here.values]}
+    if not lengths:
         raise ValueError(
             f"{results[0].attrs['schema']} must hold at least one measured cell, got none"
         )
-    return sorted(found)
+    return sorted(lengths)
 
 
 def _runs(measured: np.ndarray) -> str:

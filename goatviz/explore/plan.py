@@ -283,10 +283,10 @@ class PlanExplorer(Explorer):
         """Plans seen lately are kept, with what they know already."""
         at = (layer, head)
         if at not in self._kept:
-            found = PlanLevels(self._record.of(layer)[-1], head=head, batch=self._batch)
+            levels = PlanLevels(self._record.of(layer)[-1], head=head, batch=self._batch)
             while len(self._kept) >= _KEPT:
                 del self._kept[next(iter(self._kept))]
-            self._kept[at] = found
+            self._kept[at] = levels
         return self._kept[at]
 
     def _head_options(self) -> list[tuple[int, str]]:

@@ -43,7 +43,7 @@ class PlanMap(anywidget.AnyWidget):
     query_tokens, key_tokens : sequence of str, optional
         One for each query and key; shown as text where there is room.
     scale : {"linear", "log"}
-        Of the colours: from 0, or over five decades below the largest weight seen.
+        Scale of the colours: from 0, or over five decades below the largest weight seen.
     pool : {"max", "mean"}
         What a cell of several keys shows.
 
@@ -156,18 +156,18 @@ class PlanMap(anywidget.AnyWidget):
             The most a side.
         """
         window = ((0, levels.queries), (0, levels.keys))
-        found = levels.view(*window, rows=cells, columns=cells, pool=self.pool)
-        scale = colour_range(self.scale, float(np.nanmax(found.weights, initial=0.0)))
+        shown = levels.view(*window, rows=cells, columns=cells, pool=self.pool)
+        scale = colour_range(self.scale, float(np.nanmax(shown.weights, initial=0.0)))
         return {
             "title": title,
-            "summary": _summary(found),
+            "summary": _summary(shown),
             "error": "",
             "progress": -1.0,
             "size": [levels.queries, levels.keys],
             "has_tokens": self.has_tokens,
             "plan": 0,
-            "view": self._described(0, found, scale),
-            "pixels": to_codes(found.weights, scale),
+            "view": self._described(0, shown, scale),
+            "pixels": to_codes(shown.weights, scale),
             "scale": self.scale,
             "pool": self.pool,
             "selection": [],
@@ -180,29 +180,29 @@ class PlanMap(anywidget.AnyWidget):
         super().close()
         self.__dict__.pop("_levels", None)
 
-    def _described(self, number: int, found: PlanView, scale: dict[str, Any]) -> dict[str, Any]:
+    def _described(self, number: int, shown: PlanView, scale: dict[str, Any]) -> dict[str, Any]:
         return {
             "id": number,
-            "queries": list(found.query_range),
-            "keys": list(found.key_range),
-            "rows": found.weights.shape[0],
-            "columns": found.weights.shape[1],
-            "rule": found.rule,
-            "exact": found.exact,
+            "queries": list(shown.query_range),
+            "keys": list(shown.key_range),
+            "rows": shown.weights.shape[0],
+            "columns": shown.weights.shape[1],
+            "rule": shown.rule,
+            "exact": shown.exact,
             "range": scale,
-            "query_tokens": _texts(self._tokens[0], found.query_range),
-            "key_tokens": _texts(self._tokens[1], found.key_range),
+            "query_tokens": _texts(self._tokens[0], shown.query_range),
+            "key_tokens": _texts(self._tokens[1], shown.key_range),
         }
 
-    def _show(self, number: int, found: PlanView) -> None:
+    def _show(self, number: int, shown: PlanView) -> None:
         """Put a view on the page, picture and description together."""
         # Colours keep their meaning while the window moves, until something larger is seen.
-        self._highest = max(self._highest, float(np.nanmax(found.weights, initial=0.0)))
+        self._highest = max(self._highest, float(np.nanmax(shown.weights, initial=0.0)))
         scale = colour_range(self.scale, self._highest)
         with self.hold_sync():
-            self.pixels = to_codes(found.weights, scale)
-            self.view = self._described(number, found, scale)
-            self.summary = _summary(found)
+            self.pixels = to_codes(shown.weights, scale)
+            self.view = self._described(number, shown, scale)
+            self.summary = _summary(shown)
             self.error = ""
 
     def _view(
@@ -235,12 +235,12 @@ class PlanMap(anywidget.AnyWidget):
             answer()
             return
 
-        def end(found: PlanView | None, error: Exception | None) -> None:
+        def end(shown: PlanView | None, error: Exception | None) -> None:
             if self._task is task:
                 self._task = None
                 self.progress = -1.0
-                if found is not None:
-                    self._show(number, found)
+                if shown is not None:
+                    self._show(number, shown)
                 elif error is not None:
                     self.error = f"{type(error).__name__}: {error}"
             answer()

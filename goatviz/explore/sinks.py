@@ -231,9 +231,9 @@ class SinkExplorer(Explorer):
         layers, heads = (self._whole[name].values for name in ("layer", "head"))
         present = self._whole["present"].values.astype(bool)
         self._heads = {
-            int(layer): tuple(heads[own].tolist())
-            for layer, own in zip(layers, present, strict=True)
-            if own.any()
+            int(layer): tuple(heads[row].tolist())
+            for layer, row in zip(layers, present, strict=True)
+            if row.any()
         }
         if not self._heads:
             raise ValueError("profile holds no head that is present")
@@ -381,9 +381,9 @@ class SinkExplorer(Explorer):
         if self._steps is not None and self._steps.running:
             self._steps.stop()
             self._controls.progress = -1.0
-            said = f"Stopped at {100 * self._steps.share:.0f} %: moving a control goes on."
+            text = f"Stopped at {100 * self._steps.share:.0f} %: moving a control goes on."
             self._summary.value = (
-                f'<div aria-live="polite" class="goatviz-summary">{html.escape(said)}</div>'
+                f'<div aria-live="polite" class="goatviz-summary">{html.escape(text)}</div>'
             )
 
     def _trait_changed(self, change: dict[str, Any]) -> None:
@@ -488,7 +488,7 @@ class SinkExplorer(Explorer):
         size = sum(len(figure.to_json(validate=False)) for figure in figures)
         size += 0 if self.map is None else len(self.map.pixels) * 4 // 3
         most = max(1, min(_MOST_STATES, _MOST_BYTES // size))
-        same = all(own == common for own in self._heads.values())
+        same = all(heads == common for heads in self._heads.values())
         if same and len(layers) * len(common) <= most:
             return {"layer": layers, "head": list(common)}
         heads = list(self._heads[self.layer])

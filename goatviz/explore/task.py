@@ -68,7 +68,7 @@ def run_beside(
     Parameters
     ----------
     loop : asyncio.AbstractEventLoop
-        Of the caller.
+        Event loop of the caller.
     task : Task
         Handed to `compute`; its reports go to `report`, a hundred at most.
     end : callable
@@ -82,16 +82,16 @@ def run_beside(
             loop.call_soon_threadsafe(report, share)
 
     def work() -> None:
-        found: Any = None
+        result: Any = None
         problem: Exception | None = None
         try:
-            found = compute(task)
+            result = compute(task)
         except Cancelled:
             pass
         except Exception as error:  # noqa: BLE001 - handed to whoever asked
             problem = error
         if not loop.is_closed():
-            loop.call_soon_threadsafe(end, found, problem)
+            loop.call_soon_threadsafe(end, result, problem)
 
     task.report = forward
     threading.Thread(target=work, daemon=True, name="goatviz explorer").start()

@@ -108,7 +108,7 @@ def dna() -> Exhibit:
 def _loss_verdict(sweep: xr.Dataset) -> str:
     """Who has the lowest loss where, by paired differences; how GOAT moves with length."""
     trained = int(sweep.attrs["training_length"])
-    said = []
+    clauses = []
     for length in (n for n in (trained, int(sweep["length"][-1])) if n in sweep["length"].values):
         # Squeezed positions are the plain ones up to the training length: the same model twice.
         rivals = [
@@ -119,7 +119,7 @@ def _loss_verdict(sweep: xr.Dataset) -> str:
         order = sweep.sel(length=length, scheme=rivals).sortby("mean_loss")["scheme"].values
         apart = loss_difference(sweep, str(order[0])).sel(scheme=order[1], length=length)
         close = float(apart["difference_low"]) <= 0
-        said.append(
+        clauses.append(
             f"at {length:,} {order[0]} is best, before {order[1]} by "
             f"{float(apart['difference']):.4f} nats [{float(apart['difference_low']):.4f}, "
             f"{float(apart['difference_high']):.4f}]{' (not told apart)' if close else ''}"
@@ -127,7 +127,7 @@ def _loss_verdict(sweep: xr.Dataset) -> str:
     goat = sweep["mean_loss"].sel(scheme="goat")
     change = float(goat[-1] - goat.sel(length=trained))
     return (
-        f"Paired over the same pieces, {'; '.join(said)}. From {trained:,} to "
+        f"Paired over the same pieces, {'; '.join(clauses)}. From {trained:,} to "
         f"{int(sweep['length'][-1]):,} GOAT's loss moves by {change:+.4f} nats."
     )
 

@@ -30,7 +30,7 @@ def reproduce(out: str | os.PathLike = "figures") -> Path:
     Returns
     -------
     Path
-        Of index.html: one file with plotly.js inside, which asks the network for nothing.
+        The page, index.html: one file with plotly.js inside, which asks the network for nothing.
 
     Raises
     ------

@@ -182,7 +182,7 @@ def save_html(figure: go.Figure, path: str | os.PathLike) -> Path:
     Returns
     -------
     Path
-        Of the file (about 5 MB: plotly.js is inside).
+        The file (about 5 MB: plotly.js is inside).
 
     Raises
     ------

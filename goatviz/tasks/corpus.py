@@ -10,6 +10,7 @@ import gzip
 import io
 import lzma
 import tarfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -156,22 +157,22 @@ class _Corpus(ABC):
         if per_document < 1:
             raise ValueError(f"per_document must be at least 1, got {per_document}")
         documents = self.documents()
-        found, names = [], []
+        windows, names = [], []
         for start, size, name in zip(
             documents.starts, documents.lengths, documents.names, strict=False
         ):
             count = min(per_document, int(size) // (length + 1))
             for index in range(count):
                 first = start + ((2 * index + 1) * size // count - (length + 1)) // 2
-                found.append(documents.tokens[first : first + length + 1])
+                windows.append(documents.tokens[first : first + length + 1])
                 names.append(name)
-        if not found:
+        if not windows:
             raise ValueError(
                 f"lengths must leave one document of {self.source} longer than them, got "
                 f"{length}; the longest of {len(documents.names)} has {documents.lengths.max()} "
                 "tokens"
             )
-        return torch.from_numpy(np.stack(found).astype(np.int64)), tuple(names)
+        return torch.from_numpy(np.stack(windows).astype(np.int64)), tuple(names)
 
     def _readable(self) -> Documents:
         """What `sample` draws from."""
@@ -326,7 +327,7 @@ def _archived(path: Path) -> Iterator[tuple[str, str]]:
                 if member.isfile() and member.name.endswith(_TEXTS):
                     content = archive.extractfile(member).read()
                     yield member.name, _decoded(content, f"{path}: {member.name}")
-    except (tarfile.TarError, EOFError, lzma.LZMAError) as error:
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
         raise ValueError(f"source {path} is no readable archive: {error}") from error
 
 
@@ -363,7 +364,7 @@ def _opened(path: Path) -> bytes:
     try:
         with read(path, "rb") as file:
             return file.read()
-    except (gzip.BadGzipFile, lzma.LZMAError, EOFError) as error:
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise ValueError(f"source {path} is no readable {path.suffix} file: {error}") from error
 
 

@@ -136,7 +136,7 @@ def save_checkpoint(model: CausalLM, card: dict[str, Any], path: str | os.PathLi
     Returns
     -------
     Path
-        Of the weights.
+        The file of the weights.
 
     Examples
     --------
@@ -271,8 +271,8 @@ def _read_card(name: str, content: bytes) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{name}.json is not a readable card: {error}") from error
     if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
-        found = card.get("format") if isinstance(card, dict) else type(card).__name__
-        raise ValueError(f"{name}.json must have format {CARD_FORMAT!r}, got {found!r}")
+        kind = card.get("format") if isinstance(card, dict) else type(card).__name__
+        raise ValueError(f"{name}.json must have format {CARD_FORMAT!r}, got {kind!r}")
     missing = [key for key in ("sha256", "model", "config") if key not in card]
     if missing:
         raise ValueError(f"{name}.json lacks {', '.join(missing)}")

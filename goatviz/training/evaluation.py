@@ -79,11 +79,11 @@ def evaluate(
     model : CausalLM
         Left in evaluation mode.
     task : Task
-        Of any length; a sequence without a target that counts is left out.
+        A task of any length; a sequence without a target that counts is left out.
     sequences, batch_size : int
         How many, and how many at a time.
     seed : int
-        Of the sequences.
+        Seed of the sequences.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def evaluate_answers(
     examples, batch_size : int
         How many, and how many at a time.
     seed : int
-        Of the sequences.
+        Seed of the sequences.
     depth : float, optional
         Where the pair stands, see `Passkey.sample`.
     chunk : int
@@ -304,13 +304,13 @@ def loss_weights(ids: Tensor, task: Task) -> Tensor:
         Float32, shape (batch, length).
     """
     counted = counts(ids, task)
-    own = task.target_weights()
-    if own is None:
+    targets = task.target_weights()
+    if targets is None:
         return counted / counted.sum().clamp_min(1)
     if task.masked is None:
         # The same for every sequence: nothing to be summed over the batch.
-        return (own.to(ids.device) / len(ids)).expand(counted.shape)
-    weights = counted * own.to(ids.device)
+        return (targets.to(ids.device) / len(ids)).expand(counted.shape)
+    weights = counted * targets.to(ids.device)
     return weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
 
 

@@ -37,8 +37,8 @@ class Execution:
         None: a GPU if there is one. Which of several is said by CUDA_VISIBLE_DEVICES or, with
         several processes, by accelerate.
     mixed_precision : {"no", "bf16"} or None
-        Of the forward and backward pass; weights stay float32. None: as `accelerate launch` says,
-        "no" without it.
+        Precision of the forward and backward pass; weights stay float32. None: as `accelerate
+        launch` says, "no" without it.
     accumulation : int
         Micro-batches of a step, one after the other: less memory for the same batch.
     compile : bool
@@ -81,7 +81,7 @@ class Engine:
     Attributes
     ----------
     accelerator : accelerate.Accelerator
-        Of this process.
+        The accelerator of this process.
     execution : Execution
         What was asked for.
     """

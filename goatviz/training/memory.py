@@ -61,7 +61,7 @@ def estimate_memory(
     parts : int
         Micro-batches over all processes: processes x accumulation.
     mixed_precision : {"no", "bf16"}
-        Of the forward pass.
+        Precision of the forward pass.
     checkpoint_activations : bool
         Whether blocks are computed again.
 
@@ -113,7 +113,7 @@ def check_memory(estimate: MemoryEstimate, free: float, config: TrainConfig) -> 
     Parameters
     ----------
     estimate : MemoryEstimate
-        Of one process.
+        The estimate for one process.
     free : float
         Bytes.
     config : TrainConfig
@@ -153,7 +153,7 @@ def _parameters(config: TrainConfig) -> int:
 def _kept(config: TrainConfig, layers: int, mixed_precision: str) -> np.ndarray:
     """Bytes kept for the backward pass of one sequence: a polynomial of the length."""
     model = _small(config, layers, max(_PROBES))
-    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    held = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     bytes_kept = []
     for length in _PROBES:
         seen: dict[int, int] = {}
@@ -161,7 +161,7 @@ def _kept(config: TrainConfig, layers: int, mixed_precision: str) -> np.ndarray:
 
         def pack(tensor: torch.Tensor, seen: dict = seen, alive: list = alive) -> torch.Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
+            if storage.data_ptr() not in held:
                 seen[storage.data_ptr()] = storage.nbytes()
                 # Freed storage would be counted again under the same address.
                 alive.append(tensor)

@@ -63,14 +63,14 @@ def save_state(
             tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
     tensors[_GENERATOR] = data.get_state()
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    said = {
+    metadata = {
         "format": STATE_FORMAT,
         "config": json.dumps(config.to_dict()),
         "progress": json.dumps(progress._asdict()),
     }
     with whole_file(Path(path)) as temporary:
         try:
-            save_file(tensors, temporary, metadata=said)
+            save_file(tensors, temporary, metadata=metadata)
         except SafetensorError as error:
             raise OSError(f"{path} cannot be written: {error}") from error
 
@@ -97,15 +97,15 @@ def load_state(
         raise FileNotFoundError(f"no training state at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            said = file.metadata() or {}
-            if said.get("format") != STATE_FORMAT:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != STATE_FORMAT:
                 raise ValueError(
                     f"{path} must be a training state of format {STATE_FORMAT}, "
-                    f"got {said.get('format')!r}"
+                    f"got {metadata.get('format')!r}"
                 )
-            _check_config(path, json.loads(said["config"]), config)
+            _check_config(path, json.loads(metadata["config"]), config)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            progress = Progress(**json.loads(said["progress"]))
+            progress = Progress(**json.loads(metadata["progress"]))
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     model.load_state_dict(_under("model.", tensors))

@@ -194,7 +194,7 @@ class _Sums:
 class _Normal(NamedTuple):
     """What normalises a block's rows, in bits; `sink` is the extra column's logit."""
 
-    own: Tensor
+    keys_only: Tensor
     normaliser: Tensor
     share: Tensor
     sink: Tensor | None
@@ -203,7 +203,7 @@ class _Normal(NamedTuple):
     @property
     def sink_share(self) -> Tensor:
         return (
-            torch.zeros_like(self.own)
+            torch.zeros_like(self.keys_only)
             if self.sink is None
             else (self.sink - self.normaliser).exp2()
         )
@@ -375,7 +375,7 @@ class _Entry:
             partition = count[:, block.rows].to(self.dtype).log2().expand_as(total)
         if normal.sink is not None:
             sink, sink_share = normal.sink, normal.sink_share
-            entropy = share * (entropy + normal.normaliser - normal.own)
+            entropy = share * (entropy + normal.normaliser - normal.keys_only)
             entropy = entropy + sink_share * (normal.normaliser - sink)
             prior = prior + sink_share * sink
             partition = torch.logaddexp2(partition, sink)
@@ -413,15 +413,17 @@ class _Entry:
         return self.call.prior is not None or self.call.bias is not None
 
     def _normal(self, state: _State, heads: slice, gauge: Tensor | None) -> _Normal:
-        own = state.base + state.total.log2()
+        keys_only = state.base + state.total.log2()
         if self.call.sink is None:
-            return _Normal(own, own, torch.ones_like(own), None, 1.0 / state.total)
-        sink = (self.call.sink[heads] * _LOG2E).to(self.dtype).unsqueeze(-1).expand_as(own)
+            return _Normal(
+                keys_only, keys_only, torch.ones_like(keys_only), None, 1.0 / state.total
+            )
+        sink = (self.call.sink[heads] * _LOG2E).to(self.dtype).unsqueeze(-1).expand_as(keys_only)
         shift = self._shift(gauge, heads)
         sink = sink if shift is None else sink - shift
-        normaliser = torch.logaddexp2(own, sink)
-        share = torch.exp2(own - normaliser)
-        return _Normal(own, normaliser, share, sink, share / state.total)
+        normaliser = torch.logaddexp2(keys_only, sink)
+        share = torch.exp2(keys_only - normaliser)
+        return _Normal(keys_only, normaliser, share, sink, share / state.total)
 
     def _shift(self, gauge: Tensor | None, heads: slice) -> Tensor | None:
         if gauge is None:

@@ -99,9 +99,9 @@ def call(solve: Callable[[], tuple[np.ndarray, dict]]) -> Answer:
         except _POT_FAULTS as raised:
             coupling, log, fault = None, {}, f"POT raised {type(raised).__name__}: {raised}"
     seconds = time.perf_counter() - start
-    told = [item for item in caught if issubclass(item.category, UserWarning | RuntimeWarning)]
-    if fault is None and told:
-        fault = "POT warned: " + " ".join(str(told[0].message).split()).split(". ")[0]
+    warned = [item for item in caught if issubclass(item.category, UserWarning | RuntimeWarning)]
+    if fault is None and warned:
+        fault = "POT warned: " + " ".join(str(warned[0].message).split()).split(". ")[0]
     return Answer(coupling, log, seconds, fault)
 
 

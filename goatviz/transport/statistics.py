@@ -338,7 +338,7 @@ def _reference(
     """The definition: every statistic from the dense float64 plan, head by head."""
     batch, heads, n_queries, n_keys = call.shape
     rows = {"dtype": torch.float64, "device": call.device}
-    found = {
+    fields = {
         name: torch.empty(*call.shape[:3], *((len(keys),) if name == "key_mass" else ()), **rows)
         for name in names
     }
@@ -369,11 +369,11 @@ def _reference(
                 - scores.masked_fill(~allowed, math.inf).amin(-1),
             }
             for name in names:
-                found[name][b, h] = values[name]
+                fields[name][b, h] = values[name]
             if query_mass is not None:
                 seen = call.has_keys(b, h).to(call.device)
                 mass[b, h] = (query_mass[b] * seen) @ real
-    return found, mass
+    return fields, mass
 
 
 def _without_gain(call: AttentionCall, impl: str) -> str:

@@ -34,7 +34,7 @@ def split_mask(mask: Tensor) -> tuple[Tensor, Tensor | None]:
     Returns
     -------
     allowed : Tensor of bool
-        Of the mask's shape.
+        Allowed pairs, in the shape of the mask.
     bias : Tensor or None
         The mask where it allows and 0 elsewhere; None if that is 0 throughout.
 
@@ -167,10 +167,10 @@ class Visibility:
             mask = mask[:1]
         if mask.shape[1] > 1:
             return cls(n_queries, n_keys, dense=mask)
-        found = [_intervals(entry[0]) for entry in mask]
-        if any(entry is None for entry in found):
+        entries = [_intervals(entry[0]) for entry in mask]
+        if any(entry is None for entry in entries):
             return cls(n_queries, n_keys, dense=mask)
-        keys, starts, stops = zip(*found, strict=True)
+        keys, starts, stops = zip(*entries, strict=True)
         return cls(n_queries, n_keys, keys, torch.stack(starts), torch.stack(stops))
 
     @property

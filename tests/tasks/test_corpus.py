@@ -230,6 +230,11 @@ def test_what_is_no_text(tmp_path, folder):
         (tmp_path / name).write_bytes(b"not compressed")
         with pytest.raises(ValueError, match="is no readable"):
             Text(source=str(tmp_path / name)).documents()
+    damaged = bytearray(gzip.compress(b"a tale of two cities" * 50))
+    damaged[10] ^= 0xFF
+    (tmp_path / "damaged.txt.gz").write_bytes(damaged)
+    with pytest.raises(ValueError, match="is no readable"):
+        Text(source=str(tmp_path / "damaged.txt.gz")).documents()
     with pytest.raises(ValueError, match=r"got 1000; the longest of 3 has \d+ tokens"):
         Text(source=str(folder), length=1000).sample(1, generator=generator())
     with pytest.raises(ValueError, match="text needs validation"):
