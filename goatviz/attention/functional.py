@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from goatviz.priors.base import PositionsLike, Prior, default_positions
+from goatviz.priors.base import PositionsLike, Prior, default_positions, readable
 from goatviz.priors.fixed import UniformPrior
 from goatviz.transport.rows import TransportPlan, solve_rows
 
@@ -88,33 +88,56 @@ def prior_attention(
     prior = UniformPrior() if prior is None else prior
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
-    if impl == "reference":
-        plan = attention_plan(
-            q,
-            k,
-            prior=prior,
-            query_pos=query_pos,
-            key_pos=key_pos,
-            causal=causal,
-            padding_mask=padding_mask,
-            temperature=temperature,
-        )
-        _check_value(k, v)
-        values = _expand_heads(v.double(), q.shape[1], "v", head_dim=1)
-        return (plan.weights @ values).to(q.dtype)
     _check_query_key(q, k, prior, temperature)
     _check_value(k, v)
     query_points, key_points = default_positions(
         q.shape[2], k.shape[2], query_pos, key_pos, causal=causal
     )
+    return attend(
+        q,
+        k,
+        v,
+        prior=prior,
+        query_points=query_points,
+        key_points=key_points,
+        consecutive=query_pos is None and key_pos is None,
+        causal=causal,
+        padding_mask=padding_mask,
+        temperature=temperature,
+        impl=impl,
+    )
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    prior: Prior,
+    query_points: Tensor,
+    key_points: Tensor,
+    consecutive: bool,
+    causal: bool,
+    padding_mask: Tensor | None,
+    impl: str,
+    temperature: float = 1.0,
+) -> Tensor:
+    """`prior_attention` of checked arguments, which reads no values but a padding mask's.
+
+    `consecutive` says that keys stand at 0, 1, ... and queries at the last of them: the kernel's
+    own causal flag can then stand for a mask.
+    """
+    if impl == "reference":
+        plan = _plan(q, k, prior, query_points, key_points, causal, padding_mask, temperature)
+        values = _expand_heads(v.double(), q.shape[1], "v", head_dim=1)
+        return (plan.weights @ values).to(q.dtype)
     mask, is_causal = _kernel_mask(
-        q, k, query_points, key_points, causal, padding_mask, query_pos is None and key_pos is None
+        q, k, query_points, key_points, causal, padding_mask, consecutive
     )
     scale = 1.0 / (math.sqrt(q.shape[-1]) * temperature)
     if impl == "sdpa_bias":
-        bias = _expand_heads(
-            prior.log_prior(query_points, key_points), q.shape[1], "prior", head_dim=0
-        )
+        bias = prior._log_prior(*prior._placed(query_points, key_points))
+        bias = _expand_heads(bias, q.shape[1], "prior", head_dim=0)
         if is_causal:
             mask = _allowed(query_points, key_points, causal)
         bias = bias.to(q.device).unsqueeze(0)
@@ -176,9 +199,22 @@ def attention_plan(
     query_points, key_points = default_positions(
         q.shape[2], k.shape[2], query_pos, key_pos, causal=causal
     )
+    return _plan(q, k, prior, query_points, key_points, causal, padding_mask, temperature)
+
+
+def _plan(
+    q: Tensor,
+    k: Tensor,
+    prior: Prior,
+    query_points: Tensor,
+    key_points: Tensor,
+    causal: bool,
+    padding_mask: Tensor | None,
+    temperature: float,
+) -> TransportPlan:
     keys = _expand_heads(k.double(), q.shape[1], "k", head_dim=1)
     scores = q.double() @ keys.mT / math.sqrt(q.shape[-1])
-    log_prior = prior.log_prior(query_points, key_points).double().to(q.device)
+    log_prior = prior._log_prior(*prior._placed(query_points, key_points)).double().to(q.device)
     log_prior = _expand_heads(log_prior, q.shape[1], "prior", head_dim=0).unsqueeze(0)
     mask = _allowed(query_points, key_points, causal)
     if padding_mask is not None:
@@ -195,7 +231,7 @@ def _append_lanes(
     q: Tensor, k: Tensor, prior: Prior, query_points: Tensor, key_points: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     query_heads, key_heads = q.shape[1], k.shape[1]
-    lanes = prior.lanes(query_points, key_points, dtype=q.dtype, scale=scale)
+    lanes = prior._lanes(*prior._placed(query_points, key_points), q.dtype, scale)
     phi = _expand_heads(lanes.query.to(q.device), query_heads, "prior", head_dim=0)
     psi = lanes.key.to(k.device).expand(key_heads, -1, -1)
     return (
@@ -217,13 +253,13 @@ def _kernel_mask(
     key_points: Tensor,
     causal: bool,
     padding_mask: Tensor | None,
-    default_positions: bool,
+    consecutive: bool,
 ) -> tuple[Tensor | None, bool]:
     """The kernel's boolean mask (or None) and whether its own causal flag says it all."""
     keep = None if padding_mask is None else _check_padding(padding_mask, k)
     if keep is None and not causal:
         return None, False
-    if keep is None and default_positions:
+    if keep is None and consecutive:
         if q.shape[2] == k.shape[2]:
             return None, True
         if q.shape[2] == 1:
@@ -234,6 +270,12 @@ def _kernel_mask(
     if keep is not None:
         keep = keep[:, None, None, :].to(q.device)
         mask = keep.expand(-1, -1, q.shape[2], -1) if mask is None else mask & keep
+    if readable() and not (keep is None and consecutive):
+        _check_rows(mask)
+    return mask, False
+
+
+def _check_rows(mask: Tensor) -> None:
     empty = ~mask.any(dim=-1)
     if bool(empty.any()):
         where = empty.nonzero()[0].tolist()
@@ -241,7 +283,6 @@ def _kernel_mask(
             f"query {where[-1]} (batch entry {where[0]}) has no allowed key: "
             "padding_mask and causal leave it nothing to attend to"
         )
-    return mask, False
 
 
 def _check_query_key(q: Tensor, k: Tensor, prior: Prior, temperature: float) -> None:

@@ -1,17 +1,17 @@
 """The attention layer: projections, a prior or a rotary scheme, grouped heads and a cache.
 
-The computation itself is `functional.prior_attention`; the layer owns weights and shapes.
+The computation itself is `functional.attend`; the layer owns weights and shapes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from goatviz.attention.functional import IMPLEMENTATIONS, prior_attention
+from goatviz.attention.functional import IMPLEMENTATIONS, attend
 from goatviz.attention.positions import RotaryEmbedding
 from goatviz.priors.base import PositionsLike, Prior, as_positions
 from goatviz.priors.fixed import UniformPrior, check_heads
@@ -30,12 +30,22 @@ class LayerCache:
         As `as_positions` returns them, shape (length, 1 + axes).
     padding_mask : Tensor or None
         Boolean, shape (batch, length).
+    end : int
+        Where the next token stands unless it is said: one after the largest index.
+    consecutive : bool
+        Whether the tokens held stand at 0, 1, ...
     """
 
     k: Tensor | None = None
     v: Tensor | None = None
     positions: Tensor | None = None
     padding_mask: Tensor | None = None
+    end: int = field(default=0, init=False)
+    consecutive: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        if self.positions is not None:
+            self._read(self.positions, 0)
 
     @property
     def length(self) -> int:
@@ -43,14 +53,29 @@ class LayerCache:
         return 0 if self.k is None else self.k.shape[2]
 
     def append(
-        self, k: Tensor, v: Tensor, positions: Tensor, padding_mask: Tensor | None
+        self,
+        k: Tensor,
+        v: Tensor,
+        positions: Tensor,
+        padding_mask: Tensor | None,
+        *,
+        following: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Add the newest keys and values; return everything held."""
+        """Add the newest keys and values; return everything held.
+
+        `following` says that they stand at `end`, `end` + 1, ..., so that nothing need be read.
+        """
+        if self.k is not None and k.shape[0] != self.k.shape[0]:
+            raise ValueError(f"cache holds a batch of {self.k.shape[0]}, got {k.shape[0]}")
+        if self.k is not None and k.dtype != self.k.dtype:
+            raise TypeError(f"cache holds keys of {self.k.dtype}, got {k.dtype}")
+        if following:
+            self.end += len(positions)
+        else:
+            self._read(positions, self.length)
         if self.k is None:
             self.k, self.v, self.positions, self.padding_mask = k, v, positions, padding_mask
             return k, v, positions, padding_mask
-        if k.shape[0] != self.k.shape[0]:
-            raise ValueError(f"cache holds a batch of {self.k.shape[0]}, got {k.shape[0]}")
         if padding_mask is not None or self.padding_mask is not None:
             before, now = self.padding_mask, padding_mask
             if before is None:
@@ -62,6 +87,12 @@ class LayerCache:
         self.v = torch.cat([self.v, v], dim=2)
         self.positions = torch.cat([self.positions, positions])
         return self.k, self.v, self.positions, self.padding_mask
+
+    def _read(self, positions: Tensor, start: int) -> None:
+        index = positions[:, 0]
+        counted = torch.arange(start, start + len(index), dtype=index.dtype, device=index.device)
+        self.consecutive = self.consecutive and torch.equal(index, counted)
+        self.end = max(self.end, int(index.max()) + 1)
 
 
 class Attention(nn.Module):
@@ -213,17 +244,20 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
         if length == 0 or batch == 0:
             raise ValueError(f"x must not be empty, got {tuple(x.shape)}")
+        last = None
         if positions is None:
-            points = torch.arange(start, start + length, dtype=torch.float64).unsqueeze(-1)
+            last = start + length - 1
+            points = torch.arange(start, last + 1, dtype=torch.float64, device=x.device)
+            points = points.unsqueeze(-1)
         else:
-            points = as_positions(positions)
+            points = as_positions(positions).to(x.device)
             if len(points) != length:
                 raise ValueError(f"positions must hold {length} positions, got {len(points)}")
-        q = self.q_proj(x).view(batch, length, self.num_heads, -1).transpose(1, 2)
-        k = self.k_proj(x).view(batch, length, self.num_kv_heads, -1).transpose(1, 2)
-        v = self.v_proj(x).view(batch, length, self.num_kv_heads, -1).transpose(1, 2)
+        q = self.q_proj(x).view(batch, length, self.num_heads, self.content_dim).transpose(1, 2)
+        k = self.k_proj(x).view(batch, length, self.num_kv_heads, self.content_dim).transpose(1, 2)
+        v = self.v_proj(x).view(batch, length, self.num_kv_heads, self.head_dim).transpose(1, 2)
         if self.rotary is not None:
-            q, k = self.rotary(q, points[:, 0]), self.rotary(k, points[:, 0])
+            q, k = (self.rotary(each, points[:, 0], last=last) for each in (q, k))
         return q, k, v, points
 
     def forward(
@@ -254,22 +288,19 @@ class Attention(nn.Module):
         """
         if cache is not None and not self.causal:
             raise ValueError("cache needs a causal layer, and this one is bidirectional")
-        start = 0
-        if cache is not None and cache.positions is not None:
-            start = int(cache.positions[:, 0].max()) + 1
+        start = 0 if cache is None else cache.end
         q, k, v, points = self.project(x, positions=positions, start=start)
         if padding_mask is not None and padding_mask.shape != x.shape[:2]:
             raise ValueError(
                 f"padding_mask must have shape {tuple(x.shape[:2])} (batch, length), "
                 f"got {tuple(padding_mask.shape)}"
             )
-        custom = positions is not None
-        key_points = points
+        key_points, consecutive = points, positions is None
         if cache is not None:
-            k, v, key_points, padding_mask = cache.append(k, v, points, padding_mask)
-            custom = custom or bool(
-                (key_points[:, 0] != torch.arange(len(key_points), dtype=torch.float64)).any()
+            k, v, key_points, padding_mask = cache.append(
+                k, v, points, padding_mask, following=consecutive
             )
+            consecutive = consecutive and cache.consecutive
         if self.observer is not None:
             self.observer(
                 q,
@@ -278,17 +309,18 @@ class Attention(nn.Module):
                 prior=self.prior,
                 causal=self.causal,
                 mask=padding_mask,
-                query_pos=points,
-                key_pos=key_points,
+                query_pos=points.cpu(),
+                key_pos=key_points.cpu(),
                 query_mask=None if padding_mask is None else padding_mask[:, -q.shape[2] :],
             )
-        out = prior_attention(
+        out = attend(
             q,
             k,
             v,
             prior=self.prior,
-            query_pos=points if custom else None,
-            key_pos=key_points if custom else None,
+            query_points=points,
+            key_points=key_points,
+            consecutive=consecutive,
             causal=self.causal,
             padding_mask=padding_mask,
             impl=self.impl,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from goatviz.priors.base import readable
+
 
 class RotaryEmbedding(nn.Module):
     """Rotary positions (Su et al. 2021): pairs (x_i, x_{i + d/2}) turn by pos base^(-2i/d).
@@ -38,15 +40,18 @@ class RotaryEmbedding(nn.Module):
         exponents = torch.arange(pairs, dtype=torch.float64) / pairs
         self.register_buffer("frequencies", (float(base) ** -exponents).float())
 
-    def scaled(self, index: Tensor) -> Tensor:
-        """The position that enters the phase, in training tokens."""
+    def scaled(self, index: Tensor, *, last: int | None = None) -> Tensor:
+        """The position that enters the phase, in training tokens; `last` as in `forward`."""
         return index
 
-    def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        """Turn `x`, shape (..., length, dim), at sequence indices of shape (length,)."""
+    def forward(self, x: Tensor, index: Tensor, *, last: int | None = None) -> Tensor:
+        """Turn `x`, shape (..., length, dim), at sequence indices of shape (length,).
+
+        `last` is the largest of them where it is known, so that it need not be read.
+        """
         if x.shape[-1] != self.dim:
             raise ValueError(f"x must have a last size of {self.dim}, got {x.shape[-1]}")
-        index = self.scaled(index.to(device=x.device, dtype=torch.float64))
+        index = self.scaled(index.to(device=x.device, dtype=torch.float64), last=last)
         phase = index.unsqueeze(-1) * self.frequencies.double()
         cosine, sine = phase.cos().to(x.dtype), phase.sin().to(x.dtype)
         half = self.dim // 2
@@ -84,11 +89,12 @@ class InterpolatedRotaryEmbedding(RotaryEmbedding):
         self.training_length = training_length
         self.target_length = training_length
 
-    def scaled(self, index: Tensor) -> Tensor:
+    def scaled(self, index: Tensor, *, last: int | None = None) -> Tensor:
         target = max(self.target_length, self.training_length)
-        if bool((index >= target).any()):
+        last = _last(index, last)
+        if last >= target:
             raise ValueError(
-                f"position {int(index.max())} lies beyond target_length={self.target_length}; "
+                f"position {last} lies beyond target_length={self.target_length}; "
                 "set target_length to the length to be reached"
             )
         return index * (self.training_length / target)
@@ -110,8 +116,8 @@ class SinusoidalEmbedding(nn.Module):
         exponents = torch.arange(dim // 2, dtype=torch.float64) / (dim // 2)
         self.register_buffer("frequencies", (float(base) ** -exponents).float())
 
-    def forward(self, index: Tensor) -> Tensor:
-        """Embeddings at sequence indices of shape (length,): shape (length, dim)."""
+    def forward(self, index: Tensor, *, last: int | None = None) -> Tensor:
+        """Embeddings at sequence indices of shape (length,), whatever the `last` of them."""
         phase = index.to(self.frequencies.device).double().unsqueeze(-1)
         phase = phase * self.frequencies.double()
         return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(-2).float()
@@ -141,10 +147,19 @@ class LearnedEmbedding(nn.Module):
         self.table = nn.Embedding(max_length, dim)
         nn.init.normal_(self.table.weight, std=0.02)
 
-    def forward(self, index: Tensor) -> Tensor:
-        """Embeddings at sequence indices of shape (length,): shape (length, dim)."""
-        if bool((index >= self.max_length).any()):
-            raise ValueError(
-                f"position {int(index.max())} was never learned: max_length is {self.max_length}"
-            )
+    def forward(self, index: Tensor, *, last: int | None = None) -> Tensor:
+        """Embeddings at sequence indices of shape (length,): shape (length, dim).
+
+        `last` is the largest of them where it is known, so that it need not be read.
+        """
+        last = _last(index, last)
+        if last >= self.max_length:
+            raise ValueError(f"position {last} was never learned: max_length is {self.max_length}")
         return self.table(index.to(self.table.weight.device).long())
+
+
+def _last(index: Tensor, last: int | None) -> int:
+    """The largest index, read only if nobody said it; nothing is known while compiling."""
+    if last is None:
+        return int(index.max()) if readable() and index.numel() else -1
+    return last

@@ -22,6 +22,11 @@ _PIECES = {torch.float64: 1, torch.float32: 1, torch.bfloat16: 3, torch.float16:
 _QUERY_UNIT = {torch.float16: 256.0}
 
 
+def readable() -> bool:
+    """Whether a check may read values of tensors: not while a graph is captured."""
+    return not torch.compiler.is_compiling()
+
+
 def as_positions(positions: PositionsLike, name: str = "positions") -> Tensor:
     """Validate positions and return them as float64, shape (length, 1 + axes).
 
@@ -75,12 +80,8 @@ def as_positions(positions: PositionsLike, name: str = "positions") -> Tensor:
         )
     if points.shape[0] == 0:
         raise ValueError(f"{name} must name at least one position, got an empty one")
-    index = points[:, 0]
-    if not bool(torch.isfinite(index).all()) or bool(torch.isinf(points).any()):
-        raise ValueError(f"{name} must be finite (only grid coordinates may be NaN)")
-    lowest = torch.where(points.isnan(), 0.0, points).min()
-    if float(lowest) < 0:
-        raise ValueError(f"{name} must not be negative, got {float(lowest):g}")
+    if readable():
+        _check_positions(points, name)
     return points
 
 
@@ -139,6 +140,14 @@ def default_positions(
     return as_positions(n_queries, "query_pos"), key_points
 
 
+def _check_positions(points: Tensor, name: str) -> None:
+    if not bool(torch.isfinite(points[:, 0]).all()) or bool(torch.isinf(points).any()):
+        raise ValueError(f"{name} must be finite (only grid coordinates may be NaN)")
+    lowest = torch.where(points.isnan(), 0.0, points).min()
+    if float(lowest) < 0:
+        raise ValueError(f"{name} must not be negative, got {float(lowest):g}")
+
+
 def grid_positions(height: int, width: int, *, class_token: bool = False) -> Tensor:
     """Positions of a row-major grid, shape (tokens, 3): index, row, column.
 
@@ -184,10 +193,11 @@ def geometric_frequencies(rank: int, base: float) -> Tensor:
     return (float(base) ** -steps).float()
 
 
-def frequency_axis(rank: int, axes: int) -> Tensor:
+def frequency_axis(rank: int, axes: int, device: torch.device | None = None) -> Tensor:
     """The axis that each of `rank` frequencies runs along: shape (R,), the first axes first."""
-    shares = [len(share) for share in torch.arange(rank).tensor_split(max(axes, 1))]
-    return torch.repeat_interleave(torch.arange(len(shares)), torch.tensor(shares))
+    each, left = divmod(rank, max(axes, 1))
+    frequency = torch.arange(rank, device=device)
+    return torch.maximum(frequency // (each + 1), (frequency - left) // max(each, 1))
 
 
 def grid_coordinates(positions: Tensor, rank: int, axes: int) -> tuple[Tensor, Tensor]:
@@ -206,8 +216,10 @@ def grid_coordinates(positions: Tensor, rank: int, axes: int) -> tuple[Tensor, T
     coordinates, present : Tensor
         Shape (length, rank); 0 and False where a token has no place on the grid.
     """
-    columns = frequency_axis(rank, axes) + (1 if axes else 0)
-    coordinates = positions[:, columns.to(positions.device)]
+    if axes:
+        coordinates = positions[:, 1 + frequency_axis(rank, axes, positions.device)]
+    else:
+        coordinates = positions[:, :1].expand(-1, rank)
     present = ~coordinates.isnan()
     return torch.where(present, coordinates, 0.0), present
 
@@ -316,13 +328,15 @@ class Prior(nn.Module):
         ValueError
             If the prior has no finite factorisation (`has_lanes` is False).
         """
-        query, key = self._positions(query_pos, key_pos)
-        dtype = dtype or self._dtype()
-        if dtype not in _PIECES:
-            raise TypeError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype}")
         if not (math.isfinite(scale) and scale > 0):
             raise ValueError(f"scale must be positive and finite, got {scale}")
-        factors = self.factors(query, key)
+        return self._lanes(*self._positions(query_pos, key_pos), dtype or self._dtype(), scale)
+
+    def _lanes(self, query: Tensor, key: Tensor, dtype: torch.dtype, scale: float) -> Lanes:
+        self._check_lanes()
+        if dtype not in _PIECES:
+            raise TypeError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype}")
+        factors = self._factors(query, key)
         pieces = _PIECES[dtype]
         query_lanes, key_lanes = _split_product(
             factors.query.double() / scale, factors.key.double(), dtype, pieces
@@ -343,13 +357,8 @@ class Prior(nn.Module):
         ValueError
             If the prior has no finite factorisation.
         """
-        if not self.has_lanes:
-            raise ValueError(
-                f"{type(self).__name__} has no finite factorisation into lanes; "
-                "use impl='reference' or impl='sdpa_bias'"
-            )
-        query, key = self._positions(query_pos, key_pos)
-        return self._factors(query, key)
+        self._check_lanes()
+        return self._factors(*self._positions(query_pos, key_pos))
 
     def num_lanes(self, dtype: torch.dtype | None = None) -> int:
         """Lanes that `lanes(dtype=dtype)` appends to every query and key."""
@@ -372,18 +381,26 @@ class Prior(nn.Module):
 
     __rmul__ = __mul__
 
+    def _check_lanes(self) -> None:
+        if not self.has_lanes:
+            raise ValueError(
+                f"{type(self).__name__} has no finite factorisation into lanes; "
+                "use impl='reference' or impl='sdpa_bias'"
+            )
+
     def _positions(self, query: PositionsLike, key: PositionsLike) -> tuple[Tensor, Tensor]:
-        device = self._device()
-        points = []
-        for value, name in ((query, "query_pos"), (key, "key_pos")):
-            point = as_positions(value, name)
-            if self.axes and point.shape[1] != 1 + self.axes:
+        return self._placed(as_positions(query, "query_pos"), as_positions(key, "key_pos"))
+
+    def _placed(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        for points, name in ((query, "query_pos"), (key, "key_pos")):
+            if self.axes and points.shape[1] != 1 + self.axes:
                 raise ValueError(
                     f"{name} must have shape (length, {1 + self.axes}) for a prior on "
-                    f"{self.axes} axes, got {tuple(point.shape)}; see grid_positions"
+                    f"{self.axes} axes, got {tuple(points.shape)}; see grid_positions"
                 )
-            points.append(point.to(device))
-        return points[0], points[1]
+        anchor = self._anchor()
+        device = query.device if anchor is None else anchor.device
+        return query.to(device), key.to(device)
 
     def _log_prior(self, query: Tensor, key: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not define its log-prior")
@@ -397,10 +414,6 @@ class Prior(nn.Module):
     def _anchor(self) -> Tensor | None:
         floats = (b for b in self.buffers() if b.is_floating_point())
         return next(iter(self.parameters()), next(floats, None))
-
-    def _device(self) -> torch.device:
-        reference = self._anchor()
-        return torch.device("cpu") if reference is None else reference.device
 
     def _dtype(self) -> torch.dtype:
         reference = self._anchor()
@@ -457,13 +470,13 @@ class SumPrior(Prior):
         return named
 
     def _log_prior(self, query: Tensor, key: Tensor) -> Tensor:
-        total = self.parts[0].log_prior(query, key)
+        total = self.parts[0]._log_prior(query, key)
         for part in list(self.parts)[1:]:
-            total = total + part.log_prior(query, key)
+            total = total + part._log_prior(query, key)
         return total.expand(self.num_heads, -1, -1)
 
     def _factors(self, query: Tensor, key: Tensor) -> Factors:
-        each = [part.factors(query, key) for part in self.parts]
+        each = [part._factors(query, key) for part in self.parts]
         heads = self.num_heads
         bias = sum(f.key_bias.expand(heads, -1) for f in each)
         return Factors(
@@ -509,10 +522,10 @@ class ScaledPrior(Prior):
         return f"factor={self.factor:g}"
 
     def _log_prior(self, query: Tensor, key: Tensor) -> Tensor:
-        return self.factor * self.prior.log_prior(query, key)
+        return self.factor * self.prior._log_prior(query, key)
 
     def _factors(self, query: Tensor, key: Tensor) -> Factors:
-        inner = self.prior.factors(query, key)
+        inner = self.prior._factors(query, key)
         return Factors(self.factor * inner.query, inner.key, self.factor * inner.key_bias)
 
     def _has_key_bias(self) -> bool:
