@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from goatviz.attention import LayerCache
+from goatviz.attention import Attention, LayerCache
 from goatviz.models import POSITION_SCHEMES, CausalLM, ModelConfig
+from goatviz.priors import SinkPrior, SpectralPrior, grid_positions
 
 SIZES = {"vocab_size": 16, "training_length": 24, "embed_dim": 32, "num_layers": 2}
 SIZES |= {"num_heads": 2, "prior_rank": 2, "sink_rank": 2}
@@ -106,3 +107,11 @@ def test_checkpointed_activations_stay_in_the_graph():
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     loss_of(compiled(ids), ids).backward()
     assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_given_positions_stay_in_the_graph():
+    prior = SpectralPrior(2, rank=4, axes=2) + SinkPrior(2, rank=2, training_length=9, axes=2)
+    layer = Attention(32, 2, prior=prior, causal=False)
+    x, positions = torch.randn(1, 9, 32), grid_positions(3, 3)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x, positions=positions), layer(x, positions=positions))
