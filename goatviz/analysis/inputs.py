@@ -102,7 +102,10 @@ def token_texts(
     tokenizer: Any, arguments: Tensor | Mapping[str, Any], batch: int = 0
 ) -> list[str] | None:
     """The tokens of one sequence in words, if the tokenizer can name them."""
-    ids = arguments if isinstance(arguments, Tensor) else arguments.get("input_ids")
-    if not hasattr(tokenizer, "convert_ids_to_tokens") or ids is None or ids.is_floating_point():
+    ids = arguments
+    if not isinstance(arguments, Tensor):
+        ids = arguments.get("input_ids", arguments.get("ids"))
+    named = hasattr(tokenizer, "convert_ids_to_tokens") and isinstance(ids, Tensor)
+    if not named or ids.ndim != 2 or ids.is_floating_point():
         return None
     return [str(token) for token in tokenizer.convert_ids_to_tokens(ids[batch].tolist())]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from goatviz.adapters.capture import CapturedCall, Record, capture, find_attention
-from goatviz.analysis.inputs import forward_calls
+from goatviz.analysis.inputs import forward_calls, run_model, token_texts
 from goatviz.analysis.intervals import bootstrap_interval, bootstrap_weights
 from goatviz.analysis.sink_measures import measures, uniform_importance
 from goatviz.analysis.sink_text import at_threshold, margin_texts, shortness
@@ -168,11 +168,13 @@ def sink_profile_steps(
     norms: bool = False,
     resamples: int = 400,
     seed: int = 0,
+    first: Callable[[Record], Any] | None = None,
 ) -> Generator[float, None, xr.Dataset]:
     """`sink_profile` in steps of one forward pass: yields the share that is done, in [0, 1].
 
     The first step checks what was given and runs nothing; the profile is what the generator
     returns. Parameters and errors are those of `sink_profile`; short inputs give no warning.
+    `first` is called with the record of a model's first forward pass, projections kept.
 
     Examples
     --------
@@ -218,10 +220,14 @@ def sink_profile_steps(
         calls = list(forward_calls(inputs, tokenizer))
         yield 0.0
         for number, arguments in enumerate(calls, start=1):
-            _gather_model(gathered, source, arguments, layers, recent, norms)
+            keep = "projections" if size or (first and number == 1) else "statistics"
+            record = _gather_model(gathered, source, arguments, layers, recent, norms, keep)
+            if first and number == 1:
+                first(record)
             yield number / len(calls)
-        if tokens is None and tokenizer is not None and gathered.single_ids is not None:
-            tokens = _texts(tokenizer, gathered.single_ids)
+        if tokens is None and tokenizer is not None and len(calls) == 1:
+            record = gathered.sequences[min(gathered.sequences)]
+            tokens = token_texts(tokenizer, calls[0]) if len(record) == 1 else None
     return _profile(
         gathered,
         names,
@@ -320,7 +326,6 @@ class _Gathered:
     recent: int = 0
     shortest: int = 2**62
     longest: dict[int, int] = field(default_factory=dict)
-    single_ids: Tensor | None = None
 
     def note(self, text: str) -> None:
         if text not in self.notes:
@@ -334,24 +339,19 @@ def _gather_model(
     layers: Sequence[int | str] | int | None,
     recent: int,
     norms: bool,
-) -> None:
+    keep: str,
+) -> Record:
     names = SINK_STATISTICS + (("value_norm",) if norms else ())
-    keep = "projections" if gathered.map_size else "statistics"
     hidden: list[dict[str, np.ndarray]] = []
     with capture(model, layers=layers, statistics=names, keep=keep, recent=recent) as record:
-        with torch.no_grad(), _hidden_states(model, hidden if norms else None):
-            model(arguments) if isinstance(arguments, Tensor) else model(**arguments)
-    ids = arguments
-    if not isinstance(arguments, Tensor):
-        ids = arguments.get("input_ids", arguments.get("ids"))
-    first = not gathered.sequences
+        with _hidden_states(model, hidden if norms else None):
+            run_model(model, arguments)
     _gather_record(gathered, record)
     if len(record.calls) > len({call.layer for call in record.calls}):
         gathered.note("a layer is called again in a forward pass; every call counts as an input")
     if hidden:
         gathered.hidden.append(hidden)
-    single = first and isinstance(ids, Tensor) and ids.ndim == 2 and len(ids) == 1
-    gathered.single_ids = ids[0] if single and not ids.is_floating_point() else None
+    return record
 
 
 def _gather_record(gathered: _Gathered, record: Record) -> None:
@@ -539,12 +539,6 @@ def _states(out: Any) -> dict[str, np.ndarray]:
         "median": _numpy(median),
         "massive": _numpy((size > bound[:, None, None]).sum(-1)),
     }
-
-
-def _texts(tokenizer: Any, ids: Tensor) -> list[str] | None:
-    if not hasattr(tokenizer, "convert_ids_to_tokens"):
-        return None
-    return [str(token) for token in tokenizer.convert_ids_to_tokens(ids.tolist())]
 
 
 # From sequences to a profile ----------------------------------------------------------------

@@ -11,13 +11,12 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-import torch
 import traitlets
 import xarray as xr
-from torch import Tensor, nn
+from torch import nn
 
-from goatviz.adapters.capture import CapturedCall, Record, capture
-from goatviz.analysis.inputs import forward_calls
+from goatviz.adapters.capture import CapturedCall, Record
+from goatviz.analysis.inputs import forward_calls, token_texts
 from goatviz.analysis.levels import PlanLevels
 from goatviz.analysis.sink_text import above_text, at_threshold, sink_sentence
 from goatviz.analysis.sinks import sink_profile_steps
@@ -91,6 +90,7 @@ def explore_sinks(
 
     Examples
     --------
+    >>> import torch
     >>> from goatviz import load_pretrained
     >>> ids = torch.randint(32, (4, 64), generator=torch.Generator().manual_seed(0))
     >>> explorer = explore_sinks(load_pretrained("copy-mixture-1-goat"), ids)
@@ -253,22 +253,21 @@ class SinkExplorer(Explorer):
         threshold: float | None,
         options: Mapping[str, Any],
     ) -> dict[int, str]:
-        """Look at the first input, and have the profile made later; returns the layers' names."""
+        """See the first inputs, and have the profile made later; returns the layers' names."""
         options = {**options, "tokenizer": tokenizer, "tokens": self._tokens}
         if threshold is not None:
             options["threshold"] = threshold
-        steps = sink_profile_steps(source, inputs, **options)
+        records = []
+        steps = sink_profile_steps(source, inputs, first=records.append, **options)
         # Checks what was given, so that errors are raised here and not shown in the widget.
         next(steps)
-        if isinstance(source, Record):
-            record = source
-        else:
+        if not isinstance(source, Record):
             model = source.model if isinstance(source, Checkpoint) else source
-            first = _first_sequence(next(iter(forward_calls(inputs, tokenizer))))
-            record = _projections(model, first, options.get("layers"))
-            if self._tokens is None:
-                self._tokens = _texts(tokenizer, first)
             steps = _while_unchanged(model, steps)
+            next(steps)
+            if self._tokens is None:
+                self._tokens = token_texts(tokenizer, next(forward_calls(inputs, tokenizer)))
+        record = records[0] if records else source
         if not record.calls:
             raise ValueError(
                 "record is empty: no attention call was seen. Run the model inside the with block"
@@ -503,36 +502,6 @@ class SinkExplorer(Explorer):
 def _place(value: Any) -> int | None:
     """A place along an axis, as a page tells it."""
     return round(value) if isinstance(value, int | float) and np.isfinite(value) else None
-
-
-def _first_sequence(call: Tensor | Mapping[str, Any]) -> Tensor | dict[str, Any]:
-    """The first sequence of a batch, as a batch of one."""
-    if isinstance(call, Tensor):
-        return call[:1]
-    tensors = [value for value in call.values() if isinstance(value, Tensor) and value.ndim]
-    named = [call[name] for name in ("input_ids", "ids") if isinstance(call.get(name), Tensor)]
-    batch = len((named or tensors or [()])[0])
-    return {
-        name: value[:1]
-        if isinstance(value, Tensor) and value.ndim and len(value) == batch
-        else value
-        for name, value in call.items()
-    }
-
-
-def _projections(model: nn.Module, call: Tensor | Mapping[str, Any], layers: Any) -> Record:
-    with capture(model, layers=layers, statistics=(), keep="projections") as record:
-        with torch.no_grad():
-            model(call) if isinstance(call, Tensor) else model(**call)
-    return record
-
-
-def _texts(tokenizer: Any, call: Tensor | Mapping[str, Any]) -> list[str] | None:
-    """The tokens of the first input, if the tokenizer can name them."""
-    ids = call if isinstance(call, Tensor) else call.get("input_ids")
-    if not hasattr(tokenizer, "convert_ids_to_tokens") or ids is None or ids.is_floating_point():
-        return None
-    return [str(token) for token in tokenizer.convert_ids_to_tokens(ids[0].tolist())]
 
 
 def _while_unchanged(
