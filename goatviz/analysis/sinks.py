@@ -568,18 +568,9 @@ def _profile(
     if tokens is not None and len(tokens) != length:
         raise ValueError(f"tokens must hold {length} texts, one for each key, got {len(tokens)}")
     weights = bootstrap_weights(count, resamples, seed)
-    out: dict[str, np.ndarray] = {
-        key: np.full((*shape, length), np.nan, np.float32)
-        for key in ("importance", "importance_low", "importance_high")
-    }
-    out["present"] = np.zeros(shape, dtype=bool)
-    out["observers"] = np.zeros((len(layers), length), np.int64)
+    out = _empty_fields(shape, length)
     first = np.full((count, *shape), np.nan, np.float32)
     anywhere = np.full((count, *shape), np.nan, np.float32)
-    for key in _MEANS:
-        out[key] = np.full(shape, np.nan)
-    for key in ("margin", "protected_length", "prior_first_low", "prior_first_high"):
-        out[key] = np.full(shape, np.nan)
     edges = _range_edges(gathered)
     signal = _empty_signal(shape)
     for at, layer in enumerate(layers):
@@ -599,29 +590,16 @@ def _profile(
         )
         first[:, at, :count_heads] = stacked[..., 0]
         anywhere[:, at, :count_heads] = np.fmax.reduce(stacked, axis=-1)
-        for key, attribute in _MEANS.items():
-            each = [np.nanmean(getattr(one, attribute), axis=-1) for one in sequences]
-            out[key][place] = np.mean(each, axis=0)
-        out["margin"][place] = gathered.margins[layer]
-        known = ~np.isnan(gathered.margins[layer])
-        lengths = np.full(count_heads, np.nan)
-        lengths[known] = protected_length(gathered.margins[layer][known])
-        out["protected_length"][place] = lengths
+        _add_heads(out, place, sequences, gathered.margins[layer])
+        uniform = gathered.uniform[layer]
+        out["uniform_importance"][at, : len(uniform)] = uniform
         _add_signal(signal, place, sequences, edges)
-        mass = np.concatenate([one.prior_first[:, one.counted] for one in sequences], axis=1)
-        if mass.shape[1] and np.isfinite(mass).any():
-            out["prior_first_low"][place] = np.nanmin(mass, axis=1)
-            out["prior_first_high"][place] = np.nanmax(mass, axis=1)
     out.update(_finish_signal(signal))
     out.update(_rates(first, anywhere, weights))
     out["range_stop"], out["mass_stop"] = edges[1:], np.linspace(0, 1, _MASS_BINS + 1)[1:]
     out["first_importance"] = first
     out.update(measures(out))
     out["margin_text"] = margin_texts(out["margin"], out["protected_length"])
-    out["uniform_importance"] = np.full((len(layers), length), np.nan)
-    for at, layer in enumerate(layers):
-        uniform = gathered.uniform[layer]
-        out["uniform_importance"][at, : len(uniform)] = uniform
     out["layer_name"] = np.array([names[layer] for layer in layers])
     coords: dict[str, Any] = {
         "layer": np.array(layers),
@@ -661,6 +639,41 @@ def _profile(
         },
     )
     return at_threshold(profile, threshold)
+
+
+def _empty_fields(shape: tuple[int, int], length: int) -> dict[str, np.ndarray]:
+    """Fields over layers and heads, and over keys, without a value yet."""
+    out = {
+        key: np.full((*shape, length), np.nan, np.float32)
+        for key in ("importance", "importance_low", "importance_high")
+    }
+    out["present"] = np.zeros(shape, dtype=bool)
+    out["observers"] = np.zeros((shape[0], length), np.int64)
+    out["uniform_importance"] = np.full((shape[0], length), np.nan)
+    for key in (*_MEANS, "margin", "protected_length", "prior_first_low", "prior_first_high"):
+        out[key] = np.full(shape, np.nan)
+    return out
+
+
+def _add_heads(
+    out: dict[str, np.ndarray],
+    place: tuple[int, slice],
+    sequences: list[_Sequence],
+    margins: np.ndarray,
+) -> None:
+    """Means over the queries of a layer's heads, their margins, and the range of their prior."""
+    for key, attribute in _MEANS.items():
+        each = [np.nanmean(getattr(one, attribute), axis=-1) for one in sequences]
+        out[key][place] = np.mean(each, axis=0)
+    out["margin"][place] = margins
+    known = ~np.isnan(margins)
+    lengths = np.full(len(margins), np.nan)
+    lengths[known] = protected_length(margins[known])
+    out["protected_length"][place] = lengths
+    mass = np.concatenate([one.prior_first[:, one.counted] for one in sequences], axis=1)
+    if mass.shape[1] and np.isfinite(mass).any():
+        out["prior_first_low"][place] = np.nanmin(mass, axis=1)
+        out["prior_first_high"][place] = np.nanmax(mass, axis=1)
 
 
 _MEANS = {

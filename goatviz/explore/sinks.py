@@ -175,7 +175,22 @@ class SinkExplorer(Explorer):
             self._adopt_selection()
             self.head = self._nearest_head()
         self._check(self.values())
-        controls = [
+        self.map: PlanMap | None = None
+        self._mapped: tuple[int, int] | None = None
+        if self._calls:
+            levels = self._levels(self.layer, self.head)
+            self.map = PlanMap(levels, **self._map_options(levels))
+            self._mapped = (self.layer, self.head)
+        self._set_up(
+            self._make_controls(names),
+            label="Attention sinks",
+            selection=selection,
+            above=[] if self.map is None else [self.map],
+        )
+        self._connect()
+
+    def _make_controls(self, names: Mapping[int, str]) -> list[Control]:
+        return [
             Control(
                 "threshold",
                 "Threshold ε",
@@ -197,24 +212,14 @@ class SinkExplorer(Explorer):
                 hint="whose importance the heads are compared by; 0 is the first",
             ),
         ]
-        self.map: PlanMap | None = None
-        self._mapped: tuple[int, int] | None = None
-        if self._calls:
-            levels = self._levels(self.layer, self.head)
-            self.map = PlanMap(levels, **self._map_options(levels))
-            self._mapped = (self.layer, self.head)
-        self._set_up(
-            controls,
-            label="Attention sinks",
-            selection=selection,
-            above=[] if self.map is None else [self.map],
-        )
+
+    def _connect(self) -> None:
+        """Clicks choose, and the plan of a head stands beside the overview it is chosen in."""
         self._views["heads"].on_click(self._head_clicked)
         self._views["importance"].on_click(self._key_clicked)
         self._views["sink rate"].on_click(self._threshold_clicked)
         if self.map is not None:
             self.map.observe(self._pair_chosen, "selection")
-            # The plan of a head stands beside the overview that it is chosen in.
             pictures = self.children[1]
             plan, heads, *others = pictures.children
             plan.layout.flex, plan.layout.min_width = heads.layout.flex, heads.layout.min_width

@@ -468,22 +468,7 @@ class _Problem:
         mask: Tensor | None,
         source_mass: Tensor | None,
     ) -> _Problem:
-        _check_floating("scores", scores)
-        if scores.ndim < 2:
-            raise ValueError(
-                "scores must have at least two dimensions (..., n_queries, n_keys), "
-                f"got shape {tuple(scores.shape)}"
-            )
-        if 0 in scores.shape[-2:]:
-            raise ValueError(
-                f"scores must have a query and a key at least, got shape {tuple(scores.shape)}"
-            )
-        bad = _not_below_infinity(scores)
-        if bad is not None:
-            raise ValueError(
-                "scores must be finite, or -inf where a key is not allowed, "
-                f"got NaN or +inf in {_count(bad)}"
-            )
+        _check_scores(scores)
         dtype = scores.dtype
         if log_prior is not None:
             _check_floating("log_prior", log_prior)
@@ -498,23 +483,7 @@ class _Problem:
         if dtype in (torch.bfloat16, torch.float16):
             dtype = torch.float32
         rows = scores.shape[:-1]
-
-        allowed = scores > -math.inf
-        if mask is not None:
-            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-                came = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-                raise TypeError(
-                    f"mask must be a boolean tensor, True where a key is allowed, got {came}"
-                )
-            _check_device("mask", mask, scores)
-            allowed = allowed & _expand("mask", mask, scores.shape)
-        empty = ~allowed.any(-1)
-        if empty.any():
-            raise ValueError(
-                "mask must leave each query a key that scores allow too, "
-                f"got {_count(empty, 'query')} without one"
-            )
-
+        allowed = _allowed(scores, mask)
         if log_prior is None:
             prior = torch.zeros((), dtype=dtype, device=scores.device).expand(scores.shape)
         else:
@@ -549,6 +518,45 @@ class _Problem:
             allowed=allowed,
             logits=logits,
         )
+
+
+def _check_scores(scores: Tensor) -> None:
+    _check_floating("scores", scores)
+    if scores.ndim < 2:
+        raise ValueError(
+            "scores must have at least two dimensions (..., n_queries, n_keys), "
+            f"got shape {tuple(scores.shape)}"
+        )
+    if 0 in scores.shape[-2:]:
+        raise ValueError(
+            f"scores must have a query and a key at least, got shape {tuple(scores.shape)}"
+        )
+    bad = _not_below_infinity(scores)
+    if bad is not None:
+        raise ValueError(
+            "scores must be finite, or -inf where a key is not allowed, "
+            f"got NaN or +inf in {_count(bad)}"
+        )
+
+
+def _allowed(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Where scores and mask allow a key; every query has one."""
+    allowed = scores > -math.inf
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            came = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(
+                f"mask must be a boolean tensor, True where a key is allowed, got {came}"
+            )
+        _check_device("mask", mask, scores)
+        allowed = allowed & _expand("mask", mask, scores.shape)
+    empty = ~allowed.any(-1)
+    if empty.any():
+        raise ValueError(
+            "mask must leave each query a key that scores allow too, "
+            f"got {_count(empty, 'query')} without one"
+        )
+    return allowed
 
 
 def _centre(scores: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
