@@ -283,6 +283,12 @@ class AttentionCall:
         return self.q.device
 
     @functools.cached_property
+    def largest_score(self) -> float:
+        """A bound on every |score|, by Cauchy and Schwarz: what a dtype must be able to hold."""
+        q, k = (x.detach().double().norm(dim=-1).amax() for x in (self.q, self.k))
+        return abs(self.scale) * float(q * k)
+
+    @functools.cached_property
     def causal(self) -> bool:
         """Whether some query may use fewer keys than another one of its sequence."""
         count = self.visibility.count()

@@ -32,6 +32,8 @@ STATISTICS = (
 )
 # A forbidden key's lane: far below any logit, far above -inf (0 * inf is NaN).
 _FORBIDDEN = 1e5
+# Scores beyond this come near that lane, and float32 keeps less than two of their decimals.
+_LARGEST_SCORE = 2.0**14
 # Nats of prior in a lane, of which a sum over all keys is taken, beyond which float32 is not good
 # for 1e-5.
 _LARGEST_LANE = 8.0
@@ -51,6 +53,8 @@ def hindrance(call: AttentionCall) -> str | None:
         return span
     if call.device.type != "cpu" and call.dtype == torch.float64:
         return "float64 on an accelerator"
+    if call.largest_score > _LARGEST_SCORE:
+        return f"scores of up to {call.largest_score:.1e} (by the norms of q and k)"
     if call.prior is not None and call.dtype != torch.float64:
         largest = float(_centred_lanes(call)[1].abs().max())
         if largest > _LARGEST_LANE:

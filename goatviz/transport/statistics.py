@@ -31,6 +31,8 @@ ROW_STATISTICS = (
     "content_range",
 )
 IMPLEMENTATIONS = ("auto", "blockwise", "fused", "reference")
+# Beyond this, scores of allowed pairs reach the logits of forbidden ones, or overflow float32.
+_LARGEST_SCORE = 1e28
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,10 +155,10 @@ def row_statistics(
         Names out of `ROW_STATISTICS`; default all.
     impl : {"auto", "blockwise", "fused", "reference"}
         Blocks of queries, which does everything; flash kernels (only `CHEAP_STATISTICS`, no
-        window, dense mask or softcap, a prior with lanes; float32 errors grow to 1e-6 of the
-        largest expected logit); the dense float64 definition. "auto" takes kernels for the cheap
-        statistics where they apply and are faster (on an accelerator; on a CPU beyond 32,768
-        keys), else blocks, and the result says which.
+        window, dense mask or softcap, a prior with lanes, scores below 16,384; float32 errors
+        grow to 1e-6 of the largest expected logit); the dense float64 definition. "auto" takes
+        kernels for the cheap statistics where they apply and are faster (on an accelerator; on a
+        CPU beyond 32,768 keys), else blocks, and the result says which.
 
     Returns
     -------
@@ -383,7 +385,14 @@ def _without_gain(call: AttentionCall, impl: str) -> str:
 
 def _choose(call: AttentionCall, impl: str, *, only_cheap: bool) -> str:
     checks.one_of("impl", impl, IMPLEMENTATIONS)
-    if impl in ("reference", "blockwise"):
+    if impl == "reference":
+        return impl
+    if call.largest_score > _LARGEST_SCORE:
+        raise ValueError(
+            f"q and k must have scores below {_LARGEST_SCORE:.0e}, got up to "
+            f"{call.largest_score:.1e} (by their norms); impl='reference' holds them in float64"
+        )
+    if impl == "blockwise":
         return impl
     short = call.device.type == "cpu" and call.shape[3] <= WIDEST_ROW
     if impl == "auto" and (short or not only_cheap):

@@ -425,3 +425,50 @@ def test_inputs_stay_as_they_were_and_carry_no_graph():
     q = Q.clone().requires_grad_()
     rows = row_statistics(q, Q)
     assert torch.equal(q.detach(), Q) and not rows.entropy.requires_grad
+
+
+# --- extreme numbers ---
+
+
+def all_implementations(q, k, **call):
+    """Entropies, weights of the first key and incoming masses: {impl: values or the refusal}."""
+    answers = {}
+    for impl in ("reference", "blockwise", "fused"):
+        try:
+            rows = row_statistics(
+                q, k, statistics=["entropy", "key_mass"], impl=impl, **call
+            ).asked()
+            mass = incoming_mass(q, k, impl=impl, **call).mass
+            answers[impl] = torch.cat([x.flatten().double() for x in (*rows.values(), mass)])
+        except ValueError as error:
+            answers[impl] = str(error)
+    return answers
+
+
+def test_products_that_overflow_are_refused_by_name():
+    q = torch.full((1, 1, 3, 4), 1e20)
+    k = torch.tensor([1e20, 1e19, -1e20]).expand(4, 3).mT[None, None].contiguous()
+    answers = all_implementations(q, k)
+    assert answers["reference"].tolist() == [0, 0, 0, 1, 1, 1, 3, 0, 0]
+    for impl in ("blockwise", "fused"):
+        assert "scores below 1e+28, got up to 2.0e+40" in answers[impl]
+
+
+@pytest.mark.parametrize("size", [1e3, 1e4, 1e5, 1e8, 1e20])
+@pytest.mark.parametrize("padded", [False, True])
+def test_large_scores_are_right_or_refused(size, padded):
+    # Far below 0 and apart by 1 nat, or by as much as float32 tells apart at this size.
+    apart = max(1.0, 64 * size * torch.finfo(torch.float32).eps)
+    q = torch.ones(1, 1, 3, 1)
+    k = -(size + apart * torch.arange(3.0)).view(1, 1, 3, 1)
+    options = {"scale": 1.0, "causal": not padded}
+    if padded:
+        options["mask"] = torch.tensor([[True, True, False]])
+    answers = all_implementations(q, k, **options)
+    wanted = answers["reference"]
+    for impl, largest in (("blockwise", 1e28), ("fused", 2**14)):
+        if size + 2 * apart < largest:
+            atol = 1e-6 * size if apart == 1 else 1e-6
+            torch.testing.assert_close(answers[impl], wanted, rtol=0, atol=atol)
+        else:
+            assert "scores" in answers[impl], "answered without a word"
