@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -109,3 +110,15 @@ def token_texts(
     if not named or ids.ndim != 2 or ids.is_floating_point():
         return None
     return [str(token) for token in tokenizer.convert_ids_to_tokens(ids[batch].tolist())]
+
+
+def text_array(tokens: Sequence[Any]) -> np.ndarray:
+    r"""Tokens as an array of str that netCDF can hold: lone surrogates and NUL are spelt out.
+
+    Examples
+    --------
+    >>> print(*text_array(["the", chr(0xD800)]))
+    the \ud800
+    """
+    texts = [str(token).encode("utf-8", "backslashreplace").decode() for token in tokens]
+    return np.array([text.replace("\0", "\\x00") for text in texts], dtype=object).astype(str)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from goatviz import checks
 from goatviz.adapters.capture import CapturedCall
+from goatviz.analysis.inputs import text_array
 from goatviz.results import PLAN_ROW, make_result
 from goatviz.transport.rows import TransportPlan, solve_rows
 from goatviz.transport.solvers import SolverReport, Verdict, cross_check, doubly_stochastic
@@ -284,7 +285,7 @@ class PlanLevels:
             summed = np.add.reduceat(np.asarray(values), edges[:-1])
             data[name] = np.where(seen > 0, summed, np.nan)
         if tokens is not None and len(seen) == self.keys:
-            data["key_token"] = np.array([str(token) for token in tokens], dtype=object)
+            data["key_token"] = text_array(tokens)
         best = int(plan.weights[0].argmax())
         return make_result(
             PLAN_ROW,

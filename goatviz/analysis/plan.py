@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from goatviz import checks
 from goatviz.adapters.capture import CapturedCall, Record, capture, find_attention
-from goatviz.analysis.inputs import forward_calls, run_model, token_texts
+from goatviz.analysis.inputs import forward_calls, run_model, text_array, token_texts
 from goatviz.results import PLAN_SLICE, make_result
 from goatviz.training.checkpoint import Checkpoint
 from goatviz.transport.call import AttentionCall
@@ -198,7 +198,7 @@ def _result(
                 f"tokens must hold {part.n_keys} texts, one for each query and key of a square "
                 f"plan, got {len(tokens)} for {part.n_queries} queries and {part.n_keys} keys"
             )
-        texts = np.array([str(t) for t in tokens], dtype=object).astype(str)
+        texts = text_array(tokens)
         data["query_token"], data["key_token"] = texts[part.rows], texts[columns]
     return make_result(
         PLAN_SLICE,

@@ -20,7 +20,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from goatviz.adapters.capture import CapturedCall, Record, capture, find_attention
-from goatviz.analysis.inputs import forward_calls, run_model, token_texts
+from goatviz.analysis.inputs import forward_calls, run_model, text_array, token_texts
 from goatviz.analysis.intervals import bootstrap_interval, bootstrap_weights
 from goatviz.analysis.sink_measures import measures, uniform_importance
 from goatviz.analysis.sink_text import at_threshold, margin_texts, shortness
@@ -611,8 +611,7 @@ def _profile(
         "mass_bin": np.linspace(0, 1, _MASS_BINS + 1)[:-1],
     }
     if tokens is not None:
-        texts = [_savable(str(token)) for token in tokens]
-        out["token"] = np.array(texts, dtype=object).astype(str)
+        out["token"] = text_array(tokens)
     if gathered.maps:
         out.update(_mean_maps(gathered, layers, heads, coords))
     out.update(_mean_norms(gathered, layers, length, coords))
@@ -835,11 +834,6 @@ def _rank_correlation(counts: np.ndarray) -> float:
     if min(spreads) == 0:
         return math.nan
     return float(ranks[0] @ counts @ ranks[1] / (spreads[0] * spreads[1]))
-
-
-def _savable(token: str) -> str:
-    """A token as netCDF can hold it: lone surrogates and NUL are spelt out."""
-    return token.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
