@@ -76,7 +76,8 @@ def prior_attention(
     Notes
     -----
     Source: Litman and Guo 2026 (arXiv 2601.15380). The kernel multiplies by
-    1/(tau sqrt d), so lanes carry K divided by that number.
+    1/(tau sqrt d), so lanes carry K divided by that number. In float32 a lane keeps key-only terms
+    to 3e-8 of their range over the keys, wherever the positions begin.
 
     Examples
     --------
@@ -231,7 +232,8 @@ def _append_lanes(
     q: Tensor, k: Tensor, prior: Prior, query_points: Tensor, key_points: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     query_heads, key_heads = q.shape[1], k.shape[1]
-    lanes = prior._lanes(*prior._placed(query_points, key_points), q.dtype, scale)
+    points = prior._placed(query_points, key_points)
+    lanes = prior._lanes(*points, q.dtype, scale, centred=True)
     phi = _expand_heads(lanes.query.to(q.device), query_heads, "prior", head_dim=0)
     psi = lanes.key.to(k.device).expand(key_heads, -1, -1)
     return (

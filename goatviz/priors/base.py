@@ -332,7 +332,13 @@ class Prior(nn.Module):
             raise ValueError(f"scale must be positive and finite, got {scale}")
         return self._lanes(*self._positions(query_pos, key_pos), dtype or self._dtype(), scale)
 
-    def _lanes(self, query: Tensor, key: Tensor, dtype: torch.dtype, scale: float) -> Lanes:
+    def _lanes(
+        self, query: Tensor, key: Tensor, dtype: torch.dtype, scale: float, *, centred: bool = False
+    ) -> Lanes:
+        """`lanes` at checked positions; `centred` on 0, for one call that sees all of these keys.
+
+        A slope times a position of a million has no decimals left in float32; its differences do.
+        """
         self._check_lanes()
         if dtype not in _PIECES:
             raise TypeError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype}")
@@ -342,8 +348,10 @@ class Prior(nn.Module):
             factors.query.double() / scale, factors.key.double(), dtype, pieces
         )
         if self._has_key_bias():
-            unit = _QUERY_UNIT.get(dtype, 1.0)
-            bias = _split(factors.key_bias.double() / (scale * unit), dtype, pieces)
+            unit, bias = _QUERY_UNIT.get(dtype, 1.0), factors.key_bias.double()
+            if centred:
+                bias = bias - (bias.amax(-1, keepdim=True) + bias.amin(-1, keepdim=True)) / 2
+            bias = _split(bias / (scale * unit), dtype, pieces)
             ones = bias[0].new_full((*factors.query.shape[:2], len(bias)), unit)
             query_lanes.append(ones)
             key_lanes.append(torch.stack(bias, dim=-1))

@@ -210,6 +210,16 @@ def test_lanes_hold_their_precision_at_16384_tokens(dtype):
     assert (out - wanted).norm() <= 1e-2 * wanted.norm()
 
 
+@pytest.mark.parametrize("start", [0, 10**6, 10**7])
+def test_lanes_hold_their_precision_wherever_positions_begin(start):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 64, 16) for _ in range(3))
+    options = {"prior": ALiBiPrior(2), "query_pos": torch.arange(start, start + 64)}
+    options["key_pos"] = options["query_pos"]
+    wanted = prior_attention(q, k, v, impl="reference", **options)
+    assert (prior_attention(q, k, v, **options) - wanted).abs().max() < 2e-6
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_no_prior_is_the_uniform_one_and_plain_attention(impl):
     q, k, v = draw(heads=2)
