@@ -14,7 +14,9 @@ endif
 RUN = .venv/bin/python -m
 READY = .venv/.ready
 
-.PHONY: demo test test-notebooks lab lint format clean
+MINUTES ?= 10
+
+.PHONY: demo test test-notebooks fuzz lab lint format clean
 
 # The figures and tables of the paper, in figures/index.html.
 demo: $(READY)
@@ -32,6 +34,10 @@ endif
 ifeq ($(BROWSER),no)
 	@echo "*** BROWSER=no: THE BROWSER TESTS WERE LEFT OUT OF THIS RUN ***"
 endif
+
+# Random calls, files and pages against plain formulas, each property for so many minutes.
+fuzz: $(READY)
+	GOATVIZ_FUZZ_MINUTES=$(MINUTES) $(RUN) pytest $(PYTEST_ARGS) tests/fuzz
 
 # JupyterLab on notebooks/. In a container run by root: make lab LAB_ARGS=--allow-root
 lab: $(READY)
