@@ -61,7 +61,8 @@ class Pretrained:
 @dataclass(frozen=True)
 class Sweep:
     """Ask every checkpoint of a folder, at every length: for answers (passkey, needle) or for the
-    loss on documents (text, dna, with --source). The result is netCDF."""
+    loss on documents (text, dna, with --source). The result is netCDF. A checkpoint that does not
+    load is named and left out, and the exit status is 3."""
 
     folder: tyro.conf.Positional[Path]
     """Checkpoints of one recipe, that differ in scheme and seed alone."""
@@ -84,7 +85,7 @@ class Sweep:
     overwrite: bool = False
     """Replace the file."""
 
-    def run(self, command_line: str) -> None:
+    def run(self, command_line: str) -> int:
         from goatviz.analysis import load_runs
         from goatviz.results import save_result
 
@@ -93,7 +94,10 @@ class Sweep:
             raise ValueError(f"--out must end in .nc, got {self.out.name}")
         if self.out.exists() and not self.overwrite:
             raise ValueError(f"--out {self.out} is there already: pass --overwrite to replace it")
-        runs = load_runs(self.folder)
+        left_out = []
+        runs = load_runs(self.folder, skipped=left_out.append)
+        for error in left_out:
+            print(f"goatviz: left out: {' '.join(str(error).split())}", file=sys.stderr)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         if self.cache is not None:
             self.cache.mkdir(parents=True, exist_ok=True)
@@ -109,6 +113,7 @@ class Sweep:
             )
             print(f"{scheme} ({len(models)} run(s)), {measure.name}: {values}")
         print(self.out)
+        return 3 if left_out else 0
 
     def _answers(self, runs: Runs) -> tuple[xr.Dataset, _Said]:
         from goatviz.analysis import length_sweep, needle_grid
@@ -165,7 +170,10 @@ class _Said(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a bad argument is one clear line and exit status 2."""
+    """Run one command; a bad argument is one clear line and exit status 2.
+
+    A sweep that left checkpoints out ends with 3.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     # A card's or table's command makes it from nothing, whatever this last part found there.
     kept = [word for word in given if word not in ("--resume", "--overwrite")]
@@ -175,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _train(given[1:], command_line)
         else:
             command = tyro.cli(Reproduce | Train | Sweep | Pretrained, args=given, prog="goatviz")
-            command.run(command_line)
+            return command.run(command_line) or 0
     except (ValueError, KeyError, OSError, ImportError, FloatingPointError, MemoryError) as error:
         print(f"goatviz: {error}", file=sys.stderr)
         return 2

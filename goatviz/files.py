@@ -9,9 +9,15 @@ import importlib.resources
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.resources.abc import Traversable
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:
+    # Windows has no locks of folders: writers of one checkpoint must not meet there.
+    fcntl = None
 
 
 @contextmanager
@@ -31,18 +37,46 @@ def whole_file(target: Path) -> Iterator[Path]:
     Path
         An empty file of the same ending, to be written.
     """
-    handle, name = tempfile.mkstemp(dir=target.parent, suffix=target.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with whole_files(target) as (temporary,):
         yield temporary
-        temporary.chmod(0o644)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+
+@contextmanager
+def whole_files(*targets: Path) -> Iterator[list[Path]]:
+    """Files of one folder that belong together, as `whole_file`: they take their places in order.
+
+    Writers do so one after the other, and nothing but renaming happens between two files.
+    """
+    with ExitStack() as stack:
+        written = []
+        for target in targets:
+            handle, name = tempfile.mkstemp(dir=target.parent, suffix=target.suffix)
+            os.close(handle)
+            written.append(Path(name))
+            stack.callback(written[-1].unlink, missing_ok=True)
+        yield written
+        for temporary in written:
+            temporary.chmod(0o644)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        with locked(targets[0].parent):
+            for temporary, target in zip(written, targets, strict=True):
+                os.replace(temporary, target)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep writers of `whole_files` from putting files into a folder, where its disk has locks."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def shipped_names(ending: str) -> list[str]:

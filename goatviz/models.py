@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from goatviz import checks
 from goatviz.attention.layer import Attention, LayerCache
 from goatviz.attention.positions import (
     InterpolatedRotaryEmbedding,
@@ -86,6 +87,14 @@ class ModelConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        for name in ("num_kv_heads", "content_dim"):
+            if getattr(self, name) is not None:
+                checks.positive_int(name, getattr(self, name))
+        for name in ("prior_rank", "sink_rank"):
+            checks.integer(name, getattr(self, name), low=0)
+        checks.number("mlp_ratio", self.mlp_ratio, low=0)
+        checks.number("base", self.base, above=1)
+        checks.flag("skip", self.skip)
         if self.positions not in POSITION_SCHEMES:
             raise ValueError(
                 f"positions must be one of {', '.join(POSITION_SCHEMES)}, got {self.positions!r}"

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import sys
 
 import pytest
@@ -213,6 +214,28 @@ def test_a_folder_is_swept(tmp_path, capsys):
     assert deep.exists()
     assert main(["sweep", str(tmp_path / "nowhere")]) == 2
     assert "folder must be an existing folder" in capsys.readouterr().err
+
+
+def test_a_sweep_names_what_it_left_out(tmp_path, capsys):
+    options = ["--steps", "1", "--batch-size", "2", "--embed-dim", "32", "--content-dim", "8"]
+    assert main(["train", "needle", "--out", str(tmp_path), "--name", "good", *options]) == 0
+    for name in ("huge", "torn"):
+        for ending in (".json", ".safetensors"):
+            shutil.copy(tmp_path / f"good{ending}", tmp_path / f"{name}{ending}")
+    card = json.loads((tmp_path / "huge.json").read_text())
+    card["model"]["num_layers"] = 10**9
+    del card["card_sha256"]
+    (tmp_path / "huge.json").write_text(json.dumps(card))
+    (tmp_path / "torn.safetensors").write_bytes(b"")
+    capsys.readouterr()
+    out = tmp_path / "out" / "sweep.nc"
+    sweep = ["sweep", str(tmp_path), "--lengths", "32", "--examples", "1", "--out", str(out)]
+    assert main(sweep) == 3
+    told = [line for line in capsys.readouterr().err.splitlines() if "goatviz" in line]
+    assert len(told) == 2
+    assert told[0].startswith("goatviz: left out: huge.safetensors does not fit the model in its")
+    assert told[1].startswith("goatviz: left out: torn.safetensors is not the file its card")
+    assert load_result(out)["scheme"].values.tolist() == ["goat"]
 
 
 def test_documents_are_swept(tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,9 @@ class Runs(NamedTuple):
     models: dict[str, list[CausalLM]]
 
 
-def load_runs(folder: str | os.PathLike) -> Runs:
+def load_runs(
+    folder: str | os.PathLike, *, skipped: Callable[[Exception], None] | None = None
+) -> Runs:
     """Load every checkpoint of a folder, grouped by position scheme, seeds in order.
 
     Where there are runs of "rope" and none of "rope-interpolated", the latter are the same weights
@@ -38,11 +41,17 @@ def load_runs(folder: str | os.PathLike) -> Runs:
     ----------
     folder : path-like
         Folder of checkpoints of one task that differ in scheme and seed alone.
+    skipped : callable, optional
+        Called with the error of each checkpoint that does not load, which is then left out; without
+        it, the first such error is raised.
 
     Raises
     ------
+    FileNotFoundError
+        If a card has no weights.
     ValueError
-        If there are none, they differ in more than scheme and seed, or a scheme has a seed twice.
+        If there are none, one does not load, they differ in more than scheme and seed, or a scheme
+        has a seed twice.
 
     Examples
     --------
@@ -60,8 +69,15 @@ def load_runs(folder: str | os.PathLike) -> Runs:
     runs: dict[str, dict[int, Checkpoint]] = {}
     recipes: dict[str, str] = {}
     for name in names:
-        checkpoint = load_checkpoint(folder / name)
-        config = dict(checkpoint.card["config"])
+        try:
+            checkpoint = load_checkpoint(folder / name)
+            recipe = _recipe(checkpoint)
+        except (ValueError, OSError) as error:
+            if skipped is None:
+                raise
+            skipped(error)
+            continue
+        config = recipe.to_dict()
         scheme, seed = config.pop("positions"), config.pop("seed")
         recipes[json.dumps(config, sort_keys=True)] = name
         seeds = runs.setdefault(scheme, {})
@@ -70,6 +86,8 @@ def load_runs(folder: str | os.PathLike) -> Runs:
                 f"folder must hold a scheme and seed once, got {seeds[seed].name} and {name}"
             )
         seeds[seed] = checkpoint
+    if not runs:
+        raise ValueError(f"folder must hold checkpoints that load, got none in {folder}")
     if len(recipes) > 1:
         raise ValueError(
             "folder must hold runs that differ in scheme and seed alone, got different recipes in "
@@ -81,4 +99,19 @@ def load_runs(folder: str | os.PathLike) -> Runs:
     if "rope" in models and "rope-interpolated" not in models:
         models["rope-interpolated"] = [interpolate_positions(model) for model in models["rope"]]
     ordered = {scheme: models[scheme] for scheme in POSITION_SCHEMES if scheme in models}
-    return Runs(TrainConfig.from_dict(checkpoint.card["config"]).task, ordered)
+    return Runs(recipe.task, ordered)
+
+
+def _recipe(checkpoint: Checkpoint) -> TrainConfig:
+    """How a checkpoint was trained; a ValueError if its card does not say."""
+    try:
+        config = TrainConfig.from_dict(checkpoint.card["config"])
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"{checkpoint.name}.json holds no config of a run: {error}") from error
+    positions = checkpoint.model.config.positions
+    if config.positions != positions:
+        raise ValueError(
+            f"{checkpoint.name}.json must hold the config of a run with positions {positions!r}, "
+            f"got {config.positions!r}"
+        )
+    return config

@@ -80,7 +80,7 @@ def as_positions(positions: PositionsLike, name: str = "positions") -> Tensor:
         )
     if points.shape[0] == 0:
         raise ValueError(f"{name} must name at least one position, got an empty one")
-    if readable():
+    if readable() and not points.is_meta:
         _check_positions(points, name)
     return points
 

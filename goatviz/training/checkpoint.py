@@ -1,7 +1,9 @@
 """Checkpoints: safetensors beside a JSON card that says where they come from.
 
-Nothing here unpickles. The card carries the sha256 of the weights, and loading verifies it, so a
-damaged, truncated or foreign file is an error and never a model.
+Nothing here unpickles. The card carries the sha256 of the weights and of itself, and loading
+verifies both, so a damaged, truncated or foreign file is an error and never a model. Cards of
+earlier versions have no sum of themselves. What a card promises is compared with what the weights
+hold before a model is built.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ import hashlib
 import json
 import os
 import platform
+import reprlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from goatviz.files import check_shipped, shipped_file, shipped_names, whole_file
+from goatviz.files import check_shipped, locked, shipped_file, shipped_names, whole_files
 from goatviz.models import CausalLM, ModelConfig
 from goatviz.tasks import CopyMixture, Task
 from goatviz.training.evaluation import AnswerAccuracy
@@ -122,14 +126,16 @@ def device_name(device: torch.device) -> str:
 
 
 def save_checkpoint(model: CausalLM, card: dict[str, Any], path: str | os.PathLike) -> Path:
-    """Write `path`.safetensors and `path`.json, each whole or not at all; the card comes last.
+    """Write `path`.safetensors and `path`.json, whole or not at all; the card comes last.
+
+    One after the other writes where several do at once, so that a reader finds one's two files.
 
     Parameters
     ----------
     model : CausalLM
         Whose weights to keep.
     card : dict
-        From `make_card`; the sha256 is added.
+        From `make_card`; sha256 and card_sha256 are added.
     path : path-like
         Without an ending, in an existing folder.
 
@@ -137,6 +143,12 @@ def save_checkpoint(model: CausalLM, card: dict[str, Any], path: str | os.PathLi
     -------
     Path
         The file of the weights.
+
+    Raises
+    ------
+    ValueError
+        If it could not be loaded again: weights that are not finite, not float32, or not those of
+        the model in the card; a card that is no JSON.
 
     Examples
     --------
@@ -156,15 +168,16 @@ def save_checkpoint(model: CausalLM, card: dict[str, Any], path: str | os.PathLi
     if not path.parent.is_dir():
         raise ValueError(f"path must lie in an existing folder, got {path}")
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    # Before anything is written: what cannot be loaded must not cost the checkpoint it replaces.
+    _model(path.name, card["model"], tensors)
     weights = save_tensors(tensors, metadata={"format": "pt"})
     card = {**card, "sha256": hashlib.sha256(weights).hexdigest()}
-    # Before anything is written: a card that is no JSON must not cost the checkpoint it replaces.
-    text = json.dumps(card, indent=1, allow_nan=False) + "\n"
+    card = json.loads(json.dumps(card, allow_nan=False))
+    card["card_sha256"] = _card_sum(card)
     target = path.with_name(path.name + ".safetensors")
-    with whole_file(target) as temporary:
-        temporary.write_bytes(weights)
-    with whole_file(path.with_name(path.name + ".json")) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with whole_files(target, path.with_name(path.name + ".json")) as (first, second):
+        first.write_bytes(weights)
+        second.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return target
 
 
@@ -182,7 +195,8 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
         If the weights or the card are missing.
     ValueError
         If the file is a pickle, its sha256 differs from the card's, it is no safetensors file,
-        the card is damaged or of another format, or the weights do not fit the model it names.
+        the card is damaged or of another format, or the weights are not finite or do not fit the
+        model it names.
 
     Examples
     --------
@@ -198,10 +212,15 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
             "code when they are opened and are refused"
         )
     stem = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
-    return _load(
-        stem.name,
-        lambda ending: stem.with_name(stem.name + ending).read_bytes(),
-    )
+
+    def read(ending: str) -> bytes:
+        return stem.with_name(stem.name + ending).read_bytes()
+
+    with suppress(_OtherWeights):
+        return _load(stem.name, read)
+    # Replaced between reading the one and the other, or damaged: nobody writes at a second look.
+    with locked(stem.parent):
+        return _load(stem.name, read)
 
 
 def list_pretrained() -> list[str]:
@@ -239,46 +258,110 @@ def load_pretrained(name: str) -> Checkpoint:
     return _load(name, lambda ending: shipped_file(f"{name}{ending}").read_bytes())
 
 
+class _OtherWeights(ValueError):
+    """The weights are not those of the card."""
+
+
 def _load(name: str, read: Callable[[str], bytes]) -> Checkpoint:
     card = _read_card(name, read(".json"))
     weights = read(".safetensors")
     digest = hashlib.sha256(weights).hexdigest()
     if digest != card["sha256"]:
-        raise ValueError(
+        raise _OtherWeights(
             f"{name}.safetensors is not the file its card describes: sha256 {digest[:12]}... "
             f"over {len(weights)} bytes, the card says {card['sha256'][:12]}..."
         )
     try:
         tensors = load_tensors(weights)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}.safetensors is not a safetensors file: {error}") from error
-    try:
-        model = CausalLM(ModelConfig(**card["model"]))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}.json describes no model: {error}") from error
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{name}.safetensors does not fit the model in its card: {error}"
-        ) from error
+    model = _model(name, card["model"], tensors)
+    model.load_state_dict(tensors, assign=True)
     return Checkpoint(name=name, model=model.eval(), card=card)
+
+
+def _model(name: str, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> CausalLM:
+    """The model of a card, on the meta device, once it is known that `tensors` fit it.
+
+    Nothing here costs more than the tensors do, whatever sizes the card gives.
+    """
+    try:
+        config = ModelConfig(**values)
+        wrong = _misfit(config, tensors)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"{name}.json describes no model: {error}") from error
+    if wrong:
+        raise ValueError(f"{name}.safetensors does not fit the model in its card: {wrong}")
+    for key, tensor in tensors.items():
+        # A recency slope of 0 is stored as softplus^-1(0).
+        if not (tensor.isfinite() | (tensor.isneginf() & key.endswith("raw_slope"))).all():
+            raise ValueError(f"{name}.safetensors must hold finite numbers, got others in {key}")
+    with torch.device("meta"):
+        return CausalLM(config).float()
+
+
+def _misfit(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> str:
+    """What is wrong with `tensors` as weights of a model; "" if nothing."""
+    heads = max(config.num_heads, config.num_kv_heads or 1)
+    held = sum(tensor.numel() for tensor in tensors.values())
+    # Sizes cost nothing on the meta device, but layers and heads take time even there.
+    if heads > held:
+        return f"must hold numbers for {heads} heads, got {held} in all"
+    with torch.device("meta"):
+        single = CausalLM(replace(config, num_layers=1)).float().state_dict()
+    first = "blocks.0."
+    layer = {key.removeprefix(first): t for key, t in single.items() if key.startswith(first)}
+    count = len(single) + (config.num_layers - 1) * len(layer)
+    if len(tensors) != count:
+        return f"must hold {count} tensors, got {len(tensors)}"
+    wanted = single | {
+        f"blocks.{at}.{key}": tensor
+        for at in range(config.num_layers)
+        for key, tensor in layer.items()
+    }
+    for key, tensor in wanted.items():
+        if key not in tensors:
+            return f"must hold {key}, got none"
+        ours, theirs = (f"{t.dtype} of shape {tuple(t.shape)}" for t in (tensor, tensors[key]))
+        if ours != theirs:
+            return f"{key} must be {ours}, got {theirs}"
+    return ""
 
 
 def _read_card(name: str, content: bytes) -> dict[str, Any]:
     try:
-        card = json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        card = json.loads(content, parse_constant=_no_number)
+        digest = _card_sum(card) if isinstance(card, dict) else ""
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}.json is not a readable card: {error}") from error
     if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
         kind = card.get("format") if isinstance(card, dict) else type(card).__name__
-        raise ValueError(f"{name}.json must have format {CARD_FORMAT!r}, got {kind!r}")
+        raise ValueError(f"{name}.json must have format {CARD_FORMAT!r}, got {reprlib.repr(kind)}")
     missing = [key for key in ("sha256", "model", "config") if key not in card]
     if missing:
         raise ValueError(f"{name}.json lacks {', '.join(missing)}")
     if not isinstance(card["sha256"], str):
-        raise ValueError(f"{name}.json must hold its sha256 as text, got {card['sha256']!r}")
+        raise ValueError(
+            f"{name}.json must hold its sha256 as text, got {reprlib.repr(card['sha256'])}"
+        )
+    for key in ("model", "config"):
+        if not isinstance(card[key], dict):
+            raise ValueError(f"{name}.json describes no {key}: got {reprlib.repr(card[key])}")
+    if card.get("card_sha256", digest) != digest:
+        raise ValueError(
+            f"{name}.json was changed since it was saved: its card_sha256 is of another card"
+        )
     return card
+
+
+def _card_sum(card: dict[str, Any]) -> str:
+    """The sha256 of a card's content, however its text is laid out."""
+    content = {key: value for key, value in card.items() if key != "card_sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _no_number(constant: str) -> float:
+    raise ValueError(f"{constant} is no number")
 
 
 def _plain(config: ModelConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Folders of runs are sorted by scheme and seed, and refused where they do not belong together."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -66,3 +67,31 @@ def test_what_does_not_belong_together(tmp_path):
     save(tmp_path, "two", seed=2, learning_rate=0.1)
     with pytest.raises(ValueError, match="differ in scheme and seed alone, got .* one, two"):
         load_runs(tmp_path)
+
+
+def test_what_does_not_load_is_named(tmp_path):
+    save(tmp_path, "good", positions="alibi")
+    for name, change in (
+        ("task", {"task": {"name": "chess"}}),
+        ("steps", {"steps": "many"}),
+        ("scheme", {"positions": "rope"}),
+    ):
+        save(tmp_path, name)
+        card = json.loads((tmp_path / f"{name}.json").read_text())
+        card["config"] |= change
+        del card["card_sha256"]
+        (tmp_path / f"{name}.json").write_text(json.dumps(card))
+    save(tmp_path, "weights")
+    (tmp_path / "weights.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"scheme\.json must hold the config of a run with"):
+        load_runs(tmp_path)
+    errors = []
+    assert list(load_runs(tmp_path, skipped=errors.append).models) == ["alibi"]
+    told = sorted(map(str, errors))
+    assert len(told) == 4 and "weights.safetensors" in told[0]
+    assert told[1].startswith("scheme.json must hold the config of a run with positions 'goat'")
+    assert told[2].startswith("steps.json holds no config of a run: steps must be an integer")
+    assert told[3].startswith("task.json holds no config of a run: task must be one of")
+    (tmp_path / "good.json").unlink()
+    with pytest.raises(ValueError, match="folder must hold checkpoints that load, got none in"):
+        load_runs(tmp_path, skipped=errors.append)

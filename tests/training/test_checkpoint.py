@@ -4,10 +4,13 @@ import hashlib
 import json
 import os
 import pickle
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from goatviz.models import CausalLM, ModelConfig
 from goatviz.tasks import CopyMixture
@@ -47,7 +50,8 @@ def card_of(path):
 
 
 def rewrite_card(path, **changes):
-    card = json.loads(card_of(path).read_text()) | changes
+    """Change a card, which then is one of an earlier version: without a sum of itself."""
+    card = json.loads(card_of(path).read_text()) | {"card_sha256": None} | changes
     card_of(path).write_text(json.dumps({k: v for k, v in card.items() if v is not None}))
 
 
@@ -116,6 +120,20 @@ def test_the_card_says_where_it_comes_from(result, saved):
     assert card["sha256"] == hashlib.sha256(weights_of(saved).read_bytes()).hexdigest()
 
 
+def test_a_card_says_so_when_it_was_changed(saved):
+    rewrite_card(saved)
+    assert "card_sha256" not in load_checkpoint(saved).card
+    rewrite_card(saved, seed=7, card_sha256="0" * 64)
+    with pytest.raises(ValueError, match=r"tiny\.json was changed since it was saved"):
+        load_checkpoint(saved)
+
+
+def test_loading_draws_no_random_numbers(saved):
+    before = torch.get_rng_state()
+    load_checkpoint(saved)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_every_damaged_byte_is_noticed(saved):
     whole = weights_of(saved).read_bytes()
     for at in (0, 7, 8, 100, len(whole) // 2, len(whole) - 1):
@@ -163,6 +181,89 @@ def test_weights_of_another_model_are_refused(saved, tensors):
         load_checkpoint(saved)
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("key", ["head.weight", "blocks.0.attention.prior.parts.0.frequencies"])
+def test_numbers_must_be_finite(result, saved, key, number):
+    tensors = load(weights_of(saved).read_bytes())
+    tensors[key].view(-1)[1] = number
+    weights_of(saved).write_bytes(save(tensors))
+    swear(saved)
+    words = rf"tiny\.safetensors must hold finite numbers, got others in {key}"
+    with pytest.raises(ValueError, match=words):
+        load_checkpoint(saved)
+    # Nor are they saved in the place of others.
+    model, card = other_model(result)
+    model.load_state_dict(tensors)
+    with pytest.raises(ValueError, match=words):
+        save_checkpoint(model, card, saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.double(), "head.weight must be torch.float32 .* got torch.float64"),
+        (lambda t: t.mT.contiguous(), r"shape \(4, 32\), got torch.float32 of shape \(32, 4\)"),
+        (lambda t: None, "must hold 31 tensors, got 30"),
+    ],
+    ids=["another type", "another shape", "left out"],
+)
+def test_weights_must_be_those_of_the_card(saved, change, words):
+    tensors = load(weights_of(saved).read_bytes())
+    tensors["head.weight"] = change(tensors["head.weight"])
+    tensors = {key: tensor for key, tensor in tensors.items() if tensor is not None}
+    weights_of(saved).write_bytes(save(tensors))
+    swear(saved)
+    with pytest.raises(ValueError, match=rf"tiny\.safetensors does not fit .*{words}"):
+        load_checkpoint(saved)
+
+
+#: Sizes that would take hours, or more memory than there is, were they built.
+HUGE = [
+    *(
+        {size: value}
+        for size in ("num_layers", "embed_dim", "vocab_size", "prior_rank", "sink_rank")
+        for value in (10**7, 10**9, 10**12, 10**40)
+    ),
+    {"embed_dim": 2 * 10**9, "num_heads": 10**9},
+    {"num_kv_heads": 10**9},
+    {"content_dim": 10**12},
+    {"mlp_ratio": 1e12},
+    {"mlp_ratio": 1e300},
+    {"base": 10**400},
+    {"positions": "learned", "training_length": 10**12},
+]
+LOAD_ALL = """
+import json, resource, signal, sys
+from pathlib import Path
+from goatviz.training import load_checkpoint
+
+resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+card = Path(sys.argv[1])
+whole = json.loads(card.read_text())
+for changes in json.loads(sys.argv[2]):
+    card.write_text(json.dumps(whole | {"model": whole["model"] | changes}))
+    print("loading", changes, flush=True)
+    signal.alarm(10)
+    try:
+        load_checkpoint(card)
+    except ValueError as error:
+        assert str(error).startswith(("tiny.json describes", "tiny.safetensors does not")), error
+    else:
+        raise AssertionError("loaded")
+"""
+
+
+def test_a_card_costs_no_more_than_its_weights(saved):
+    rewrite_card(saved)
+    # In a process that has ten seconds and few GiB for each of them.
+    run = subprocess.run(
+        [sys.executable, "-c", LOAD_ALL, str(card_of(saved)), json.dumps(HUGE)],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout.splitlines()[-1:] + run.stderr.splitlines()[-1:]
+
+
 def test_both_files_are_needed(saved):
     card = card_of(saved).read_bytes()
     card_of(saved).unlink()
@@ -180,8 +281,12 @@ def test_both_files_are_needed(saved):
         (b"", "is not a readable card"),
         (b'{"format": "goatviz-ch', "is not a readable card"),
         (b"\xff\xfe\x00", "is not a readable card"),
+        (b"[" * 100_000, "tiny.json is not a readable card"),
+        (b'{"seed": ' + b"9" * 10_000 + b"}", "tiny.json is not a readable card"),
+        (b'{"seed": NaN}', "tiny.json is not a readable card: NaN is no number"),
         (b"[1, 2]", "must have format 'goatviz-checkpoint-1', got 'list'"),
         (b"{}", "must have format 'goatviz-checkpoint-1', got None"),
+        (b'{"format": ' + b"[" * 500 + b"]" * 500 + b"}", r"got \[+\.\.\.\]+$"),
         (b'{"format": "goatviz-checkpoint-9"}', "got 'goatviz-checkpoint-9'"),
         (b'{"format": "goatviz-checkpoint-1"}', "lacks sha256, model, config"),
     ],
@@ -200,7 +305,8 @@ def test_a_damaged_card_is_refused(saved, content, words):
         ({"model": {"vocab_size": 4}}, "tiny.json describes no model"),
         ({"model": {"vocab_size": 4, "training_length": 8, "colour": 1}}, "describes no model"),
         ({"model": {"vocab_size": 0, "training_length": 8}}, "describes no model.*vocab_size"),
-        ({"model": "small"}, "describes no model"),
+        ({"model": "small"}, "describes no model: got 'small'"),
+        ({"config": [1]}, "describes no config"),
     ],
 )
 def test_a_card_with_a_damaged_entry_is_refused(saved, changes, words):
@@ -274,6 +380,30 @@ def test_a_write_interrupted_between_the_two_files_is_noticed(result, saved, mon
         save_checkpoint(*other_model(result), saved)
     with pytest.raises(ValueError, match="not the file its card describes"):
         load_checkpoint(saved)
+
+
+def test_a_reader_finds_the_two_files_of_one_writer(result, saved):
+    models = {}
+    for name in ("one", "two"):
+        torch.manual_seed(len(models))
+        models[name] = CausalLM(result.model.config)
+    card = make_card(result, command="", data="")
+
+    def write(name):
+        for _ in range(12):
+            save_checkpoint(models[name], card | {"command": name}, saved)
+
+    save_checkpoint(models["one"], card | {"command": "one"}, saved)
+    writers = [threading.Thread(target=write, args=(name,)) for name in models]
+    for writer in writers:
+        writer.start()
+    found = set()
+    while any(writer.is_alive() for writer in writers):
+        loaded = load_checkpoint(saved)
+        found.add(loaded.card["command"])
+        wanted = models[loaded.card["command"]]
+        assert torch.equal(loaded.model.head.weight, wanted.head.weight)
+    assert found == set(models)
 
 
 def test_saving_over_and_modes(result, saved):
