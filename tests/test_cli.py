@@ -224,6 +224,7 @@ def test_a_sweep_names_what_it_left_out(tmp_path, capsys):
             shutil.copy(tmp_path / f"good{ending}", tmp_path / f"{name}{ending}")
     card = json.loads((tmp_path / "huge.json").read_text())
     card["model"]["num_layers"] = 10**9
+    card["format"] = "goatviz-checkpoint-1"
     del card["card_sha256"]
     (tmp_path / "huge.json").write_text(json.dumps(card))
     (tmp_path / "torn.safetensors").write_bytes(b"")

@@ -1,8 +1,8 @@
 """Checkpoints: safetensors beside a JSON card that says where they come from.
 
 Nothing here unpickles. The card carries the sha256 of the weights and of itself, and loading
-verifies both, so a damaged, truncated or foreign file is an error and never a model. Cards of
-earlier versions have no sum of themselves. What a card promises is compared with what the weights
+verifies both, so a damaged, truncated or foreign file is an error and never a model. Cards of the
+former format have no sum of themselves. What a card promises is compared with what the weights
 hold before a model is built.
 """
 
@@ -31,7 +31,9 @@ from goatviz.tasks import CopyMixture, Task
 from goatviz.training.evaluation import AnswerAccuracy
 from goatviz.training.loop import TrainResult
 
-CARD_FORMAT = "goatviz-checkpoint-1"
+CARD_FORMAT = "goatviz-checkpoint-2"
+#: Of cards without a sum of themselves.
+_FORMER_FORMAT = "goatviz-checkpoint-1"
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 
@@ -171,7 +173,7 @@ def save_checkpoint(model: CausalLM, card: dict[str, Any], path: str | os.PathLi
     # Before anything is written: what cannot be loaded must not cost the checkpoint it replaces.
     _model(path.name, card["model"], tensors)
     weights = save_tensors(tensors, metadata={"format": "pt"})
-    card = {**card, "sha256": hashlib.sha256(weights).hexdigest()}
+    card = {**card, "format": CARD_FORMAT, "sha256": hashlib.sha256(weights).hexdigest()}
     card = json.loads(json.dumps(card, allow_nan=False))
     card["card_sha256"] = _card_sum(card)
     target = path.with_name(path.name + ".safetensors")
@@ -334,10 +336,11 @@ def _read_card(name: str, content: bytes) -> dict[str, Any]:
         digest = _card_sum(card) if isinstance(card, dict) else ""
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}.json is not a readable card: {error}") from error
-    if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
+    if not isinstance(card, dict) or card.get("format") not in (CARD_FORMAT, _FORMER_FORMAT):
         kind = card.get("format") if isinstance(card, dict) else type(card).__name__
         raise ValueError(f"{name}.json must have format {CARD_FORMAT!r}, got {reprlib.repr(kind)}")
-    missing = [key for key in ("sha256", "model", "config") if key not in card]
+    sums = ("sha256", "card_sha256") if card["format"] == CARD_FORMAT else ("sha256",)
+    missing = [key for key in (*sums, "model", "config") if key not in card]
     if missing:
         raise ValueError(f"{name}.json lacks {', '.join(missing)}")
     if not isinstance(card["sha256"], str):

@@ -79,6 +79,7 @@ def test_what_does_not_load_is_named(tmp_path):
         save(tmp_path, name)
         card = json.loads((tmp_path / f"{name}.json").read_text())
         card["config"] |= change
+        card["format"] = "goatviz-checkpoint-1"
         del card["card_sha256"]
         (tmp_path / f"{name}.json").write_text(json.dumps(card))
     save(tmp_path, "weights")

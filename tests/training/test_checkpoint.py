@@ -50,8 +50,9 @@ def card_of(path):
 
 
 def rewrite_card(path, **changes):
-    """Change a card, which then is one of an earlier version: without a sum of itself."""
-    card = json.loads(card_of(path).read_text()) | {"card_sha256": None} | changes
+    """Change a card, which then is one of the former format, without a sum of itself."""
+    former = {"format": "goatviz-checkpoint-1", "card_sha256": None}
+    card = json.loads(card_of(path).read_text()) | former | changes
     card_of(path).write_text(json.dumps({k: v for k, v in card.items() if v is not None}))
 
 
@@ -284,11 +285,12 @@ def test_both_files_are_needed(saved):
         (b"[" * 100_000, "tiny.json is not a readable card"),
         (b'{"seed": ' + b"9" * 10_000 + b"}", "tiny.json is not a readable card"),
         (b'{"seed": NaN}', "tiny.json is not a readable card: NaN is no number"),
-        (b"[1, 2]", "must have format 'goatviz-checkpoint-1', got 'list'"),
-        (b"{}", "must have format 'goatviz-checkpoint-1', got None"),
+        (b"[1, 2]", "must have format 'goatviz-checkpoint-2', got 'list'"),
+        (b"{}", "must have format 'goatviz-checkpoint-2', got None"),
         (b'{"format": ' + b"[" * 500 + b"]" * 500 + b"}", r"got \[+\.\.\.\]+$"),
         (b'{"format": "goatviz-checkpoint-9"}', "got 'goatviz-checkpoint-9'"),
         (b'{"format": "goatviz-checkpoint-1"}', "lacks sha256, model, config"),
+        (b'{"format": "goatviz-checkpoint-2"}', "lacks sha256, card_sha256, model, config"),
     ],
 )
 def test_a_damaged_card_is_refused(saved, content, words):
@@ -329,7 +331,7 @@ def test_pickles_are_never_opened(tmp_path, ending, result):
         save_checkpoint(result.model, make_card(result, command="", data=""), path)
     # Nor under a borrowed name.
     (tmp_path / "model.safetensors").write_bytes(path.read_bytes())
-    card = make_card(result, command="", data="")
+    card = make_card(result, command="", data="") | {"format": "goatviz-checkpoint-1"}
     card["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (tmp_path / "model.json").write_text(json.dumps(card))
     with pytest.raises(ValueError, match="is not a safetensors file"):
