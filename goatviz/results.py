@@ -6,6 +6,7 @@ saves, loads, selects and draws on a machine without torch. Nothing is computed 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 import os
 from collections.abc import Mapping
@@ -13,11 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import xarray as xr
 
 from goatviz.derived import completed
 from goatviz.files import check_shipped, shipped_file, shipped_names, whole_file
+
+#: Attribute of files that end in the sha256 of all before it; results in memory do not have it.
+_SUM = "goatviz_file_sha256"
+_SUM_LENGTH = 64
+#: Times its own size that a file may claim to hold: more than the best compression.
+_LARGEST = 2000
 
 
 @dataclass(frozen=True)
@@ -524,7 +532,7 @@ def with_all_dimensions(dataset: xr.Dataset, schema: Schema) -> xr.Dataset:
 
 
 def save_result(dataset: xr.Dataset, path: str | os.PathLike) -> Path:
-    """Write a result as netCDF-4, whole or not at all.
+    """Write a result as netCDF-4, whole or not at all, and its sha256 after its end.
 
     Parameters
     ----------
@@ -543,7 +551,8 @@ def save_result(dataset: xr.Dataset, path: str | os.PathLike) -> Path:
     TypeError
         If `dataset` is not a goatviz result.
     ValueError
-        If `path` does not end in .nc or its folder does not exist.
+        If `path` does not end in .nc or its folder does not exist, or the result has fields or
+        units that its schema does not have.
 
     Examples
     --------
@@ -559,20 +568,25 @@ def save_result(dataset: xr.Dataset, path: str | os.PathLike) -> Path:
     schema = dataset.attrs.get("schema") if isinstance(dataset, xr.Dataset) else None
     if schema not in SCHEMAS:
         raise TypeError(f"dataset must be a goatviz result, got {type(dataset).__name__}")
-    check_result(dataset, SCHEMAS[schema])
+    _check_fields(check_result(dataset, SCHEMAS[schema]), SCHEMAS[schema])
     if path.suffix != ".nc":
         raise ValueError(f"path must end in .nc, got {path.name}")
     if not path.parent.is_dir():
         raise ValueError(f"path must lie in an existing folder, got {path}")
     with whole_file(path) as temporary:
-        dataset.to_netcdf(temporary, engine="h5netcdf")
+        marked = dataset.assign_attrs({_SUM: f"the last {_SUM_LENGTH} bytes of the file"})
+        marked.to_netcdf(temporary, engine="h5netcdf")
+        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        with temporary.open("ab") as file:
+            file.write(digest.encode())
     return path
 
 
 def load_result(path: str | os.PathLike) -> xr.Dataset:
-    """Read a result that `save_result` wrote, complete it, and check it.
+    """Read a result that `save_result` wrote, verify and complete it.
 
-    Fields that a file of an earlier version lacks follow from others: see `goatviz.derived`.
+    Fields that a file of an earlier version lacks follow from others: see `goatviz.derived`. Such
+    files have no sum to be verified, either; fields, units and kinds are checked in all.
 
     Raises
     ------
@@ -591,14 +605,60 @@ def load_result(path: str | os.PathLike) -> xr.Dataset:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    _check_sum(path)
+    dataset = _read(path)
+    dataset.attrs.pop(_SUM, None)
+    schema = SCHEMAS.get(str(dataset.attrs.get("schema")))
+    if schema is None:
+        raise ValueError(
+            f"{path.name} holds no goatviz result (schema {dataset.attrs.get('schema')!r})"
+        )
     try:
-        dataset = xr.load_dataset(path, engine="h5netcdf")
-    except (OSError, ValueError, KeyError) as error:
+        dataset = check_result(completed(dataset, schema), schema)
+        _check_fields(dataset, schema)
+    except Exception as error:
+        # What is derived from damaged fields fails in ways of its own.
+        raise ValueError(f"{path.name} holds a damaged result: {error}") from error
+    return dataset
+
+
+def _check_sum(path: Path) -> None:
+    """Raise a ValueError if a file has a sum and it is of other bytes.
+
+    Before HDF5 sees them: it may search damaged bytes for ever.
+    """
+    content = path.read_bytes()
+    digest = hashlib.sha256(content[:-_SUM_LENGTH]).hexdigest()
+    if _SUM.encode() in content and content[-_SUM_LENGTH:] != digest.encode():
+        raise ValueError(f"{path.name} was damaged since it was saved: its sum is of other bytes")
+
+
+def _read(path: Path) -> xr.Dataset:
+    """Whatever a netCDF-4 file holds; a ValueError if it is none or claims to hold too much."""
+    try:
+        # What is damaged at its root is found here: h5netcdf would print what it meets on closing.
+        with h5py.File(path) as file:
+            dict(file.attrs)
+            stored = [each for each in file.values() if isinstance(each, h5py.Dataset)]
+            claimed, most = sum(each.nbytes for each in stored), _LARGEST * path.stat().st_size
+        if claimed > most:
+            raise ValueError(f"must hold at most {most} bytes of numbers, claims {claimed}")
+        return xr.load_dataset(path, engine="h5netcdf")
+    except Exception as error:
+        # h5py, h5netcdf and xarray answer damage with errors of every kind.
         raise ValueError(f"{path.name} is not a readable netCDF-4 file: {error}") from error
-    schema = dataset.attrs.get("schema")
-    if schema not in SCHEMAS:
-        raise ValueError(f"{path.name} holds no goatviz result (schema {schema!r})")
-    return check_result(completed(dataset, SCHEMAS[schema]), SCHEMAS[schema])
+
+
+def _check_fields(dataset: xr.Dataset, schema: Schema) -> None:
+    """Raise a ValueError unless variables are those of the schema, in its units, and no others."""
+    for name, variable in dataset.data_vars.items():
+        if name not in schema.fields:
+            raise ValueError(f"{schema.name} has no field {name}")
+        units, came = schema.fields[name].units, variable.attrs.get("units")
+        if came != units:
+            raise ValueError(f"{name} must have units {units!r}, got {came!r}")
+        if units != "1" and variable.dtype.kind not in "biuf":
+            raise ValueError(f"{name} must hold numbers, got {variable.dtype}")
 
 
 def list_results() -> list[str]:
