@@ -7,12 +7,14 @@ family's watcher lives beside this file. Outputs stay as they were, bit for bit.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from goatviz import checks
@@ -42,6 +44,15 @@ CAPTURE_STATISTICS = (*ROW_STATISTICS, "incoming_mass", "value_norm")
 Observe = Callable[..., None]
 Watch = Callable[[nn.Module, Mapping[str, nn.Module], Observe], AbstractContextManager[None]]
 
+#: What a plan shows of keys that have left the cache.
+_GONE = {
+    "scores": math.nan,
+    "log_prior": -math.inf,
+    "logits": -math.inf,
+    "weights": 0.0,
+    "allowed": False,
+}
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CapturedCall:
@@ -58,9 +69,9 @@ class CapturedCall:
     rows : RowStatistics, optional
         Row statistics, as far as asked for.
     incoming : IncomingMass, optional
-        Mass that each key receives from the real queries.
+        Mass that each key of the call (`call.key_pos`) receives from the real queries.
     value_norm : Tensor, optional
-        Norms of the values, shape (batch, key-value heads, n_keys).
+        Norms of their values, shape (batch, key-value heads, n_keys).
     """
 
     layer: int
@@ -93,9 +104,10 @@ class CapturedCall:
 
     def __repr__(self) -> str:
         batch, heads, queries, keys = self.shape
+        gone = f" after {self.call.gone} that have left the cache" if self.call.gone else ""
         return (
             f"CapturedCall(layer {self.layer} ({self.name}): batch {batch}, {heads} heads, "
-            f"{queries} queries, {keys} keys)"
+            f"{queries} queries, {keys} keys{gone})"
         )
 
 
@@ -165,7 +177,9 @@ class Record:
         layer, head, batch : int
             Which query head of which layer and sequence.
         queries, keys : slice
-            The window; each row is normalised over all keys, whatever the window.
+            The window, queries of the call by tokens of the text; each row is normalised over all
+            keys, whatever the window. Keys that have left a sliding window's cache are not
+            allowed, weigh 0, and have NaN as their scores.
         call : int
             Which call of the layer; default the last.
 
@@ -184,7 +198,17 @@ class Record:
         kept = calls[number].projections
         checks.index("batch", batch, kept.shape[0])
         checks.index("head", head, kept.shape[1])
-        return kept.plan(batch, head, queries, keys)
+        if not kept.gone:
+            return kept.plan(batch, head, queries, keys)
+        places = torch.arange(kept.gone + kept.shape[3])[keys]
+        if not len(places):
+            raise ValueError(
+                f"keys must be a non-empty window of {kept.gone + kept.shape[3]} tokens, got {keys}"
+            )
+        window = kept.plan(batch, head, queries)._asdict()
+        for name, fill in _GONE.items():
+            window[name] = F.pad(window[name], (kept.gone, 0), value=fill)[:, places]
+        return PlanWindow(**window)
 
 
 def find_attention(model: nn.Module) -> dict[str, nn.Module]:
@@ -218,8 +242,11 @@ def capture(
         Out of `CAPTURE_STATISTICS`; default all. Computed while the model runs.
     keep : {"statistics", "projections"}
         Keep q, k and v too, which `Record.plan` needs: O(length) memory for each layer.
-    keys, recent, impl
-        As in `goatviz.row_statistics`; keys that a call does not have are left out.
+    keys : sequence of int
+        Tokens of the text whose weight is kept (`rows.keys`): 0 for one that has left a sliding
+        window's cache; one that a call does not have yet is left out.
+    recent, impl
+        As in `goatviz.row_statistics`.
 
     Yields
     ------
@@ -336,8 +363,9 @@ class _Wanted(NamedTuple):
 
 def _measured(layer: int, path: str, call: AttentionCall, wanted: _Wanted) -> CapturedCall:
     names = [name for name in wanted.statistics if name in ROW_STATISTICS]
+    keys = [key for key in wanted.keys if key < call.gone + call.shape[3]]
     options = {
-        "keys": [key for key in wanted.keys if key < call.shape[3]],
+        "keys": [key - call.gone for key in keys if key >= call.gone],
         "recent": wanted.recent,
         "impl": wanted.impl,
     }
@@ -349,10 +377,23 @@ def _measured(layer: int, path: str, call: AttentionCall, wanted: _Wanted) -> Ca
         incoming = incoming_of(call, query_mass=mass, impl=wanted.impl)
     elif names:
         rows = statistics_of(call, names, **options)
+    if rows is not None and call.gone:
+        rows = _with_gone(rows, keys, call.gone)
     if "value_norm" in wanted.statistics and call.v is not None:
         norm = torch.linalg.vector_norm(call.v.float(), dim=-1)
     kept = call if wanted.projections else call.without_tensors()
     return CapturedCall(layer, path, kept, rows, incoming, norm)
+
+
+def _with_gone(rows: RowStatistics, keys: Sequence[int], gone: int) -> RowStatistics:
+    """Statistics whose keys are tokens of the text; those that have left the cache weigh 0."""
+    mass = rows.key_mass
+    if mass is not None:
+        held = torch.tensor([key >= gone for key in keys], dtype=torch.bool, device=mass.device)
+        full = mass.new_zeros(*mass.shape[:3], len(keys))
+        full[..., held] = mass
+        mass = full.masked_fill((rows.visible == 0).unsqueeze(-1), math.nan)
+    return replace(rows, keys=tuple(keys), key_mass=mass)
 
 
 def _chosen(layers: Sequence[int | str] | int | str | None, paths: tuple[str, ...]) -> set[str]:

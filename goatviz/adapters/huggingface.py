@@ -7,9 +7,11 @@ registered behind a report. transformers itself is imported only when such a mod
 
 from __future__ import annotations
 
+import copy
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -109,36 +111,15 @@ def watch_huggingface(
     TypeError
         While the model runs, for a mask of an unknown kind.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import Cache
 
-    paths = {id(module): path for path, module in modules.items()}
     for path, module in modules.items():
-        implementation = module.config._attn_implementation
-        if implementation is None:
-            raise ValueError(
-                f"{path} has no attention implementation; call set_attn_implementation first"
-            )
-        if implementation == "eager" and "get_interface" not in _names_used(module):
-            raise ValueError(
-                f"{path} computes eager attention without asking transformers' AttentionInterface "
-                "(as code written before transformers 5.1 does); use attn_implementation='sdpa'"
-            )
-        if getattr(module, "reorder_and_upcast_attn", False) and implementation == "eager":
-            raise ValueError(
-                f"{path} has reorder_and_upcast_attn=True, whose eager attention bypasses "
-                "transformers' AttentionInterface; use attn_implementation='sdpa'"
-            )
-    configs = {
-        id(module.config): module.config
-        for module in model.modules()
-        if _has_config(module) and module.config._attn_implementation is not None
-    }
-    before = {key: config._attn_implementation_internal for key, config in configs.items()}
-    if any(isinstance(name, _Captured) for name in before.values()):
+        _check_implementation(path, module)
+    configs = [module.config for module in model.modules() if _has_config(module)]
+    if any(isinstance(config._attn_implementation_internal, _Captured) for config in configs):
         raise ValueError("model is being captured already")
-    masks = _Masks()
-    mask_functions = AttentionMaskInterface()
-    entries: dict[str, _Captured] = {}
+    paths = {id(module): path for path, module in modules.items()}
+    masks, here = _Masks(), _Here()
 
     def entry(
         module: nn.Module,
@@ -149,38 +130,117 @@ def watch_huggingface(
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        mine = module.config._attn_implementation_internal
-        original = str(mine)
+        original = str(module.config._attn_implementation_internal)
         path = paths.get(id(module))
         if path is not None:
-            call = _call(path, module, query, key, attention_mask, original, kwargs, masks)
-            observe(path, query, key, v=value, **call)
+            cache = here.caches.pop(id(module), None)
+            tokens = _tokens(cache, module)
+            call = _call(path, module, query, key, attention_mask, original, kwargs, masks, tokens)
+            k, v = key, value
+            if getattr(cache, "is_compileable", False):
+                # The next step writes into the same memory.
+                k, v = key.clone(), value.clone()
+            observe(path, query, k, v=v, **call)
         scope = inspect.unwrap(type(module).forward).__globals__
         eager = [scope.get(name) for name in _names_used(module) if name.endswith(_EAGER)]
         function = scope[_INTERFACE].get_interface(original, eager[0] if eager else None)
         # Some functions read the name again; they get the one that they know.
-        module.config._attn_implementation_internal = original
-        try:
-            return function(module, query, key, value, attention_mask, *args, **kwargs)
-        finally:
-            module.config._attn_implementation_internal = mine
+        plain = copy.copy(module)
+        plain.config = copy.copy(module.config)
+        plain.config._attn_implementation_internal = original
+        return function(plain, query, key, value, attention_mask, *args, **kwargs)
 
-    try:
-        for name in {str(name) for name in before.values()}:
-            entries[name] = _Captured(name)
-            AttentionInterface.register(entries[name], entry)
-            if name in mask_functions:
-                # Without an entry the mask would be None, and causality lost without a word.
-                AttentionMaskInterface.register(entries[name], mask_functions[name])
-        for key, config in configs.items():
-            config._attn_implementation_internal = entries[str(before[key])]
+    names = _Names(entry)
+
+    def before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Since the block began, set_attn_implementation may have been called.
+        if not isinstance(module.config._attn_implementation_internal, _Captured):
+            _check_implementation(paths[id(module)], module)
+            names.put(module.config)
+        given = (*args, *kwargs.values())
+        here.caches[id(module)] = next((one for one in given if isinstance(one, Cache)), None)
+
+    with ExitStack() as stack:
+        stack.callback(names.restore)
+        for config in configs:
+            if config._attn_implementation_internal is not None:
+                names.put(config)
+        for module in modules.values():
+            hook = module.register_forward_pre_hook(before_forward, with_kwargs=True)
+            stack.callback(hook.remove)
         yield
-    finally:
-        for key, config in configs.items():
-            config._attn_implementation_internal = before[key]
-        for name in entries.values():
-            AttentionInterface._global_mapping.pop(name, None)
-            AttentionMaskInterface._global_mapping.pop(name, None)
+
+
+def _check_implementation(path: str, module: nn.Module) -> None:
+    implementation = module.config._attn_implementation
+    if implementation is None:
+        raise ValueError(
+            f"{path} has no attention implementation; call set_attn_implementation first"
+        )
+    if implementation == "eager" and "get_interface" not in _names_used(module):
+        raise ValueError(
+            f"{path} computes eager attention without asking transformers' AttentionInterface "
+            "(as code written before transformers 5.1 does); use attn_implementation='sdpa'"
+        )
+    if getattr(module, "reorder_and_upcast_attn", False) and implementation == "eager":
+        raise ValueError(
+            f"{path} has reorder_and_upcast_attn=True, whose eager attention bypasses "
+            "transformers' AttentionInterface; use attn_implementation='sdpa'"
+        )
+
+
+class _Names:
+    """Our names in the configs of a watched model, and what they stand for."""
+
+    def __init__(self, entry: Callable[..., Any]) -> None:
+        from transformers import AttentionInterface, AttentionMaskInterface
+
+        self._attention, self._masks = AttentionInterface, AttentionMaskInterface
+        self._entry = entry
+        self._ours: dict[str, _Captured] = {}
+        self._before: dict[int, tuple[Any, str]] = {}
+
+    def put(self, config: Any) -> None:
+        """Let a config name our entry, until `restore`."""
+        name = config._attn_implementation_internal
+        if isinstance(name, _Captured):
+            return
+        ours = self._ours.setdefault(name, _Captured(name))
+        self._attention.register(ours, self._entry)
+        mask_functions = self._masks()
+        if name in mask_functions:
+            # Without an entry the mask would be None, and causality lost without a word.
+            self._masks.register(ours, mask_functions[name])
+        self._before[id(config)] = config, name
+        config._attn_implementation_internal = ours
+
+    def restore(self) -> None:
+        """Leave every config as it was, or as the user has set it since."""
+        for config, name in self._before.values():
+            if isinstance(config._attn_implementation_internal, _Captured):
+                config._attn_implementation_internal = name
+        for ours in self._ours.values():
+            self._attention._global_mapping.pop(ours, None)
+            self._masks._global_mapping.pop(ours, None)
+
+
+class _Here(threading.local):
+    """Caches that modules were called with, by the module's id; each thread has its own."""
+
+    def __init__(self) -> None:
+        self.caches: dict[int, Any] = {}
+
+
+def _tokens(cache: Any, module: nn.Module) -> int | None:
+    """Tokens that a cache has seen, those of this call included; None if nobody knows."""
+    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
+    seen = [
+        int(layer.get_seq_length()) if hasattr(layer, "get_seq_length") else 0 for layer in layers
+    ]
+    index = getattr(module, "layer_idx", None)
+    own = seen[index] if isinstance(index, int) and 0 <= index < len(seen) else 0
+    # Layers that use another one's keys have no cache of their own.
+    return own or max(seen, default=0) or None
 
 
 class _Masks:
@@ -219,7 +279,50 @@ def _call(
     implementation: str,
     options: Mapping[str, Any],
     masks: _Masks,
+    tokens: int | None = None,
 ) -> dict[str, Any]:
+    """Arguments of `AttentionCall.from_tensors`; `tokens` are those that a cache has seen."""
+    _check_readable(path, module, query, implementation, options)
+    n_queries, n_keys = query.shape[2], key.shape[2]
+    causal = options.get("is_causal")
+    causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
+    self_attention = n_keys >= n_queries and not _is_cross(path, module)
+    gone, first = 0, n_keys - n_queries
+    known = self_attention and tokens is not None and tokens >= n_queries
+    if known:
+        # A cache holds the newest tokens, or has places left after them.
+        gone = max(tokens - n_keys, 0)
+        first = tokens - n_queries - gone
+    visibility, bias = _visible(
+        path, module, query, n_keys, mask, implementation, options, masks, causal, first
+    )
+    position_bias = options.get("position_bias")
+    if position_bias is not None:
+        position_bias = position_bias[..., :n_queries, :n_keys].detach().float()
+        bias = position_bias if bias is None else bias + position_bias
+    sink, softcap = options.get("s_aux", getattr(module, "sinks", None)), options.get("softcap")
+    if implementation == "sdpa":
+        # The kernel has neither; old versions drop them where new ones raise.
+        sink = softcap = None
+    if not known:
+        first = _first_query(visibility, first) if self_attention and causal else max(first, 0)
+    scale = options.get("scaling")
+    return {
+        "scale": None if scale is None else float(scale),
+        "visibility": visibility,
+        "query_pos": torch.arange(n_queries) + first + gone,
+        "key_pos": torch.arange(n_keys) + gone,
+        "gone": gone,
+        "bias": bias,
+        "sink": None if sink is None else sink.detach().float(),
+        "softcap": softcap,
+        "query_mask": visibility.real_queries(first) if self_attention else None,
+    }
+
+
+def _check_readable(
+    path: str, module: nn.Module, query: Tensor, implementation: str, options: Mapping[str, Any]
+) -> None:
     if query.is_meta:
         raise ValueError("the model is on the meta device, which holds no numbers")
     dropout = options.get("dropout", 0.0)
@@ -234,70 +337,56 @@ def _call(
             f"{path} cannot be captured: its weights depend on {', '.join(unreadable)}, which it "
             f"hands to {implementation!r} attention"
         )
-    n_queries, n_keys = query.shape[2], key.shape[2]
-    causal = options.get("is_causal")
-    causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
-    first = n_keys - n_queries
-    index = torch.arange(n_keys)
-    bias = None
+
+
+def _visible(
+    path: str,
+    module: nn.Module,
+    query: Tensor,
+    n_keys: int,
+    mask: Any,
+    implementation: str,
+    options: Mapping[str, Any],
+    masks: _Masks,
+    causal: bool,
+    first: int,
+) -> tuple[Visibility, Tensor | None]:
+    """Allowed pairs of a call whose first query stands at key `first`, and what its mask adds."""
+    batch, heads, n_queries, _ = query.shape
+    rows, index = torch.arange(n_queries), torch.arange(n_keys)
     if isinstance(mask, BlockMask):
-        dense = create_mask(
-            mask.mask_mod, query.shape[0], query.shape[1], n_queries, n_keys, device=query.device
-        )
+        dense = create_mask(mask.mask_mod, batch, heads, n_queries, n_keys, device=query.device)
         if bool((dense == dense[:, :1]).all()):
             dense = dense[:, :1]
-        visibility = Visibility.from_mask(dense)
-    elif isinstance(mask, Tensor) and mask.ndim == 4:
-        visibility, bias = masks.read(mask, n_queries, n_keys)
-    elif "flash" in implementation and (
+        return Visibility.from_mask(dense), None
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        return masks.read(mask, n_queries, n_keys)
+    if "flash" in implementation and (
         mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
     ):
-        if mask is None and _is_packed(options, query.shape[0]):
+        if mask is None and _is_packed(options, batch):
             raise ValueError(
                 f"{path} cannot be captured: flash attention gets several sequences packed into "
                 "one; pad them into a batch instead"
             )
         window = options.get("sliding_window")
         keep = None if mask is None else mask[:, -n_keys:].bool()
-        visibility = Visibility.from_rules(
-            torch.arange(n_queries) + first, index, causal=causal, window=window, padding_mask=keep
-        )
-    elif mask is None and implementation == "sdpa" and causal and n_queries > 1:
+        rules = {"causal": causal, "window": window, "padding_mask": keep}
+        return Visibility.from_rules(rows + first, index, **rules), None
+    if mask is None and implementation == "sdpa" and causal and n_queries > 1:
         # This kernel aligns its causal flag at the first key.
-        visibility = Visibility.from_rules(torch.arange(n_queries), index, causal=True)
-    elif mask is None and (
+        return Visibility.from_rules(rows, index, causal=True), None
+    if mask is None and (
         implementation in ("eager", "sdpa", "flex_attention") or not causal or n_queries == 1
     ):
-        visibility = Visibility.from_rules(torch.arange(n_queries), index, causal=False)
-    else:
-        came = f"a tensor of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask)
-        came = "no mask" if mask is None else f"{came} as its mask"
-        raise TypeError(
-            f"{type(module).__name__} got {came} under {implementation!r}; known are "
-            "four-dimensional tensors, BlockMask, (batch, keys) under flash attention, and None "
-            "under eager, sdpa, flex and flash attention"
-        )
-    position_bias = options.get("position_bias")
-    if position_bias is not None:
-        position_bias = position_bias[..., :n_queries, :n_keys].detach().float()
-        bias = position_bias if bias is None else bias + position_bias
-    sink, softcap = options.get("s_aux", getattr(module, "sinks", None)), options.get("softcap")
-    if implementation == "sdpa":
-        # The kernel has neither; old versions drop them where new ones raise.
-        sink = softcap = None
-    self_attention = first >= 0 and not _is_cross(path, module)
-    first = _first_query(visibility, first) if self_attention and causal else max(first, 0)
-    scale = options.get("scaling")
-    return {
-        "scale": None if scale is None else float(scale),
-        "visibility": visibility,
-        "query_pos": torch.arange(n_queries) + first,
-        "key_pos": index,
-        "bias": bias,
-        "sink": None if sink is None else sink.detach().float(),
-        "softcap": softcap,
-        "query_mask": visibility.real_queries(first) if self_attention else None,
-    }
+        return Visibility.from_rules(rows, index, causal=False), None
+    came = f"a tensor of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask)
+    came = "no mask" if mask is None else f"{came} as its mask"
+    raise TypeError(
+        f"{type(module).__name__} got {came} under {implementation!r}; known are "
+        "four-dimensional tensors, BlockMask, (batch, keys) under flash attention, and None "
+        "under eager, sdpa, flex and flash attention"
+    )
 
 
 def _is_packed(options: Mapping[str, Any], batch: int) -> bool:

@@ -102,7 +102,7 @@ class PlanLevels:
     TypeError
         If `call` is no captured call.
     ValueError
-        If it holds statistics only, or there is no such head or sequence.
+        If it holds statistics only, keys have left its cache, or there is no such head or sequence.
 
     Examples
     --------
@@ -118,6 +118,10 @@ class PlanLevels:
     def __init__(self, call: CapturedCall, *, head: int = 0, batch: int = 0) -> None:
         checks.instance("call", call, CapturedCall, "a CapturedCall")
         self._call = call.projections
+        if self._call.gone:
+            raise ValueError(
+                f"call must hold every key of its text, got {call!r}; plan_slice shows what is left"
+            )
         self.batch = checks.index("batch", batch, call.shape[0])
         self.head = checks.index("head", head, call.shape[1])
         self.call = call

@@ -81,7 +81,8 @@ def plan_slice(
     queries, keys : slice, optional
         The window; default everything. Incoming mass is that of the whole plan, and each row is
         normalised over all its keys, whatever the window; the check is of the window's rows (256
-        of them, evenly spaced, where there are more).
+        of them, evenly spaced, where there are more). Keys count from the start of the text; those
+        that have left a cache are not shown.
     tokenizer : callable, optional
         For texts: tokenizer(text, return_tensors="pt"); names the tokens, if it can.
     tokens : sequence of str, optional
@@ -158,12 +159,13 @@ class _Part:
     where: str
     empty: Tensor
     scores_known: bool = True
+    gone: int = 0
 
 
 def _result(
     part: _Part, keys: slice | None, tokens: Sequence[str] | None, check: bool
 ) -> xr.Dataset:
-    plan, columns = part.plan, _window(keys, part.n_keys, "keys")
+    plan, columns = part.plan, _window(keys, part.n_keys, "keys", part.gone)
     verdict, words, difference = "not checked", "not checked against POT", float("nan")
     if not part.scores_known:
         words = "not checked against POT: the scores and the prior of these weights are not known"
@@ -205,7 +207,7 @@ def _result(
         data,
         coords={
             "query": np.arange(part.n_queries)[part.rows],
-            "key": np.arange(part.n_keys)[columns],
+            "key": part.gone + np.arange(part.n_keys)[columns],
         },
         attrs={
             "source": part.where,
@@ -269,6 +271,7 @@ def _of_call(
         mass[head if len(mass) > 1 else 0].double(),
         where,
         ~call.has_keys(batch, head, at).to(call.device),
+        gone=call.gone,
     )
 
 
@@ -404,14 +407,16 @@ def _one_head(plan: TransportPlan, batch: int, head: int) -> TransportPlan:
     return _rows_of(plan, index) if shape else plan
 
 
-def _window(window: slice | None, length: int, name: str) -> slice:
+def _window(window: slice | None, length: int, name: str, gone: int = 0) -> slice:
+    """Places of a window, which counts positions that are gone; those are left out."""
     if window is None:
         return slice(0, length)
     if not isinstance(window, slice):
         raise TypeError(f"{name} must be a slice, got {type(window).__name__}")
     if window.step not in (None, 1):
         raise ValueError(f"{name} must have a step of 1, got {window.step}")
-    start, stop, _ = window.indices(length)
+    start, stop, _ = window.indices(gone + length)
+    start, stop = max(start - gone, 0), stop - gone
     if start >= stop:
         raise ValueError(f"{name} must hold at least one of {length} positions, got {window}")
     return slice(start, stop)

@@ -107,6 +107,8 @@ class AttentionCall:
         c of c tanh(x / c), applied to the scaled inner products.
     query_mask : Tensor of bool, optional
         Shape (batch or 1, n_queries), False at padding.
+    gone : int
+        Tokens before the first key that have left a cache: `key_pos` begins there.
     """
 
     shape: tuple[int, int, int, int]
@@ -124,6 +126,7 @@ class AttentionCall:
     sink: Tensor | None = None
     softcap: float | None = None
     query_mask: Tensor | None = None
+    gone: int = 0
 
     @classmethod
     def from_tensors(
@@ -144,6 +147,7 @@ class AttentionCall:
         query_pos: PositionsLike | None = None,
         key_pos: PositionsLike | None = None,
         query_mask: Tensor | None = None,
+        gone: int = 0,
     ) -> AttentionCall:
         """Check the parts of a call and put them together.
 
@@ -153,7 +157,7 @@ class AttentionCall:
             Queries, shape (batch, query heads, n_queries, d).
         k : Tensor
             Keys, shape (batch, key-value heads, n_keys, d); query heads are a multiple.
-        v, sink, softcap, query_mask
+        v, sink, softcap, query_mask, gone
             See the attributes.
         prior : Prior, optional
             K: 1 head, or one for each key-value head; default uniform.
@@ -239,6 +243,7 @@ class AttentionCall:
             sink=sink,
             softcap=softcap,
             query_mask=query_mask,
+            gone=gone,
         )
 
     def without_tensors(self) -> AttentionCall:

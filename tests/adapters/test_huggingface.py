@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -496,3 +497,110 @@ def test_eager_attention_beside_the_interface_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="without asking transformers' AttentionInterface"):
         with capture(model):
             pass
+
+
+def float64(name, **changes):
+    model = tiny_huggingface(name, **changes).double()
+    if name == "gpt-oss":
+        model.set_experts_implementation("eager")
+    return model
+
+
+def new_cache(model, kind):
+    if kind == "dynamic":
+        return transformers.DynamicCache(config=model.config)
+    return transformers.StaticCache(config=model.config, max_cache_len=24)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("name", ["mistral", "gemma3", "gpt-oss", "llama"])
+@pytest.mark.parametrize("pieces", [[6] + [1] * 6, [3, 4, 1, 3, 1], [1, 9, 2]])
+def test_positions_of_a_cache_are_those_of_the_text(name, kind, implementation, pieces):
+    if implementation == "sdpa" and name in EAGER_ONLY:
+        return
+    model = float64(name)
+    ids = arguments(name)["input_ids"]
+    attentions = eager_weights(model, {"input_ids": ids})
+    model.set_attn_implementation(implementation)
+    options = {"keep": "projections", "keys": [0, 5, 11], "recent": 3}
+    with torch.no_grad(), capture(model, **options) as record:
+        cache = new_cache(model, kind)
+        for piece in ids.split(pieces, dim=1):
+            model(input_ids=piece, past_key_values=cache)
+    lag = torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)
+    for layer, theirs in enumerate(attentions):
+        first = 0
+        for number, call in enumerate(record.of(layer)):
+            last = first + call.shape[2]
+            assert call.call.query_pos.flatten().tolist() == list(range(first, last))
+            gone = call.call.gone
+            assert call.call.key_pos.flatten().tolist() == list(range(gone, gone + call.shape[3]))
+            wanted = theirs[1, 3, first:last]
+            weights = record.plan(layer=layer, head=3, batch=1, call=number).weights
+            shown = min(weights.shape[1], LENGTH)
+            # The models round their rotations to float32.
+            close = {"atol": 1e-6, "rtol": 0}
+            torch.testing.assert_close(weights[:, :shown], wanted[:, :shown], **close)
+            assert float(wanted[:, shown:].sum()) == 0 == float(weights[:, shown:].sum())
+            keys = list(call.rows.keys)
+            assert keys == [key for key in options["keys"] if key < gone + call.shape[3]]
+            torch.testing.assert_close(call.rows.key_mass[1, 3], wanted[:, keys], **close)
+            near = (wanted * (lag[first:last].abs() < 3)).sum(-1)
+            torch.testing.assert_close(call.rows.recent_mass[1, 3], near, **close)
+            first = last
+    windowed = name != "llama" and len(pieces) > 3
+    assert any(call.call.gone for call in record.calls) == windowed or len(pieces) == 3
+
+
+def test_a_key_that_left_the_cache_weighs_nothing():
+    model = float64("mistral", sliding_window=4)
+    ids = arguments("mistral")["input_ids"][:1, :6]
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    with capture(model, keep="projections", keys=[0, 8]) as record:
+        text = model.generate(ids, **options)
+    attentions = eager_weights(model, {"input_ids": text})
+    calls = record.of(0)
+    assert [call.call.gone for call in calls] == [0, 3, 4, 5]
+    assert [call.rows.keys for call in calls] == [(0,), (0,), (0,), (0, 8)]
+    last = calls[-1]
+    assert repr(last).endswith("1 queries, 4 keys after 5 that have left the cache)")
+    assert (
+        float(last.rows.key_mass[..., 0].abs().max()) == 0 == float(attentions[0][0, :, 8, 0].max())
+    )
+    window = record.plan(layer=0, head=2)
+    torch.testing.assert_close(window.weights[0], attentions[0][0, 2, 8, :9], atol=1e-6, rtol=0)
+    assert window.allowed.tolist() == [[False] * 5 + [True] * 4]
+    assert bool(window.scores[0, :5].isnan().all()) and window.logits[0, 0] == -torch.inf
+    part = record.plan(layer=0, head=2, keys=slice(3, 7))
+    assert torch.equal(part.weights, window.weights[:, 3:7])
+    assert float(record.plan(layer=0, keys=slice(0, 2)).weights.sum()) == 0
+    with pytest.raises(ValueError, match="non-empty window"):
+        record.plan(keys=slice(9, 12))
+    bare = capture(model, statistics=["entropy"])
+    with bare as record:
+        model.generate(ids, **options)
+    assert record.calls[-1].rows.keys == (0,) and record.calls[-1].rows.key_mass is None
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("name", ["mistral", "llama", "gpt2"])
+def test_a_batch_padded_on_the_left_decodes(name, kind):
+    model = float64(name)
+    given = arguments(name, PADDINGS["left"])
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    cache = new_cache(model, kind)
+    with capture(model, keep="projections", keys=[0, 4]) as record:
+        text = model.generate(**given, **options, past_key_values=cache)
+    for b, pads in enumerate((3, 0)):
+        attentions = eager_weights(model, {"input_ids": text[b : b + 1, pads:]})
+        for layer, theirs in enumerate(attentions):
+            for number, call in enumerate(record.of(layer)[1:], start=1):
+                place = LENGTH - 1 + number
+                assert call.call.query_pos.flatten().tolist() == [place]
+                assert bool(call.call.query_mask.all())
+                wanted = F.pad(theirs[0, 1, place - pads, : place - pads + 1], (pads, 0))
+                weights = record.plan(layer=layer, head=1, batch=b, call=number).weights[0]
+                close = {"atol": 1e-6, "rtol": 0}
+                torch.testing.assert_close(weights[: place + 1], wanted, **close)
+                torch.testing.assert_close(call.rows.key_mass[b, 1, 0], wanted[[0, 4]], **close)

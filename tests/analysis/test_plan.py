@@ -8,6 +8,7 @@ from torch import nn
 
 from goatviz.adapters import capture
 from goatviz.analysis import plan_slice
+from goatviz.analysis.levels import PlanLevels
 from goatviz.attention import attention_plan
 from goatviz.models import CausalLM, ModelConfig
 from goatviz.transport import TransportPlan, solve_rows
@@ -291,3 +292,20 @@ def test_a_layer_that_is_never_called_is_told():
 
     with pytest.raises(ValueError, match="never called"):
         plan_slice(Idle(), torch.zeros(1, 3))
+
+
+def test_keys_of_a_sliding_windows_cache_count_from_the_start_of_the_text():
+    model = tiny_huggingface("mistral", sliding_window=4)
+    with torch.no_grad(), capture(model, keep="projections") as record:
+        cache = model(ids(1, 9), use_cache=True).past_key_values
+        model(ids(1, 1), past_key_values=cache)
+    plan = plan_slice(record, check=False)
+    assert plan["key"].values.tolist() == [6, 7, 8, 9]
+    wanted = record.plan(keys=slice(6, 10)).weights
+    np.testing.assert_allclose(plan["weights"], wanted)
+    part = plan_slice(record, keys=slice(2, 8), check=False)
+    assert part["key"].values.tolist() == [6, 7]
+    with pytest.raises(ValueError, match="keys must hold at least one of 4 positions"):
+        plan_slice(record, keys=slice(0, 6), check=False)
+    with pytest.raises(ValueError, match="every key of its text, got .*after 6 that have left"):
+        PlanLevels(record.calls[-1])
