@@ -251,7 +251,9 @@ def capture(
     Yields
     ------
     Record
-        Grows with every call. The model is as before on exit, also after an exception.
+        Grows with every call of the forward pass: what a backward pass computes again for
+        checkpointed activations is no call. Calls of several threads stand in the order in which
+        they happened. The model is as before on exit, also after an exception.
 
     Raises
     ------
@@ -298,6 +300,9 @@ def capture(
     record = Record(paths)
 
     def observe(path: str, q: Tensor, k: Tensor, **options: Any) -> None:
+        if torch._C._current_graph_task_id() != -1:
+            # A backward pass computes activations again that a checkpoint did not keep.
+            return
         # Under the model's autocast, statistics would be of its low precision too.
         with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
             try:

@@ -7,6 +7,7 @@ module's `forward` is shadowed by an attribute of the instance, and calls the cl
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -52,7 +53,7 @@ def watch_torch_attention(
         training mode.
     """
     shadowed: list[nn.Module] = []
-    reported: set[int] = set()
+    reported = _Reported()
     try:
         for path, module in modules.items():
             shadow(module, _attention_forward(module, path, observe, reported), shadowed)
@@ -68,6 +69,13 @@ def watch_torch_attention(
     finally:
         for module in shadowed:
             del module.forward
+
+
+class _Reported(threading.local):
+    """Modules, by id, whose call was reported since its layer's began; each thread has its own."""
+
+    def __init__(self) -> None:
+        self.modules: set[int] = set()
 
 
 def shadow(module: nn.Module, forward: Callable[..., Any], shadowed: list[nn.Module]) -> None:
@@ -88,7 +96,7 @@ def shadow(module: nn.Module, forward: Callable[..., Any], shadowed: list[nn.Mod
 
 
 def _attention_forward(
-    module: nn.MultiheadAttention, path: str, observe: Observe, reported: set[int]
+    module: nn.MultiheadAttention, path: str, observe: Observe, reported: _Reported
 ) -> Callable[..., Any]:
     original = type(module).forward
     signature = inspect.signature(original)
@@ -98,14 +106,14 @@ def _attention_forward(
         inputs = (given[name] for name in ("query", "key", "value"))
         masks = (given.get(name) for name in ("key_padding_mask", "attn_mask"))
         observe(path, **_call(module, *inputs, *masks))
-        reported.add(id(module))
+        reported.modules.add(id(module))
         return original(module, *args, **kwargs)
 
     return forward
 
 
 def _layer_forward(
-    layer: nn.TransformerEncoderLayer, path: str, observe: Observe, reported: set[int]
+    layer: nn.TransformerEncoderLayer, path: str, observe: Observe, reported: _Reported
 ) -> Callable[..., Any]:
     original = type(layer).forward
     module = layer.self_attn
@@ -116,9 +124,9 @@ def _layer_forward(
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Any:
-        reported.discard(id(module))
+        reported.modules.discard(id(module))
         out = original(layer, src, src_mask, src_key_padding_mask, is_causal)
-        if id(module) not in reported:
+        if id(module) not in reported.modules:
             # The fast path: one operation for the whole layer.
             x, padding = src, src_key_padding_mask
             if x.is_nested:

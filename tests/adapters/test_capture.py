@@ -1,11 +1,14 @@
 """Capture: what is seen is what was computed, and nothing stays behind."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
 import torch
 import transformers
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from goatviz.adapters.capture import CAPTURE_STATISTICS, capture, find_attention
 from goatviz.attention import Attention, RotaryEmbedding, attention_plan
@@ -398,3 +401,37 @@ def test_a_layer_alone_has_no_name_in_errors():
         with capture(layer):
             layer(torch.full((1, 3, 8), torch.nan))
     assert layer.observer is None
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputation_in_a_backward_pass_is_no_call(reentrant):
+    layers = nn.ModuleList([Attention(16, 2), nn.MultiheadAttention(16, 2, batch_first=True)])
+    x = torch.randn(1, 5, 16, requires_grad=True)
+    with capture(layers) as record:
+        y = checkpoint(layers[0], x, use_reentrant=reentrant)
+        y, _ = checkpoint(layers[1], y, y, y, use_reentrant=reentrant)
+        y.square().sum().backward()
+        layers[0](x)
+    assert [call.layer for call in record.calls] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_calls_of_several_threads_are_all_counted(training):
+    torch.manual_seed(0)
+    options = {"dim_feedforward": 32, "dropout": 0.0, "batch_first": True}
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, **options), 2).train(training)
+    x = torch.randn(1, 8, 16)
+
+    def run(_):
+        with torch.no_grad():
+            for _ in range(30):
+                encoder(x)
+
+    interval = sys.getswitchinterval()
+    with capture(encoder, statistics=["entropy"]) as record, ThreadPoolExecutor(4) as pool:
+        sys.setswitchinterval(1e-5)
+        try:
+            list(pool.map(run, range(4)))
+        finally:
+            sys.setswitchinterval(interval)
+    assert [len(record.of(layer)) for layer in range(2)] == [120, 120]

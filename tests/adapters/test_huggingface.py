@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -604,3 +605,72 @@ def test_a_batch_padded_on_the_left_decodes(name, kind):
                 close = {"atol": 1e-6, "rtol": 0}
                 torch.testing.assert_close(weights[: place + 1], wanted, **close)
                 torch.testing.assert_close(call.rows.key_mass[b, 1, 0], wanted[[0, 4]], **close)
+
+
+def test_calls_of_several_threads_are_all_counted():
+    model = tiny_huggingface("llama")
+    given = arguments("llama")
+
+    def run(_):
+        with torch.no_grad():
+            return [model(**given).logits for _ in range(30)]
+
+    with torch.no_grad():
+        plain = model(**given).logits
+    with capture(model, keep="projections") as record:
+        with ThreadPoolExecutor(4) as pool:
+            logits = [one for thread in pool.map(run, range(4)) for one in thread]
+    assert all(torch.equal(one, plain) for one in logits)
+    assert [len(record.of(layer)) for layer in range(2)] == [120, 120]
+    for layer in range(2):
+        entropy = record.of(layer)[0].rows.entropy
+        assert all(torch.equal(call.rows.entropy, entropy) for call in record.of(layer))
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputation_in_a_backward_pass_is_no_call(reentrant):
+    model = tiny_huggingface("llama").train()
+    given = arguments("llama")
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.zero_grad()
+        with capture(model) as record:
+            model(**given, labels=given["input_ids"], use_cache=False).loss.backward()
+        assert [call.layer for call in record.calls] == [0, 1]
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_an_implementation_set_meanwhile_is_watched_too(implementation):
+    model = tiny_huggingface("gemma3")
+    model.set_attn_implementation("sdpa")
+    before, given = registries(), arguments("gemma3", PADDINGS["left"])
+    attentions = eager_weights(tiny_huggingface("gemma3"), given)
+    with torch.no_grad(), capture(model, keep="projections") as record:
+        model(**given)
+        model.set_attn_implementation(implementation)
+        model(**given)
+    assert len(record) == 4 and registries() == before
+    assert model.config._attn_implementation == implementation
+    assert type(model.config._attn_implementation) is str
+    record.calls = record.calls[2:]
+    check_weights(record, attentions, given["attention_mask"].bool())
+    with torch.no_grad():
+        assert model(**given).attentions is None
+
+
+def test_an_implementation_that_bypasses_the_interface_is_refused_meanwhile():
+    model = tiny_huggingface("gpt2", reorder_and_upcast_attn=True)
+    model.set_attn_implementation("sdpa")
+    before = registries()
+    with pytest.raises(ValueError, match="reorder_and_upcast_attn"):
+        with capture(model):
+            model.set_attn_implementation("eager")
+            model(**arguments("gpt2"))
+    assert registries() == before and model.config._attn_implementation == "eager"
+    assert not any(module._forward_pre_hooks for module in model.modules())
