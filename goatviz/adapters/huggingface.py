@@ -166,7 +166,7 @@ def watch_huggingface(
             if config._attn_implementation_internal is not None:
                 names.put(config)
         for module in modules.values():
-            hook = module.register_forward_pre_hook(before_forward, with_kwargs=True)
+            hook = module.register_forward_pre_hook(_Hook(before_forward), with_kwargs=True)
             stack.callback(hook.remove)
         yield
 
@@ -222,6 +222,20 @@ class _Names:
         for ours in self._ours.values():
             self._attention._global_mapping.pop(ours, None)
             self._masks._global_mapping.pop(ours, None)
+
+
+class _Hook:
+    """A hook that does nothing in a model that is copied or saved meanwhile."""
+
+    def __init__(self, function: Callable[..., None] | None = None) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> None:
+        if self._function is not None:
+            self._function(*args)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
 
 
 class _Here(threading.local):

@@ -403,6 +403,18 @@ def test_a_config_copied_meanwhile_is_not_watched():
     assert type(pickle.loads(pickle.dumps(_Captured("sdpa")))) is str
 
 
+def test_a_model_copied_or_saved_meanwhile_is_not_watched():
+    model = tiny_huggingface("llama")
+    given = arguments("llama")
+    with torch.no_grad(), capture(model) as record:
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        logits = [one(**given).logits for one in copies]
+        assert len(record) == 0
+        logits += [one(**given).logits for one in (model, *copies)]
+    logits += [one(**given).logits for one in copies]
+    assert len(record) == 2 and all(torch.equal(one, logits[0]) for one in logits)
+
+
 def test_all_configs_of_a_composite_model_are_restored():
     torch.manual_seed(0)
     small = {
