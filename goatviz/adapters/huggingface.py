@@ -133,8 +133,8 @@ def watch_huggingface(
         original = str(module.config._attn_implementation_internal)
         path = paths.get(id(module))
         if path is not None:
-            cache = here.caches.pop(id(module), None)
-            tokens = _tokens(cache, module)
+            cache, index = here.caches.pop(id(module), (None, None))
+            tokens = _tokens(cache, index)
             call = _call(path, module, query, key, attention_mask, original, kwargs, masks, tokens)
             k, v = key, value
             if getattr(cache, "is_compileable", False):
@@ -158,7 +158,8 @@ def watch_huggingface(
             _check_implementation(paths[id(module)], module)
             names.put(module.config)
         given = (*args, *kwargs.values())
-        here.caches[id(module)] = next((one for one in given if isinstance(one, Cache)), None)
+        cache = next((one for one in given if isinstance(one, Cache)), None)
+        here.caches[id(module)] = cache, kwargs.get("layer_idx", getattr(module, "layer_idx", None))
 
     with ExitStack() as stack:
         stack.callback(names.restore)
@@ -239,19 +240,18 @@ class _Hook:
 
 
 class _Here(threading.local):
-    """Caches that modules were called with, by the module's id; each thread has its own."""
+    """Caches that modules were called with and their layers there, by id; one a thread."""
 
     def __init__(self) -> None:
-        self.caches: dict[int, Any] = {}
+        self.caches: dict[int, tuple[Any, Any]] = {}
 
 
-def _tokens(cache: Any, module: nn.Module) -> int | None:
+def _tokens(cache: Any, index: Any) -> int | None:
     """Tokens that a cache has seen, those of this call included; None if nobody knows."""
     layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
     seen = [
         int(layer.get_seq_length()) if hasattr(layer, "get_seq_length") else 0 for layer in layers
     ]
-    index = getattr(module, "layer_idx", None)
     own = seen[index] if isinstance(index, int) and 0 <= index < len(seen) else 0
     # Layers that use another one's keys have no cache of their own.
     return own or max(seen, default=0) or None
