@@ -133,21 +133,14 @@ def watch_huggingface(
         original = str(module.config._attn_implementation_internal)
         path = paths.get(id(module))
         if path is not None:
-            cache, index = here.caches.pop(id(module), (None, None))
+            # Differential attention calls twice in one forward pass: the cache stays here.
+            cache, index = here.caches.get(id(module), (None, None))
             tokens = _tokens(cache, index)
             call = _call(path, module, query, key, attention_mask, original, kwargs, masks, tokens)
-            k, v = key, value
-            if getattr(cache, "is_compileable", False):
-                # The next step writes into the same memory.
-                k, v = key.clone(), value.clone()
-            observe(path, query, k, v=v, **call)
-        scope = inspect.unwrap(type(module).forward).__globals__
-        eager = [scope.get(name) for name in _names_used(module) if name.endswith(_EAGER)]
-        function = scope[_INTERFACE].get_interface(original, eager[0] if eager else None)
-        # Some functions read the name again; they get the one that they know.
-        plain = copy.copy(module)
-        plain.config = copy.copy(module.config)
-        plain.config._attn_implementation_internal = original
+            # The next step writes into the memory of a static cache.
+            own = torch.clone if getattr(cache, "is_compileable", False) else torch.Tensor.detach
+            observe(path, query, own(key), v=own(value), **call)
+        function, plain = _unwatched(module, original)
         return function(plain, query, key, value, attention_mask, *args, **kwargs)
 
     names = _Names(entry)
@@ -170,6 +163,18 @@ def watch_huggingface(
             hook = module.register_forward_pre_hook(_Hook(before_forward), with_kwargs=True)
             stack.callback(hook.remove)
         yield
+
+
+def _unwatched(module: nn.Module, name: str) -> tuple[Callable[..., Any], nn.Module]:
+    """The function of an implementation, and the module as that knows it."""
+    scope = inspect.unwrap(type(module).forward).__globals__
+    eager = [scope.get(name) for name in _names_used(module) if name.endswith(_EAGER)]
+    function = scope[_INTERFACE].get_interface(name, eager[0] if eager else None)
+    # Some functions read the name again. The module itself is shared by all threads.
+    plain = copy.copy(module)
+    plain.config = copy.copy(module.config)
+    plain.config._attn_implementation_internal = name
+    return function, plain
 
 
 def _check_implementation(path: str, module: nn.Module) -> None:

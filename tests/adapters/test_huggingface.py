@@ -686,3 +686,16 @@ def test_an_implementation_that_bypasses_the_interface_is_refused_meanwhile():
             model(**arguments("gpt2"))
     assert registries() == before and model.config._attn_implementation == "eager"
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_two_calls_of_a_layer_in_one_step_stand_at_the_same_place():
+    # Differential attention, whose cache may slide all the same.
+    sizes = {**HUGGINGFACE["llama"][2], "attention_dropout": 0.0}
+    model = build_huggingface("DiffLlamaForCausalLM", "DiffLlamaConfig", sizes)
+    ids = arguments("llama")["input_ids"]
+    cache = transformers.DynamicCache(config=tiny_huggingface("mistral").config)
+    with torch.no_grad(), capture(model, statistics=()) as record:
+        for piece in ids[:, :8].split([6, 1, 1], dim=1):
+            model(piece, past_key_values=cache)
+    first = [int(call.call.query_pos[0]) for call in record.of(1)]
+    assert first == [0, 0, 6, 6, 7, 7]
