@@ -15,6 +15,7 @@ RUN = .venv/bin/python -m
 READY = .venv/.ready
 
 MINUTES ?= 10
+SEED ?= 0
 
 .PHONY: demo test test-notebooks fuzz lab lint format clean
 
@@ -35,9 +36,9 @@ ifeq ($(BROWSER),no)
 	@echo "*** BROWSER=no: THE BROWSER TESTS WERE LEFT OUT OF THIS RUN ***"
 endif
 
-# Random calls, files and pages against plain formulas, each property for so many minutes.
+# Random calls against plain formulas, and damaged files, for so many minutes.
 fuzz: $(READY)
-	GOATVIZ_FUZZ_MINUTES=$(MINUTES) $(RUN) pytest $(PYTEST_ARGS) tests/fuzz
+	GOATVIZ_FUZZ_MINUTES=$(MINUTES) GOATVIZ_FUZZ_SEED=$(SEED) $(RUN) pytest -rP $(PYTEST_ARGS) tests/fuzz
 
 # JupyterLab on notebooks/. In a container run by root: make lab LAB_ARGS=--allow-root
 lab: $(READY)

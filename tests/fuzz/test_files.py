@@ -1,6 +1,6 @@
 """Files that were damaged or made to do harm: they load as they were, or are named in an error.
 
-A slice of seconds; GOATVIZ_FUZZ_MINUTES=10 tries each property for ten minutes instead.
+A slice of seconds; `make fuzz MINUTES=10` tries them for ten minutes.
 """
 
 import hashlib

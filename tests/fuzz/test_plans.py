@@ -1,6 +1,6 @@
 """Plans, statistics and outputs of random calls against the oracles.
 
-A slice of seconds; GOATVIZ_FUZZ_MINUTES=10 tries each property for ten minutes instead.
+A slice of seconds; `make fuzz MINUTES=10` tries them for ten minutes.
 """
 
 import numpy as np
