@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from numbers import Real
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -168,6 +172,36 @@ def not_given(why: str, **arguments: Any) -> None:
     names = [name for name, value in arguments.items() if value is not None]
     if names:
         raise TypeError(f"{', '.join(names)} must not be given with {why}")
+
+
+@contextmanager
+def output_folder(name: str, folder: str | os.PathLike) -> Iterator[Path]:
+    """Make a folder for what the block writes, and see that it can be written to.
+
+    Where the block fails or is stopped, folders that were made for it and are empty go again.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be made or written to; nothing is left behind.
+    """
+    folder = Path(folder)
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"{name} must be a folder that can be written to, got {folder}: {error.strerror}"
+            ) from error
+        yield folder
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def _bounds(low: int | None, high: int | None) -> str:

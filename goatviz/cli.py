@@ -6,19 +6,29 @@ the modules it calls.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, make_dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import MISSING, dataclass, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
+from goatviz import checks
+
 if TYPE_CHECKING:
     import xarray as xr
 
     from goatviz.analysis.runs import Runs
+    from goatviz.training.config import TrainConfig
+
+#: What is told in one line.
+_ERRORS = (ValueError, KeyError, OSError, ImportError, FloatingPointError, MemoryError)
+#: Fields that are no options: places on the command line, and groups of options.
+_UNTYPED = ("folder", "task", "config", "execution")
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,8 @@ class Reproduce:
     def run(self, command_line: str) -> None:
         from goatviz.paper import reproduce
 
-        print(reproduce(self.out))
+        with checks.output_folder("--out", self.out) as out:
+            print(reproduce(out))
 
 
 @dataclass(frozen=True)
@@ -86,21 +97,25 @@ class Sweep:
     """Replace the file."""
 
     def run(self, command_line: str) -> int:
-        from goatviz.analysis import load_runs
-        from goatviz.results import save_result
-
         # Before hours of measuring, not after.
         if self.out.suffix != ".nc":
             raise ValueError(f"--out must end in .nc, got {self.out.name}")
+        if self.out.is_dir():
+            raise ValueError(f"--out must be a file, got the folder {self.out}")
         if self.out.exists() and not self.overwrite:
             raise ValueError(f"--out {self.out} is there already: pass --overwrite to replace it")
+        kept = nullcontext() if self.cache is None else checks.output_folder("--cache", self.cache)
+        with checks.output_folder("the folder of --out", self.out.parent), kept:
+            return self._sweep(command_line)
+
+    def _sweep(self, command_line: str) -> int:
+        from goatviz.analysis import load_runs
+        from goatviz.results import save_result
+
         left_out = []
         runs = load_runs(self.folder, skipped=left_out.append)
         for error in left_out:
             print(f"goatviz: left out: {' '.join(str(error).split())}", file=sys.stderr)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        if self.cache is not None:
-            self.cache.mkdir(parents=True, exist_ok=True)
         result, measure = self._answers(runs) if runs.task.answer_length else self._documents(runs)
         result.attrs["command"] = command_line
         save_result(result, self.out)
@@ -170,7 +185,7 @@ class _Said(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a bad argument is one clear line and exit status 2.
+    """Run one command; a bad argument is one clear line and exit status 2, Ctrl-C one and 130.
 
     A sweep that left checkpoints out ends with 3.
     """
@@ -183,29 +198,80 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _train(given[1:], command_line)
         else:
             command = tyro.cli(Reproduce | Train | Sweep | Pretrained, args=given, prog="goatviz")
-            return command.run(command_line) or 0
-    except (ValueError, KeyError, OSError, ImportError, FloatingPointError, MemoryError) as error:
+            with _naming_options(type(command)):
+                return command.run(command_line) or 0
+    except _ERRORS as error:
         print(f"goatviz: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as stop:
+        print(f"goatviz: stopped{stop}", file=sys.stderr)
+        return 130
     return 0
+
+
+@contextmanager
+def _naming_options(kind: type) -> Iterator[None]:
+    """Errors of the block name fields of `kind` as the options that set them."""
+    try:
+        yield
+    except _ERRORS as error:
+        raise ValueError(_with_options(str(error), _option_fields(kind))) from error
+
+
+def _option_fields(kind: type) -> set[str]:
+    names = set()
+    for field in fields(kind):
+        default = None if field.default is MISSING else field.default
+        names |= _option_fields(type(default)) if is_dataclass(default) else {field.name}
+    return names - set(_UNTYPED)
+
+
+def _with_options(message: str, names: set[str]) -> str:
+    """A message with "--learning-rate" for "learning_rate": words that can be nothing else."""
+    if not names:
+        return message
+    name = rf"(?<![\w/.'-])(?:{'|'.join(sorted(names))})(?![\w/.'-])"
+    subject = re.match(rf"({name}(, | and | \+ )?)*", message).end()
+
+    def option(found: re.Match) -> str:
+        return "--" + found[0].replace("_", "-")
+
+    rest = re.sub(rf"(?=\w+_){name}|{name}(?==)|(?<=needs ){name}", option, message[subject:])
+    return re.sub(name, option, message[:subject]) + rest
 
 
 def _train(given: list[str], command_line: str) -> None:
     """Train with a preset's config, each of whose fields is a flag."""
-    from goatviz.training import save_checkpoint, train
-    from goatviz.training.checkpoint import make_card
-    from goatviz.training.config import TrainConfig
-    from goatviz.training.execution import Execution
     from goatviz.training.presets import preset
 
-    chosen, rest = tyro.cli(Train, args=given, add_help=False, return_unknown_args=True)
-    task, start = chosen.task, preset(chosen.task, chosen.preset)
+    with _naming_options(Train):
+        chosen, rest = tyro.cli(Train, args=given, add_help=False, return_unknown_args=True)
+        start = preset(chosen.task, chosen.preset)
+    options = _train_options(start)
+    with _naming_options(options):
+        run = tyro.cli(
+            options,
+            args=rest,
+            prog=f"goatviz train {chosen.task}",
+            description=f"Train on {chosen.task}, from the preset {chosen.preset} on "
+            "(--preset changes it).",
+            # The task's fields are flags of their own: within the config it is fixed.
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed),
+        )
+        target = _train_target(chosen.task, run)
+        with checks.output_folder("--out", run.out):
+            _run_training(run, target, command_line)
+
+
+def _train_options(start: TrainConfig) -> type:
+    """The options of a training run; not written as a class, for the task's are known only now."""
+    from goatviz.training.config import TrainConfig
+    from goatviz.training.execution import Execution
 
     def option(kind: Any, words: str) -> Any:
         return Annotated[kind, tyro.conf.arg(help=words)]
 
-    # Not written as a class, since the config's type is known only here.
-    options = make_dataclass(
+    return make_dataclass(
         "Options",
         [
             ("out", option(Path, "Folder for the checkpoint; made if it is not there.")),
@@ -219,46 +285,78 @@ def _train(given: list[str], command_line: str) -> None:
             ("overwrite", option(bool, "Replace a checkpoint or run of that name."), False),
         ],
     )
-    run = tyro.cli(
-        options,
-        args=rest,
-        prog=f"goatviz train {task}",
-        description=f"Train on {task}, from the preset {chosen.preset} on (--preset changes it).",
-        # The task's fields are flags of their own: within the config it is fixed.
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed),
-    )
-    config = replace(run.config, task=run.task)
-    parts = [task, *([str(config.task.offset)] if task == "copy-mixture" else [])]
-    name = run.name or "-".join([*parts, config.positions])
+
+
+def _train_target(task: str, run: Any) -> Path:
+    """Where the checkpoint goes, without an ending; nothing is replaced or gone on with unasked."""
+    offset = [str(run.task.offset)] if task == "copy-mixture" else []
+    name = "-".join([task, *offset, run.config.positions]) if run.name is None else run.name
+    if name in ("", "..") or Path(name).name != name:
+        raise ValueError(f"--name must be a file name, got {name!r}")
     target = run.out / name
-    state = target.with_name(name + ".state.safetensors")
     if run.resume and run.overwrite:
         raise ValueError("--resume and --overwrite contradict each other: pass one of them")
     # An unfinished run that replaces a checkpoint was allowed to when it began.
     if target.with_name(name + ".json").exists() and not (run.overwrite or run.resume):
         raise ValueError(f"--out already holds {name}: pass --overwrite to replace it")
-    if state.exists() and not (run.resume or run.overwrite):
+    if _state(target).exists() and not (run.resume or run.overwrite):
         raise ValueError(
             f"--out holds an unfinished run {name}: pass --resume to go on, or --overwrite"
         )
-    run.out.mkdir(parents=True, exist_ok=True)
-    if run.overwrite:
-        state.unlink(missing_ok=True)
-    result = train(
-        config,
-        execution=run.execution,
-        state=state,
-        save_every=run.save_every,
-        resume=run.resume,
-        log=target.with_name(name + ".jsonl"),
-        tensorboard=run.tensorboard,
-    )
-    if not result.is_main:
-        return
-    card = make_card(result, command=command_line, data=f"{config.task}, drawn by seed")
-    path = save_checkpoint(result.model, card, target)
+    if run.resume and not _state(target).exists():
+        raise ValueError(f"--resume found no training state at {_state(target)}")
+    return target
+
+
+def _state(target: Path) -> Path:
+    return target.with_name(target.name + ".state.safetensors")
+
+
+def _run_training(run: Any, target: Path, command_line: str) -> None:
+    from goatviz.training import save_checkpoint, train
+    from goatviz.training.checkpoint import make_card
+
+    config = replace(run.config, task=run.task)
+    state, log = _state(target), target.with_name(target.name + ".jsonl")
+    with _set_aside(state, log) if run.overwrite else nullcontext():
+        try:
+            result = train(
+                config,
+                execution=run.execution,
+                state=state,
+                save_every=run.save_every,
+                resume=run.resume,
+                log=log,
+                tensorboard=run.tensorboard,
+            )
+            if not result.is_main:
+                return
+            card = make_card(result, command=command_line, data=f"{config.task}, drawn by seed")
+            path = save_checkpoint(result.model, card, target)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                ": pass --resume to go on" if state.exists() else " before the run was first saved"
+            ) from None
     state.unlink()
     print(f"{path}: {summarise_losses(card['losses'])}")
+
+
+@contextmanager
+def _set_aside(state: Path, log: Path) -> Iterator[None]:
+    """Make room for a new run; the old one comes back if the block fails with no state saved."""
+    aside = {path: path.with_name(path.name + ".old") for path in (state, log) if path.exists()}
+    for path, old in aside.items():
+        path.replace(old)
+    try:
+        yield
+    except BaseException:
+        if not state.exists():
+            for path, old in aside.items():
+                old.replace(path)
+        raise
+    finally:
+        for old in aside.values():
+            old.unlink(missing_ok=True)
 
 
 def summarise_losses(losses: dict[str, float]) -> str:

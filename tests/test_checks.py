@@ -69,3 +69,18 @@ def test_settled_arguments_are_refused():
     checks.not_given("a record", inputs=None)
     with pytest.raises(TypeError, match="inputs, layers must not be given with a record"):
         checks.not_given("a record", inputs=1, layers=0, heads=None)
+
+
+def test_output_folders_are_kept_once_something_is_in_them(tmp_path):
+    folder = tmp_path / "a" / "b"
+    with pytest.raises(KeyError), checks.output_folder("out", folder) as made:
+        assert made == folder and folder.is_dir() and not list(folder.iterdir())
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(KeyError), checks.output_folder("out", folder):
+        (folder / "c").touch()
+        raise KeyError
+    assert (folder / "c").exists()
+    with pytest.raises(ValueError, match="out must be a folder that can be written to, got"):
+        with checks.output_folder("out", folder / "c"):
+            pass

@@ -1,16 +1,21 @@
 """The command line: each command does its job, and a bad argument is one clear line."""
 
 import json
+import os
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
+from goatviz import analysis
 from goatviz.cli import main
 from goatviz.paper import copy_mixture, gallery
 from goatviz.results import load_result
-from goatviz.training import list_pretrained, load_checkpoint, load_pretrained
+from goatviz.training import list_pretrained, load_checkpoint, load_pretrained, loop
 from goatviz.training.execution import Engine
 
 TINY = ["--steps", "3", "--batch-size", "2", "--length", "8", "--vocab-size", "5"]
@@ -60,19 +65,119 @@ def test_nothing_is_overwritten_unasked(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--offset", "0"], "offset must be an integer of at least 1, got 0"),
-        (["--offset", "99"], "offset must not exceed length=8, got 99"),
-        (["--positions", "goats"], "positions must be one of goat"),
-        (["--first", "0.9", "--previous", "0.4"], "first + previous must not exceed 1"),
-        (["--learning-rate", "-1"], "learning_rate must be positive"),
-        (["--steps", "0"], "steps must be an integer of at least 1"),
+        (["--offset", "0"], "goatviz: --offset must be an integer of at least 1, got 0"),
+        (["--offset", "99"], "goatviz: --offset must not exceed --length=8, got 99"),
+        (["--positions", "goats"], "goatviz: --positions must be one of goat"),
+        (["--first", "0.9", "--previous", "0.4"], "goatviz: --first + --previous must not exceed"),
+        (["--learning-rate", "-1"], "goatviz: --learning-rate must be positive"),
+        (["--steps", "0"], "goatviz: --steps must be an integer of at least 1"),
+        (["--save-every", "0"], "goatviz: --save-every must be an integer of at least 1"),
+        (["--accumulation", "3"], "goatviz: --batch-size must be a multiple of"),
+        (["--name", ""], "goatviz: --name must be a file name, got ''"),
+        (["--name", "a/b"], "goatviz: --name must be a file name, got 'a/b'"),
+        (["--resume"], "goatviz: --resume found no training state at"),
     ],
 )
 def test_bad_values_are_one_clear_line(tmp_path, capsys, arguments, words):
     assert main(["train", "copy-mixture", "--out", str(tmp_path / "runs"), *TINY, *arguments]) == 2
     told = capsys.readouterr().err.strip()
-    assert words in told and told.count("\n") == 0
+    assert words in told.splitlines()[-1] and "Traceback" not in told
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_refused_run_costs_no_unfinished_one(tmp_path, capsys):
+    arguments = ["train", "copy-mixture", "--out", str(tmp_path), "--name", "run", *TINY]
+    kept = {"run.state.safetensors": b"state", "run.jsonl": b"log"}
+    for name, content in kept.items():
+        (tmp_path / name).write_bytes(content)
+    assert main([*arguments, "--overwrite", "--save-every", "0"]) == 2
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/dev/null/x", "/proc/x"])
+@pytest.mark.parametrize("command", ["reproduce", "train", "sweep", "sweep --cache"])
+def test_an_out_that_cannot_be_written_is_told_before_the_work(
+    tmp_path, capsys, monkeypatch, command, place
+):
+    def worked(*given, **options):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr(gallery, "make_exhibits", worked)
+    monkeypatch.setattr(loop, "_run", worked)
+    monkeypatch.setattr(analysis, "load_runs", worked)
+    (tmp_path / "file").write_text("x")
+    out = str(tmp_path / place)
+    arguments = {
+        "reproduce": ["reproduce", "--out", out],
+        "train": ["train", "copy-mixture", *TINY, "--out", out],
+        "sweep": ["sweep", str(tmp_path), "--out", f"{out}/sweep.nc"],
+        "sweep --cache": ["sweep", str(tmp_path), "--out", f"{tmp_path}/a/b.nc", "--cache", out],
+    }[command]
+    assert main(arguments) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    option = "--cache" if "--cache" in command else "--out"
+    subject = f"the folder of {option}" if command == "sweep" else option
+    assert told.startswith(f"goatviz: {subject} must be a folder that can be written to, got {out}")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_in_place_of_the_table(tmp_path, capsys):
+    (tmp_path / "a.nc").mkdir()
+    assert main(["sweep", str(tmp_path), "--out", str(tmp_path / "a.nc"), "--overwrite"]) == 2
+    assert "--out must be a file, got the folder" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def needle_run(tmp_path_factory):
+    """A folder with one untrained needle model."""
+    runs = tmp_path_factory.mktemp("needle")
+    sizes = ["--steps", "1", "--batch-size", "2", "--embed-dim", "32", "--content-dim", "8"]
+    assert main(["train", "needle", "--out", str(runs), *sizes]) == 0
+    return runs
+
+
+@pytest.mark.parametrize("command", ["reproduce", "train", "sweep"])
+def test_ctrl_c_is_one_line_and_keeps_what_was_finished(tmp_path, needle_run, command):
+    out, cells = tmp_path / "out", tmp_path / "cells"
+    state = out / "run.state.safetensors"
+    lengths = map(str, range(32, 4096))
+    many = ["--steps", "1000000", "--save-every", "1", "--name", "run"]
+    arguments, at_work, kept = {
+        "reproduce": (["--out", str(out)], out.exists, []),
+        "train": (["copy-mixture", *TINY, *many, "--out", str(out)], state.exists, [state]),
+        "sweep": (
+            [str(needle_run), "--out", str(out / "a.nc"), "--cache", str(cells)]
+            + ["--examples", "1", "--lengths", *lengths],
+            # Files that are still being written have no dash.
+            lambda: any(cells.glob("*-*.json")),
+            [cells],
+        ),
+    }[command]
+    # A shell's background job ignores SIGINT, and so would what it starts.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from goatviz.cli import main; raise SystemExit(main())"
+    )
+    with (tmp_path / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, command, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)),
+        )
+        try:
+            while not at_work():
+                assert process.poll() is None, (tmp_path / "stderr").read_text()
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 130
+        finally:
+            process.kill()
+    told = (tmp_path / "stderr").read_text()
+    assert told.splitlines()[-1].startswith("goatviz: stopped") and "Traceback" not in told
+    assert all(path.exists() for path in kept)
+    # A folder that nothing was written to is gone again.
+    assert out.exists() == (command == "train")
 
 
 def test_a_needle_run_says_how_many_answers_are_right(tmp_path, capsys):
@@ -155,8 +260,9 @@ def test_a_killed_run_that_replaces_a_checkpoint_can_go_on(tmp_path, capsys, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "take_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            main([*arguments, "--overwrite"])
+        capsys.readouterr()
+        assert main([*arguments, "--overwrite"]) == 130
+        assert "pass --resume to go on" in capsys.readouterr().err.splitlines()[-1]
     assert main([*arguments, "--resume"]) == 0
     resumed = load_checkpoint(tmp_path / "run").card
     assert resumed["sha256"] == whole["sha256"]
@@ -181,7 +287,7 @@ def test_unknown_flags_are_refused(tmp_path, capsys):
 def test_a_file_in_the_way(tmp_path, capsys):
     (tmp_path / "figures").write_text("x")
     assert main(["reproduce", "--out", str(tmp_path / "figures")]) == 2
-    assert "out must be a folder" in capsys.readouterr().err
+    assert "--out must be a folder" in capsys.readouterr().err
 
 
 def test_a_folder_is_swept(tmp_path, capsys):
@@ -212,8 +318,10 @@ def test_a_folder_is_swept(tmp_path, capsys):
     deep = tmp_path / "new" / "sweep.nc"
     assert main(["sweep", str(runs), "--lengths", "32", "--examples", "1", "--out", str(deep)]) == 0
     assert deep.exists()
-    assert main(["sweep", str(tmp_path / "nowhere")]) == 2
+    nothing = ["sweep", str(tmp_path / "nowhere"), "--out", str(tmp_path / "none" / "sweep.nc")]
+    assert main([*nothing, "--cache", str(tmp_path / "none" / "cells")]) == 2
     assert "folder must be an existing folder" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_sweep_names_what_it_left_out(tmp_path, capsys):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from goatviz import checks
 from goatviz.analysis.prior import prior_profile
 from goatviz.files import whole_file
 from goatviz.paper import copy_mixture, documents, retrieval
@@ -35,7 +36,7 @@ def reproduce(out: str | os.PathLike = "figures") -> Path:
     Raises
     ------
     ValueError
-        If `out` is a file, or a shipped checkpoint is damaged.
+        If `out` is no folder that can be written to, or a shipped checkpoint is damaged.
 
     Examples
     --------
@@ -44,16 +45,13 @@ def reproduce(out: str | os.PathLike = "figures") -> Path:
     ...     reproduce(folder).name
     'index.html'
     """
-    out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out must be a folder, got the file {out}")
-    exhibits = make_exhibits()
-    out.mkdir(parents=True, exist_ok=True)
-    for name in ("copy-mixture-1-goat", "copy-mixture-4-goat"):
-        save_result(prior_profile(load_pretrained(name).model), out / f"{name}.nc")
-    page = out / "index.html"
-    with whole_file(page) as temporary:
-        temporary.write_text(gallery_page(exhibits), encoding="utf-8")
+    with checks.output_folder("out", out) as out:
+        exhibits = make_exhibits()
+        for name in ("copy-mixture-1-goat", "copy-mixture-4-goat"):
+            save_result(prior_profile(load_pretrained(name).model), out / f"{name}.nc")
+        page = out / "index.html"
+        with whole_file(page) as temporary:
+            temporary.write_text(gallery_page(exhibits), encoding="utf-8")
     return page
 
 

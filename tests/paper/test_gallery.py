@@ -87,7 +87,7 @@ def test_reproduce_writes_one_page_and_the_profiles(quick, exhibits, tmp_path):
 def test_a_file_in_the_way_is_told(quick, tmp_path):
     target = tmp_path / "figures"
     target.write_text("something")
-    with pytest.raises(ValueError, match="out must be a folder, got the file"):
+    with pytest.raises(ValueError, match="out must be a folder that can be written to, got"):
         gallery.reproduce(target)
     assert target.read_text() == "something"
 
