@@ -74,6 +74,21 @@ def indices(name: str, values: Any, count: int) -> list[int]:
     return chosen
 
 
+def places(name: str, values: Any, count: int) -> tuple[int, ...]:
+    """A sequence of places out of 0 .. count - 1; one by itself, or text, is an error.
+
+    Examples
+    --------
+    >>> places("keys", 0, 4)
+    Traceback (most recent call last):
+    TypeError: keys must be a list of places, got 0
+    """
+    single = not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0
+    if single or isinstance(values, str | bytes):
+        raise TypeError(f"{name} must be a list of places, got {values!r}")
+    return tuple(index(name, value, count) for value in values)
+
+
 def number(
     name: str,
     value: Any,

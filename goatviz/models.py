@@ -144,7 +144,7 @@ def goat_prior(
     prior = SpectralPrior(num_heads, rank=rank, base=base, init=init) + SinkPrior(
         num_heads, rank=sink_rank, training_length=training_length, base=base, init=init
     )
-    if causal:
+    if checks.flag("causal", causal):
         slopes = None if init == "seeded" else [1e-3] * num_heads
         prior = prior + RecencyPrior(num_heads, slopes=slopes)
     return prior

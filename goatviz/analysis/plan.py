@@ -130,7 +130,7 @@ def plan_slice(
         if isinstance(source, Record):
             part = _of_call(source.of(layer)[-1], head, batch, queries)
         elif isinstance(source, tuple | list):
-            call = _from_arrays(source, causal is not False)
+            call = _from_arrays(source, True if causal is None else causal)
             part = _of_call(call, head, batch, queries)
         elif isinstance(source, CapturedCall | AttentionCall):
             part = _of_call(source, head, batch, queries)
@@ -309,10 +309,12 @@ def _of_weights(
 ) -> _Part:
     """Attention weights by themselves: their logs stand in for logits under a uniform prior."""
     weights = torch.as_tensor(weights).detach().cpu()
-    if weights.ndim not in (2, 3, 4) or 0 in weights.shape or not weights.is_floating_point():
+    if not weights.is_floating_point():
+        raise TypeError(f"source must hold floating-point weights, got {weights.dtype}")
+    if weights.ndim not in (2, 3, 4) or 0 in weights.shape:
         raise ValueError(
-            "source must hold floating-point weights of shape (n_queries, n_keys), (heads, ...) or "
-            f"(batch, heads, ...), got {weights.dtype} of shape {tuple(weights.shape)}"
+            "source must hold weights of shape (n_queries, n_keys), (heads, ...) or "
+            f"(batch, heads, ...), got {tuple(weights.shape)}"
         )
     for name, number, size in zip(
         ("batch", "head"), (batch, head), (1, 1, *weights.shape[:-2])[-2:], strict=True

@@ -61,8 +61,10 @@ def prior_sources(
     Raises
     ------
     TypeError
-        If `source` has no explicit prior; the message says what to do.
+        If `source` has no explicit prior (the message says what to do), or `causal` is no bool.
     """
+    if causal is not None:
+        checks.flag("causal", causal)
     if isinstance(source, list) and source and all(isinstance(s, PriorSource) for s in source):
         return source if causal is None else [replace(s, causal=causal) for s in source]
     if isinstance(source, Prior):

@@ -19,6 +19,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from goatviz import checks
 from goatviz.adapters.capture import CapturedCall, Record, capture, find_attention
 from goatviz.analysis.inputs import forward_calls, run_model, text_array, token_texts
 from goatviz.analysis.intervals import bootstrap_interval, bootstrap_weights
@@ -185,13 +186,9 @@ def sink_profile_steps(
     """
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must be in [0, 1), got {threshold!r}")
-    for name, value in (
-        ("min_observers", min_observers),
-        ("recent", recent),
-        ("resamples", resamples),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    min_observers = checks.positive_int("min_observers", min_observers)
+    recent = checks.positive_int("recent", recent)
+    resamples = checks.positive_int("resamples", resamples)
     size = 64 if maps is True else int(maps)
     if size < 0:
         raise ValueError(f"maps must be a positive number of tokens, got {maps!r}")

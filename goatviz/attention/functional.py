@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from goatviz import checks
 from goatviz.priors.base import PositionsLike, Prior, default_positions, readable
 from goatviz.priors.fixed import UniformPrior
 from goatviz.transport.rows import TransportPlan, solve_rows
@@ -71,7 +72,7 @@ def prior_attention(
         For shapes, head counts or an `impl` that do not fit, a prior without lanes under
         impl="sdpa", a query with no allowed key, or (reference) NaN scores.
     TypeError
-        If `padding_mask` is not boolean, or `prior` is not a Prior.
+        If an argument is of the wrong kind or dtype.
 
     Notes
     -----
@@ -90,6 +91,7 @@ def prior_attention(
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     _check_query_key(q, k, prior, temperature)
+    checks.flag("causal", causal)
     _check_value(k, v)
     query_points, key_points = default_positions(
         q.shape[2], k.shape[2], query_pos, key_pos, causal=causal
@@ -197,6 +199,7 @@ def attention_plan(
     """
     prior = UniformPrior() if prior is None else prior
     _check_query_key(q, k, prior, temperature)
+    checks.flag("causal", causal)
     query_points, key_points = default_positions(
         q.shape[2], k.shape[2], query_pos, key_pos, causal=causal
     )
@@ -291,6 +294,7 @@ def _check_query_key(q: Tensor, k: Tensor, prior: Prior, temperature: float) -> 
     if not isinstance(prior, Prior):
         raise TypeError(f"prior must be a goatviz Prior, got {type(prior).__name__}")
     for tensor, name in ((q, "q"), (k, "k")):
+        checks.instance(name, tensor, Tensor, "a Tensor")
         if tensor.ndim != 4:
             raise ValueError(
                 f"{name} must have shape (batch, heads, length, d), got {tuple(tensor.shape)}"
@@ -316,6 +320,7 @@ def _check_query_key(q: Tensor, k: Tensor, prior: Prior, temperature: float) -> 
 
 
 def _check_value(k: Tensor, v: Tensor) -> None:
+    checks.instance("v", v, Tensor, "a Tensor")
     if v.ndim != 4 or v.shape[:3] != k.shape[:3]:
         raise ValueError(
             f"v must have shape {tuple(k.shape[:3])} + (d_v,) like k, got {tuple(v.shape)}"

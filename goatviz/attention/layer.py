@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from goatviz import checks
 from goatviz.attention.functional import IMPLEMENTATIONS, attend
 from goatviz.attention.positions import RotaryEmbedding
 from goatviz.priors.base import PositionsLike, Prior, as_positions
@@ -204,7 +205,7 @@ class Attention(nn.Module):
         self.content_dim = content_dim
         self.prior = prior
         self.rotary = rotary
-        self.causal = bool(causal)
+        self.causal = checks.flag("causal", causal)
         self.impl = impl
         self.q_proj = nn.Linear(embed_dim, num_heads * content_dim, bias=bias)
         self.k_proj = nn.Linear(embed_dim, num_kv_heads * content_dim, bias=bias)

@@ -212,11 +212,12 @@ class AttentionCall:
                     f"sink must hold {heads} finite logits, one for each query head, "
                     f"got shape {tuple(sink.shape)}"
                 )
+        checks.flag("causal", causal)
         if visibility is None:
             query_pos, key_pos = default_positions(*shape[2:], query_pos, key_pos, causal=causal)
             if window is not None:
                 window = checks.positive_int("window", window)
-            rules = {"causal": bool(causal), "window": window}
+            rules = {"causal": causal, "window": window}
             visibility, additive = _visible(mask, shape, query_pos, key_pos, rules)
             if additive is not None:
                 bias = additive if bias is None else bias + additive
@@ -409,7 +410,11 @@ class AttentionCall:
         ------
         ValueError
             If the window is empty.
+        TypeError
+            If it is not of slices.
         """
+        checks.instance("queries", queries, slice, "a slice")
+        checks.instance("keys", keys, slice, "a slice")
         rows, columns = range(self.shape[2])[queries], range(self.shape[3])[keys]
         if not len(rows) or not len(columns):
             raise ValueError(f"queries and keys must be a non-empty window, got {queries}, {keys}")

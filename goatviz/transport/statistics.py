@@ -410,7 +410,7 @@ def _options(
 ) -> tuple[tuple[str, ...], tuple[int, ...], int]:
     return (
         checks.some_of("statistics", statistics, ROW_STATISTICS),
-        tuple(checks.index("keys", int(key), call.shape[3]) for key in keys),
+        checks.places("keys", keys, call.shape[3]),
         checks.positive_int("recent", recent),
     )
 

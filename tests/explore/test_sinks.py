@@ -470,7 +470,7 @@ def test_bad_input(model, profile):
         for source, inputs in ((model, INPUTS), (profile, None)):
             with pytest.raises(error, match="threshold must be"):
                 explore_sinks(source, inputs, threshold=threshold)
-    with pytest.raises(ValueError, match="min_observers must be a positive integer"):
+    with pytest.raises(ValueError, match="min_observers must be an integer of at least 1"):
         explore_sinks(model, INPUTS, min_observers=0)
     with capture(model) as empty:
         pass
