@@ -74,8 +74,8 @@ def indices(name: str, values: Any, count: int) -> list[int]:
     return chosen
 
 
-def places(name: str, values: Any, count: int) -> tuple[int, ...]:
-    """A sequence of places out of 0 .. count - 1; one by itself, or text, is an error.
+def places(name: str, values: Any, count: int | None = None) -> tuple[int, ...]:
+    """A sequence of places out of 0 .. count - 1, or 0 and up; one by itself, or text, is an error.
 
     Examples
     --------
@@ -86,7 +86,8 @@ def places(name: str, values: Any, count: int) -> tuple[int, ...]:
     single = not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0
     if single or isinstance(values, str | bytes):
         raise TypeError(f"{name} must be a list of places, got {values!r}")
-    return tuple(index(name, value, count) for value in values)
+    high = None if count is None else count - 1
+    return tuple(integer(name, value, low=0, high=high) for value in values)
 
 
 def number(

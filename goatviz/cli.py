@@ -130,7 +130,7 @@ class Sweep:
         print(self.out)
         return 3 if left_out else 0
 
-    def _answers(self, runs: Runs) -> tuple[xr.Dataset, _Said]:
+    def _answers(self, runs: Runs) -> tuple[xr.Dataset, _Headline]:
         from goatviz.analysis import length_sweep, needle_grid
 
         if self.source is not None or self.documents is not None or self.per_document != 1:
@@ -141,11 +141,11 @@ class Sweep:
         asked = {"lengths": self.lengths, "examples": self.examples, **self._common()}
         if self.depths:
             grid = needle_grid(runs.models, runs.task, depths=self.depths, **asked)
-            return grid, _Said("answer tokens right", ".1%", grid["token"].mean("depth"))
+            return grid, _Headline("answer tokens right", ".1%", grid["token"].mean("depth"))
         sweep = length_sweep(runs.models, runs.task, **asked)
-        return sweep, _Said("whole answers right", ".1%", sweep["mean_strict"])
+        return sweep, _Headline("whole answers right", ".1%", sweep["mean_strict"])
 
-    def _documents(self, runs: Runs) -> tuple[xr.Dataset, _Said]:
+    def _documents(self, runs: Runs) -> tuple[xr.Dataset, _Headline]:
         from goatviz.analysis import perplexity_sweep
 
         if not hasattr(runs.task, "source"):
@@ -170,13 +170,13 @@ class Sweep:
             per_document=self.per_document,
             **self._common(),
         )
-        return sweep, _Said("loss [nats/token]", ".4f", sweep["mean_loss"])
+        return sweep, _Headline("loss [nats/token]", ".4f", sweep["mean_loss"])
 
     def _common(self) -> dict[str, Any]:
         return {"cache": self.cache, "progress": True}
 
 
-class _Said(NamedTuple):
+class _Headline(NamedTuple):
     """What a sweep prints: a measure by scheme and length."""
 
     name: str

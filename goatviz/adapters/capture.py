@@ -279,7 +279,7 @@ def capture(
     wanted = _Wanted(
         checks.some_of("statistics", statistics, CAPTURE_STATISTICS),
         keep == "projections",
-        _places(keys),
+        checks.places("keys", keys),
         checks.positive_int("recent", recent),
         checks.one_of("impl", impl, IMPLEMENTATIONS),
     )
@@ -422,10 +422,3 @@ def _chosen(layers: Sequence[int | str] | int | str | None, paths: tuple[str, ..
     if not chosen:
         raise ValueError("layers must name at least one layer, got none")
     return chosen
-
-
-def _places(keys: Sequence[int]) -> tuple[int, ...]:
-    """The chosen keys, checked as far as no call's length is known."""
-    if isinstance(keys, str) or not isinstance(keys, Iterable):
-        raise TypeError(f"keys must be a list of places, got {keys!r}")
-    return tuple(checks.integer("keys", key, low=0) for key in keys)

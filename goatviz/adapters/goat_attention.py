@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from goatviz import checks
 from goatviz.adapters.torch_attention import allowed_by, is_same, shadow
 from goatviz.attention.layer import Attention
 from goatviz.priors.base import Prior, ScaledPrior, SumPrior
@@ -108,7 +109,7 @@ def read_goat_attention(
             f"module must be goat-attention's GoatAttention, got {type(module).__name__}"
         )
     axes = _axes(module, axes)
-    causal = axes == 0 if causal is None else bool(causal)
+    causal = axes == 0 if causal is None else checks.flag("causal", causal)
     heads = module.kv_num_heads
     relative = SpectralPrior(heads, rank=module.R, axes=axes, init="uniform")
     _copy(relative.alpha, module.lambda_sym)

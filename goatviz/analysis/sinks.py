@@ -575,16 +575,12 @@ def _profile(
         count_heads = sequences[0].importance.shape[0]
         place = (at, slice(0, count_heads))
         out["present"][place] = True
-        stacked = np.full((count, count_heads, length), np.nan, np.float32)
-        for i, one in enumerate(sequences):
-            stacked[i, :, : one.importance.shape[1]] = np.where(
-                one.observers >= min_observers, one.importance, np.nan
-            )
+        stacked = _importances(sequences, length, min_observers)
+        for one in sequences:
             out["observers"][at, : len(one.observers)] += one.observers
         out["importance"][place] = _nanmean(stacked)
-        out["importance_low"][place], out["importance_high"][place] = bootstrap_interval(
-            stacked, weights
-        )
+        low, high = bootstrap_interval(stacked, weights)
+        out["importance_low"][place], out["importance_high"][place] = low, high
         first[:, at, :count_heads] = stacked[..., 0]
         anywhere[:, at, :count_heads] = np.fmax.reduce(stacked, axis=-1)
         _add_heads(out, place, sequences, gathered.margins[layer])
@@ -593,48 +589,56 @@ def _profile(
         _add_signal(signal, place, sequences, edges)
     out.update(_finish_signal(signal))
     out.update(_rates(first, anywhere, weights))
-    out["range_stop"], out["mass_stop"] = edges[1:], np.linspace(0, 1, _MASS_BINS + 1)[1:]
+    mass_edges = np.linspace(0, 1, _MASS_BINS + 1)
+    out["range_stop"], out["mass_stop"] = edges[1:], mass_edges[1:]
     out["first_importance"] = first
     out.update(measures(out))
     out["margin_text"] = margin_texts(out["margin"], out["protected_length"])
     out["layer_name"] = np.array([names[layer] for layer in layers])
     coords: dict[str, Any] = {
         "layer": np.array(layers),
-        "head": np.arange(heads),
-        "key": np.arange(length),
-        "input": np.arange(count),
-        "threshold": _THRESHOLDS,
-        "range_bin": edges[:-1],
-        "mass_bin": np.linspace(0, 1, _MASS_BINS + 1)[:-1],
+        **{"head": np.arange(heads), "key": np.arange(length), "input": np.arange(count)},
+        **{"threshold": _THRESHOLDS, "range_bin": edges[:-1], "mass_bin": mass_edges[:-1]},
     }
     if tokens is not None:
         out["token"] = text_array(tokens)
     if gathered.maps:
         out.update(_mean_maps(gathered, layers, heads, coords))
     out.update(_mean_norms(gathered, layers, length, coords))
-    causal = all(gathered.causal.values())
-    profile = make_result(
-        SINK_PROFILE,
-        out,
-        coords=coords,
-        attrs={
-            "source": name,
-            "n_inputs": count,
-            "length": length,
-            "length_min": gathered.shortest,
-            "threshold": threshold,
-            "min_observers": min_observers,
-            "recent": gathered.recent,
-            "first_key": 0,
-            "causal": int(causal),
-            "confidence": 0.95,
-            "n_queries": int(sum(one.first.shape[1] for one in gathered.sequences[layers[0]])),
-            "n_heads": int(out["present"].sum()),
-            "prior": max(gathered.priors, key=PRIORS.index),
-            "notes": " | ".join(gathered.notes),
-        },
-    )
-    return at_threshold(profile, threshold)
+    attrs = _attributes(gathered) | {
+        "source": name,
+        "n_inputs": count,
+        "length": length,
+        "threshold": threshold,
+        "min_observers": min_observers,
+        "n_heads": int(out["present"].sum()),
+    }
+    return at_threshold(make_result(SINK_PROFILE, out, coords=coords, attrs=attrs), threshold)
+
+
+def _attributes(gathered: _Gathered) -> dict[str, Any]:
+    """What is known of the inputs and of the calls as a whole."""
+    first = gathered.sequences[min(gathered.sequences)]
+    return {
+        "length_min": gathered.shortest,
+        "recent": gathered.recent,
+        "first_key": 0,
+        "causal": int(all(gathered.causal.values())),
+        "confidence": 0.95,
+        "n_queries": sum(one.first.shape[1] for one in first),
+        "prior": max(gathered.priors, key=PRIORS.index),
+        "notes": " | ".join(gathered.notes),
+    }
+
+
+def _importances(sequences: list[_Sequence], length: int, min_observers: int) -> np.ndarray:
+    """Importances of the keys that enough queries see, shape (inputs, heads, length)."""
+    heads = len(sequences[0].importance)
+    stacked = np.full((len(sequences), heads, length), np.nan, np.float32)
+    for kept, one in zip(stacked, sequences, strict=True):
+        seen = one.observers >= min_observers
+        kept[:, : len(seen)] = np.where(seen, one.importance, np.nan)
+    return stacked
 
 
 def _empty_fields(shape: tuple[int, int], length: int) -> dict[str, np.ndarray]:
