@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,11 +143,11 @@ def _shipped(name: str, example: Example) -> Path:
 
 @contextmanager
 def _parsed_once(path: Path) -> Iterator[None]:
-    """Hold the parsed file, which transformers parses three times, and its progress bars."""
+    """Hold the parsed file, which transformers parses three times."""
     import gguf
 
     parse = gguf.GGUFReader
-    with _reading, redirect_stderr(io.StringIO()):
+    with _reading:
         reader = parse(path)
         gguf.GGUFReader = lambda other, *mode: (
             reader if Path(other) == path else parse(other, *mode)
