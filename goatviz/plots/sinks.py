@@ -23,7 +23,7 @@ from goatviz.plots.sink_curves import (
     rate_panel,
     signal_panel,
 )
-from goatviz.plots.sink_maps import MAPS, MAX_SIDE, heads_panel, map_panel
+from goatviz.plots.sink_maps import MAPS, MAX_NUMBERS, MAX_SIDE, heads_panel, map_panel
 from goatviz.results import SINK_PROFILE, check_result, with_all_dimensions
 
 SINK_KINDS = ("overview", "profile", "rate", "signal", "logits", "probabilities")
@@ -122,7 +122,8 @@ def _overview(profile: xr.Dataset) -> Figure:
     if np.any(column[present & np.isfinite(column)] != 0):
         maps.append(("Extra sink column", column))
     # Numbers in the cells of many heads have room in two columns only.
-    columns = 3 if len(maps) == 3 and profile.sizes["head"] <= 8 else 2
+    narrow = 8 if max(present.shape) <= MAX_NUMBERS else 16
+    columns = 3 if len(maps) == 3 and profile.sizes["head"] <= narrow else 2
     panels = [
         heads_panel(
             profile,
