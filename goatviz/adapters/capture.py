@@ -40,8 +40,10 @@ from goatviz.transport.statistics import (
 #: What `capture` can keep of every call.
 CAPTURE_STATISTICS = (*ROW_STATISTICS, "incoming_mass", "value_norm")
 
+#: Gets what the kernel returned, shape (batch, query heads, n_queries, d_v).
+Certify = Callable[[Tensor], None]
 #: observe(path, q, k, **options) gets the arguments of `AttentionCall.from_tensors`.
-Observe = Callable[..., None]
+Observe = Callable[..., Certify | None]
 Watch = Callable[[nn.Module, Mapping[str, nn.Module], Observe], AbstractContextManager[None]]
 
 #: What a plan shows of keys that have left the cache.
@@ -72,6 +74,9 @@ class CapturedCall:
         Mass that each key of the call (`call.key_pos`) receives from the real queries.
     value_norm : Tensor, optional
         Norms of their values, shape (batch, key-value heads, n_keys).
+    residual : float, optional
+        With certify=: how far the kernel's own output is from the plan times the values, relative
+        to the largest value; see `AttentionCall.residual`.
     """
 
     layer: int
@@ -80,6 +85,7 @@ class CapturedCall:
     rows: RowStatistics | None = None
     incoming: IncomingMass | None = None
     value_norm: Tensor | None = None
+    residual: float | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -105,9 +111,10 @@ class CapturedCall:
     def __repr__(self) -> str:
         batch, heads, queries, keys = self.shape
         gone = f" after {self.call.gone} that have left the cache" if self.call.gone else ""
+        certified = "" if self.residual is None else f", residual {self.residual:.1e}"
         return (
             f"CapturedCall(layer {self.layer} ({self.name}): batch {batch}, {heads} heads, "
-            f"{queries} queries, {keys} keys{gone})"
+            f"{queries} queries, {keys} keys{gone}{certified})"
         )
 
 
@@ -159,6 +166,21 @@ class Record:
         seen = sorted({call.layer for call in self.check_calls()})
         checks.one_of("layer", layer, seen)
         return [call for call in self.calls if call.layer == layer]
+
+    def residuals(self) -> dict[str, float]:
+        """The largest residual of every captured layer, by its path: is this what the kernel did?
+
+        Raises
+        ------
+        ValueError
+            If nothing was captured, or without certify=.
+        """
+        largest: dict[str, float] = {}
+        for call in self.check_calls():
+            if call.residual is None:
+                raise ValueError("record must hold residuals: capture(..., certify=16)")
+            largest[call.name] = max(largest.get(call.name, 0.0), call.residual)
+        return largest
 
     def plan(
         self,
@@ -227,6 +249,7 @@ def capture(
     keys: Sequence[int] = (0,),
     recent: int = 128,
     impl: str = "auto",
+    certify: int | None = None,
 ) -> Iterator[Record]:
     """Run your own forward pass and see what every attention call did, without any L x L array.
 
@@ -247,6 +270,10 @@ def capture(
         window's cache; one that a call does not have yet is left out.
     recent, impl
         As in `goatviz.row_statistics`.
+    certify : int, optional
+        Compare what the model's own kernel returned, at so many queries of every call, with the
+        plan recomputed in float64 times the values: `Record.residuals`. For layers of goatviz and
+        of Hugging Face, whose outputs are seen before their output projection.
 
     Yields
     ------
@@ -282,6 +309,7 @@ def capture(
         checks.places("keys", keys),
         checks.positive_int("recent", recent),
         checks.one_of("impl", impl, IMPLEMENTATIONS),
+        None if certify is None else checks.positive_int("certify", certify),
     )
     modules = find_attention(model)
     unwatchable = unwatchable_huggingface(model)
@@ -299,10 +327,10 @@ def capture(
     chosen = _chosen(layers, paths)
     record = Record(paths)
 
-    def observe(path: str, q: Tensor, k: Tensor, **options: Any) -> None:
+    def observe(path: str, q: Tensor, k: Tensor, **options: Any) -> Certify | None:
         if torch._C._current_graph_task_id() != -1:
             # A backward pass computes activations again that a checkpoint did not keep.
-            return
+            return None
         # Under the model's autocast, statistics would be of its low precision too.
         with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
             try:
@@ -310,11 +338,26 @@ def capture(
             except (TypeError, ValueError) as error:
                 where = f"attention layer {path}" if path else "model"
                 raise type(error)(f"{where}: {error}") from error
-            record.calls.append(_measured(paths.index(path), path, call, wanted))
+            measured = _measured(paths.index(path), path, call, wanted)
+        if wanted.certify is None:
+            record.calls.append(measured)
+            return None
+
+        def certified(output: Tensor) -> None:
+            with torch.autocast(q.device.type, enabled=False):
+                residual = call.residual(output, wanted.certify)
+            record.calls.append(replace(measured, residual=residual))
+
+        return certified
 
     with ExitStack() as stack:
         for find, watch in _FAMILIES:
             watched = {path: module for path, module in find(model).items() if path in chosen}
+            if watched and certify is not None and watch not in _CERTIFIED:
+                raise ValueError(
+                    f"certify must be None for {', '.join(watched)}: what its kernel returns is "
+                    "seen only behind the output projection"
+                )
             if watched:
                 stack.enter_context(watch(model, watched, observe))
         yield record
@@ -356,6 +399,10 @@ _FAMILIES: tuple[tuple[Callable[[nn.Module], dict[str, nn.Module]], Watch], ...]
 )
 
 
+#: Watchers that hand on what the kernel returned.
+_CERTIFIED = (watch_goatviz_attention, watch_huggingface)
+
+
 class _Wanted(NamedTuple):
     """What to keep of every call."""
 
@@ -364,6 +411,7 @@ class _Wanted(NamedTuple):
     keys: tuple[int, ...]
     recent: int
     impl: str
+    certify: int | None
 
 
 def _measured(layer: int, path: str, call: AttentionCall, wanted: _Wanted) -> CapturedCall:

@@ -131,7 +131,7 @@ def watch_huggingface(
         **kwargs: Any,
     ) -> Any:
         original = str(module.config._attn_implementation_internal)
-        path = paths.get(id(module))
+        path, certify = paths.get(id(module)), None
         if path is not None:
             # Differential attention calls twice in one forward pass: the cache stays here.
             cache, index = here.caches.get(id(module), (None, None))
@@ -139,9 +139,12 @@ def watch_huggingface(
             call = _call(path, module, query, key, attention_mask, original, kwargs, masks, tokens)
             # The next step writes into the memory of a static cache.
             own = torch.clone if getattr(cache, "is_compileable", False) else torch.Tensor.detach
-            observe(path, query, own(key), v=own(value), **call)
+            certify = observe(path, query, own(key), v=own(value), **call)
         function, plain = _unwatched(module, original)
-        return function(plain, query, key, value, attention_mask, *args, **kwargs)
+        result = function(plain, query, key, value, attention_mask, *args, **kwargs)
+        if certify is not None:
+            certify(result[0].transpose(1, 2))
+        return result
 
     names = _Names(entry)
 

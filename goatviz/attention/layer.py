@@ -142,7 +142,7 @@ class Attention(nn.Module):
     torch.Size([1, 5, 16])
     """
 
-    observer: Callable[..., None] | None = None
+    observer: Callable[..., Callable[[Tensor], None] | None] | None = None
 
     def __init__(
         self,
@@ -302,8 +302,9 @@ class Attention(nn.Module):
                 k, v, points, padding_mask, following=consecutive
             )
             consecutive = consecutive and cache.consecutive
+        certify = None
         if self.observer is not None:
-            self.observer(
+            certify = self.observer(
                 q,
                 k,
                 v=v,
@@ -326,4 +327,6 @@ class Attention(nn.Module):
             padding_mask=padding_mask,
             impl=self.impl,
         )
+        if certify is not None:
+            certify(out)
         return self.out_proj(out.transpose(1, 2).flatten(2))

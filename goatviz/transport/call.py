@@ -379,6 +379,52 @@ class AttentionCall:
         )
 
     @torch.no_grad()
+    def residual(self, output: Tensor, queries: int = 16) -> float:
+        r"""A certificate of a kernel: how far its output is from the plan times the values.
+
+        max_i ||o_i - sum_j p_ij v_j||_inf / max_j ||v_j||_inf over evenly spaced queries of every
+        sequence and head, with p recomputed in float64. Both sides are convex combinations of
+        the values, so that rounding leaves about the precision of the kernel's dtype, and a mask,
+        scale, prior or sink column that the kernel did not see leaves a number of order 1.
+
+        Parameters
+        ----------
+        output : Tensor
+            What the kernel returned, shape (batch, query heads, n_queries, d_v).
+        queries : int
+            Most queries that are compared; those that see no key, or are padding, do not count.
+
+        Raises
+        ------
+        ValueError
+            If the call has no values, or `output` has another shape.
+        """
+        if self.v is None:
+            raise ValueError("call must hold the values v, got none")
+        wanted = (*self.shape[:3], self.v.shape[-1])
+        if tuple(output.shape) != wanted:
+            raise ValueError(f"output must have shape {wanted}, got {tuple(output.shape)}")
+        count = min(checks.positive_int("queries", queries), self.shape[2])
+        rows = torch.linspace(0, self.shape[2] - 1, count).round().long()
+        largest, kv = 0.0, self._shared(slice(None), self.kv_heads)
+        for b in range(self.shape[0]):
+            logits = self.logits(b, slice(None), rows).logits
+            if self.sink is not None:
+                column = self.sink[:, None, None].expand(*logits.shape[:2], 1)
+                logits = torch.cat([logits, column], dim=-1)
+            weights = torch.softmax(logits, dim=-1)[..., : self.shape[3]]
+            expected = weights @ self.v[b][kv].double()
+            seen = torch.stack([self.has_keys(b, h, rows) for h in range(self.shape[1])])
+            if self.query_mask is not None:
+                seen = seen & _entry(self.query_mask, b)[rows.to(self.query_mask.device)].cpu()
+            gap = (output[b][:, rows].double() - expected).abs().amax(-1).to(expected.device)
+            gap = gap[seen.to(gap.device)]
+            if len(gap):
+                largest = max(largest, float(gap.nan_to_num(math.inf).max()))
+        scale = float(self.v.abs().max())
+        return largest / scale if scale else largest
+
+    @torch.no_grad()
     def solve(self, batch: int, head: int, rows: slice | Tensor = slice(None)) -> TransportPlan:
         """Some rows of a head's plan over all keys and, last, the extra column if there is one.
 
