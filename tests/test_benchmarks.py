@@ -40,6 +40,10 @@ RUNS = {
         ],
         ("worst head", "goat-attention bf16", "goatviz bf16", "ratio", "mixer"),
     ),
+    "real_models": (
+        ["--lengths", "32", "--repeats", "1", "--no-memory"],
+        ("forward pass", "certified", "sink_profile", "implied_prior", "eager, with weights"),
+    ),
     "training": (
         ["--lengths", "40", "--evaluation-length", "64"]
         + ["--repeats", "1", "--evaluation-repeats", "1", "--no-memory"],

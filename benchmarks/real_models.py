@@ -1,0 +1,107 @@
+"""What watching a real model costs, in units of its own forward pass: time and peak memory.
+
+Run with ``python benchmarks/real_models.py``: SmolLM2-135M (30 layers, 9 heads, 3 key-value heads)
+reads the beginning of Alice's Adventures in Wonderland. Repeats are interleaved, so that a busy
+machine slows all cases alike; times are medians. Peak memory is the growth of the resident peak
+during one call, in a process of its own. Eager attention returns whole plans, layers x heads x
+length x length numbers, and runs up to ``--eager`` tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+from _measure import added_peak, interleaved
+
+from goatviz import capture, example_text, implied_prior, load_example, sink_profile
+from goatviz.transport import CHEAP_STATISTICS
+
+CHEAP = CHEAP_STATISTICS[:6]
+HEADER = f"{'length':>7}  {'case':<34} {'seconds':>9} {'ratio':>8} {'peak':>10}"
+
+
+class Model:
+    """The model, a text for it, and the cases at a length."""
+
+    def __init__(self) -> None:
+        self.model, tokenizer = load_example()
+        self.ids = tokenizer(example_text(), return_tensors="pt")["input_ids"]
+
+    def cases(self, length: int, eager: bool) -> dict[str, Callable[[], object]]:
+        """Names and what they run; the first is the unit."""
+        ids = self.ids[:, :length]
+        if ids.shape[1] < length:
+            raise ValueError(f"length must be at most {self.ids.shape[1]}, got {length}")
+
+        def watched(**options: object) -> None:
+            with capture(self.model, **options), torch.no_grad():
+                self.model(ids)
+
+        def plans() -> None:
+            self.model.set_attn_implementation("eager")
+            try:
+                with torch.no_grad():
+                    self.model(ids, output_attentions=True)
+            finally:
+                self.model.set_attn_implementation("sdpa")
+
+        def forward() -> None:
+            with torch.no_grad():
+                self.model(ids)
+
+        cases = {
+            "forward pass": forward,
+            "mass on the first key": lambda: watched(statistics=["key_mass"]),
+            "mass on the first key, certified": lambda: watched(
+                statistics=["key_mass"], certify=16
+            ),
+            "cheap set": lambda: watched(statistics=CHEAP),
+            "all statistics": watched,
+            "sink_profile": lambda: sink_profile(self.model, ids),
+            "implied_prior": lambda: implied_prior(self.model, ids),
+        }
+        return cases | ({"eager, with weights": plans} if eager else {})
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lengths", type=int, nargs="*", default=[512, 2048])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--eager", type=int, default=2048, help="most tokens of eager attention")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--alone", nargs=2, metavar=("LENGTH", "CASE"), help="peak of one case")
+    options = parser.parse_args()
+    if options.alone:
+        length, case = int(options.alone[0]), options.alone[1]
+        print(added_peak(Model().cases(length, True)[case]))
+        return
+    threads = torch.get_num_threads()
+    where = f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads"
+    print(f"SmolLM2-135M, float32, one sequence; {where}, torch {torch.__version__}")
+    print(HEADER)
+    model = Model()
+    for length in options.lengths:
+        cases = model.cases(length, length <= options.eager)
+        seconds = interleaved(cases, options.repeats)
+        unit = seconds["forward pass"]
+        for case, taken in seconds.items():
+            peak = "-" if options.no_memory else f"{alone(length, case):,.0f} MiB"
+            print(f"{length:>7}  {case:<34} {taken:>9.2f} {taken / unit:>7.2f}x {peak:>10}")
+
+
+def alone(length: int, case: str) -> float:
+    """MiB that a case adds to the peak of a process of its own."""
+    command = [sys.executable, __file__, "--alone", str(length), case]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+if __name__ == "__main__":
+    main()
