@@ -82,6 +82,12 @@ def load_example(name: str = "smollm2-135m", *, source: str = "package") -> tupl
         If a package is missing; the message gives the command that installs it.
     ValueError
         If `name` or `source` is another one, or the file is not the one that was published.
+
+    Examples
+    --------
+    >>> model, tokenizer = load_example()
+    >>> tokenizer.decode(tokenizer("a sink")["input_ids"])
+    'a sink'
     """
     example = EXAMPLES[checks.one_of("name", name, EXAMPLES)]
     checks.one_of("source", source, SOURCES)
