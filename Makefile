@@ -36,7 +36,7 @@ ifeq ($(BROWSER),no)
 	@echo "*** BROWSER=no: THE BROWSER TESTS WERE LEFT OUT OF THIS RUN ***"
 endif
 
-# Random calls against plain formulas, and damaged files, for so many minutes.
+# Random calls against plain formulas, damaged files, and text on pages, for so many minutes.
 fuzz: $(READY)
 	GOATVIZ_FUZZ_MINUTES=$(MINUTES) GOATVIZ_FUZZ_SEED=$(SEED) $(RUN) pytest -rP $(PYTEST_ARGS) tests/fuzz
 

@@ -291,7 +291,10 @@ class AttentionCall:
     @functools.cached_property
     def largest_score(self) -> float:
         """A bound on every |score|, by Cauchy and Schwarz: what a dtype must be able to hold."""
-        q, k = (x.detach().double().norm(dim=-1).amax() for x in (self.q, self.k))
+        q, k = (
+            torch.linalg.vector_norm(x.detach(), dim=-1, dtype=torch.float64).amax()
+            for x in (self.q, self.k)
+        )
         return abs(self.scale) * float(q * k)
 
     @functools.cached_property
