@@ -14,6 +14,7 @@ from goatviz.adapters.capture import Record
 from goatviz.analysis.implied import implied_prior
 from goatviz.analysis.plan import plan_slice
 from goatviz.analysis.prior import has_explicit_prior, prior_profile, prior_sources
+from goatviz.analysis.sink_effect import sink_effect
 from goatviz.analysis.sink_text import at_threshold
 from goatviz.analysis.sinks import sink_profile
 from goatviz.analysis.training import training_log
@@ -23,6 +24,7 @@ from goatviz.plots.mass import draw_mass
 from goatviz.plots.perplexity import draw_perplexity
 from goatviz.plots.plan import draw_plan
 from goatviz.plots.prior import PRIOR_KINDS, draw_prior, prior_detail
+from goatviz.plots.sink_effect import draw_sink_effect
 from goatviz.plots.sinks import SINK_KINDS, draw_sinks
 from goatviz.plots.training import draw_training
 from goatviz.priors.base import Prior
@@ -219,6 +221,42 @@ def plot_sinks(
             profile["layers"], layers = layers, None
         source = sink_profile(source, inputs, **profile)
     return draw_sinks(source, kind=kind, layers=layers, heads=heads)
+
+
+def plot_sink_effect(source: Any, inputs: Any = None, **options: Any) -> Figure:
+    """Draw what sinks, or any other change of its plans, cost a language model.
+
+    Parameters
+    ----------
+    source : nn.Module, Checkpoint or xarray.Dataset
+        A language model, with `inputs`; or a result of `goatviz.sink_effect`.
+    inputs : Tensor, mapping, str, or sequence of them, optional
+        What a model is called with.
+    **options
+        Passed to `goatviz.sink_effect`: changes, layers, per_layer, budget, tokenizer, ...
+
+    Returns
+    -------
+    Figure
+        Loss increases with 95 % intervals, all layers at once and one layer at a time.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `goatviz.sink_effect`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from goatviz import load_pretrained
+    >>> ids = torch.randint(32, (4, 64), generator=torch.Generator().manual_seed(0))
+    >>> plot_sink_effect(load_pretrained("copy-mixture-1-goat"), ids).layout.title.text
+    'What sinks do for this model'
+    """
+    if isinstance(source, xr.Dataset):
+        checks.not_given("a finished result", inputs=inputs, **options)
+        return draw_sink_effect(source)
+    return draw_sink_effect(sink_effect(source, inputs, **options))
 
 
 def plot_length(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:

@@ -409,6 +409,38 @@ MASS_SWEEP = Schema(
     },
 )
 
+SINK_EFFECT = Schema(
+    "sink_effect",
+    {
+        "loss": Field(("input",), "nats", "loss of the model as it is"),
+        "tokens": Field(("input",), "count", "tokens that are predicted"),
+        "mean_loss": Field((), "nats", "mean loss of the model as it is"),
+        "layer_name": Field(("layer",), "1", "layer"),
+        **{
+            f"{where}{name}": Field((*dims, *extra), "nats", f"loss increase, {what}{of}")
+            for where, dims, what in (
+                ("", ("change",), "all layers changed"),
+                ("layer_", ("change", "layer"), "one layer changed"),
+            )
+            for name, extra, of in (
+                ("increase", ("input",), ""),
+                ("mean_increase", (), ", mean"),
+                ("mean_increase_low", (), ", lower end"),
+                ("mean_increase_high", (), ", upper end"),
+            )
+        },
+    },
+    optional=frozenset(
+        {
+            "layer_name",
+            "layer_increase",
+            "layer_mean_increase",
+            "layer_mean_increase_low",
+            "layer_mean_increase_high",
+        }
+    ),
+)
+
 TRAINING_LOG = Schema(
     "training_log",
     {
@@ -432,6 +464,7 @@ SCHEMAS = {
         PERPLEXITY_SWEEP,
         LOSS_DIFFERENCE,
         MASS_SWEEP,
+        SINK_EFFECT,
         TRAINING_LOG,
     )
 }

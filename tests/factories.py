@@ -4,8 +4,8 @@ Models: `tiny_lm(positions)`, `tiny_huggingface(name)`, names in `HUGGINGFACE`, 
 `lively(module)`, which draws every parameter of a module. Inputs: `ids(batch, length)`, `HOSTILE`
 tokens and their `TextTokenizer`. Results: `sink_result(case)`, `prior_result(case)`,
 `plan_result(case)`, `row_result(case)`, cases in `SINK_CASES` and so on; `length_result()`,
-`grid_result()`, `mass_result()`, `perplexity_result()`, `training_result()`, whose schemes are
-`SCHEMES`. Each is computed once a process and handed out as a copy, which the caller may change.
+`grid_result()`, `mass_result()`, `perplexity_result()`, `effect_result()`, and `training_result()`,
+whose schemes are `SCHEMES`. Each is computed once a process and handed out as a copy, which the caller may change.
 Figures: `drawn(name)`, names in `FIGURES`, every kind of figure of every kind of result; and
 `unpacked(json)`.
 """
@@ -37,6 +37,7 @@ from goatviz.analysis import (
     perplexity_sweep,
     plan_slice,
     prior_profile,
+    sink_effect,
     sink_profile,
     training_log,
 )
@@ -45,7 +46,7 @@ from goatviz.models import CausalLM, ModelConfig, goat_prior
 from goatviz.priors import ALiBiPrior, BucketPrior, KeyTablePrior, SpectralPrior, UniformPrior
 from goatviz.tasks import CopyMixture, Needle, Text
 from goatviz.training import TrainConfig, train
-from goatviz.transport import solve_rows
+from goatviz.transport import Temper, solve_rows
 
 #: Tokens that break pages, axes and hover texts which do not escape them.
 HOSTILE = ["the", "the", "<s>", "</script>", "<b>", "Ã©", "café", "日本", "🙂", "%{x}"]
@@ -427,6 +428,18 @@ mass_result = _results(
 )
 perplexity_result = _results({"toy": _perplexity})
 training_result = _results({"toy": _training})
+effect_result = _results(
+    {
+        "toy": lambda: sink_effect(tiny_lm(), ids(4, 24)),
+        # A name that must arrive as text, one input, and no layer alone.
+        "one input": lambda: sink_effect(
+            tiny_lm(), ids(1, 24), changes={"<b>hot</b>": Temper(2.0)}, per_layer=False
+        ),
+        "12 x 12": lambda: sink_effect(
+            tiny_lm(num_layers=12, num_heads=12, embed_dim=144), ids(3, 24)
+        ),
+    }
+)
 
 
 # --- what is drawn ---
@@ -447,6 +460,7 @@ _DRAWINGS: list[tuple[str, Callable, Callable, tuple[str, ...], tuple[str, ...]]
     ("needle", plots.draw_needle, grid_result, ("toy",), ()),
     ("mass", plots.draw_mass, mass_result, ("toy",), ()),
     ("perplexity", plots.draw_perplexity, perplexity_result, ("toy",), ("length", "position")),
+    ("effect", plots.draw_sink_effect, effect_result, ("toy", "one input", "12 x 12"), ()),
     ("training", plots.draw_training, training_result, ("toy",), ()),
 ]
 #: Every kind of figure of small results, and of 12 x 12 heads: name -> how it is drawn.

@@ -19,6 +19,7 @@ from goatviz.adapters.goat_attention import (
     is_goat_attention,
     read_goat_attention,
 )
+from goatviz.adapters.intervene import intervene
 
 __all__ = [
     "CAPTURE_STATISTICS",
@@ -29,6 +30,7 @@ __all__ = [
     "convert",
     "find_attention",
     "find_goat_attention",
+    "intervene",
     "is_goat_attention",
     "read_goat_attention",
 ]

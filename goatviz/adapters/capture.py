@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -40,10 +40,11 @@ from goatviz.transport.statistics import (
 #: What `capture` can keep of every call.
 CAPTURE_STATISTICS = (*ROW_STATISTICS, "incoming_mass", "value_norm")
 
-#: Gets what the kernel returned, shape (batch, query heads, n_queries, d_v).
-Certify = Callable[[Tensor], None]
+#: Gets what the kernel returned, shape (batch, query heads, n_queries, d_v), and may return what
+#: the layer goes on with instead.
+Answer = Callable[[Tensor], Tensor | None]
 #: observe(path, q, k, **options) gets the arguments of `AttentionCall.from_tensors`.
-Observe = Callable[..., Certify | None]
+Observe = Callable[..., Answer | None]
 Watch = Callable[[nn.Module, Mapping[str, nn.Module], Observe], AbstractContextManager[None]]
 
 #: What a plan shows of keys that have left the cache.
@@ -301,7 +302,6 @@ def capture(
     >>> record.calls[0].rows.entropy.exp().round()[0, 0].tolist()
     [1.0, 2.0, 3.0, 4.0]
     """
-    checks.instance("model", model, nn.Module, "an nn.Module")
     checks.one_of("keep", keep, ("statistics", "projections"))
     wanted = _Wanted(
         checks.some_of("statistics", statistics, CAPTURE_STATISTICS),
@@ -311,33 +311,18 @@ def capture(
         checks.one_of("impl", impl, IMPLEMENTATIONS),
         None if certify is None else checks.positive_int("certify", certify),
     )
-    modules = find_attention(model)
-    unwatchable = unwatchable_huggingface(model)
-    if not modules or (unwatchable and layers is None):
-        which = f" ({', '.join(unwatchable)} cannot)" if unwatchable else ""
-        rest = "; name layers= to capture the others alone" if modules else ""
-        raise TypeError(
-            f"model {type(model).__name__} has attention that cannot be captured{which}; what can: "
-            "goatviz Attention, goat-attention's GoatAttention, torch.nn.MultiheadAttention, and "
-            f"Hugging Face models that dispatch through transformers' AttentionInterface{rest}"
-        )
-    if any(tensor.is_meta for tensor in model.parameters()):
-        raise ValueError("model is on the meta device, which holds no numbers; load its weights")
-    paths = tuple(modules)
-    chosen = _chosen(layers, paths)
+    paths = check_watchable(model, any_layer=layers is None)
+    chosen = chosen_layers(layers, paths)
     record = Record(paths)
 
-    def observe(path: str, q: Tensor, k: Tensor, **options: Any) -> Certify | None:
+    def observe(path: str, q: Tensor, k: Tensor, **options: Any) -> Answer | None:
         if torch._C._current_graph_task_id() != -1:
             # A backward pass computes activations again that a checkpoint did not keep.
             return None
         # Under the model's autocast, statistics would be of its low precision too.
         with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-            try:
+            with named_errors(path):
                 call = AttentionCall.from_tensors(q, k, **options)
-            except (TypeError, ValueError) as error:
-                where = f"attention layer {path}" if path else "model"
-                raise type(error)(f"{where}: {error}") from error
             measured = _measured(paths.index(path), path, call, wanted)
         if wanted.certify is None:
             record.calls.append(measured)
@@ -350,17 +335,71 @@ def capture(
 
         return certified
 
+    if certify is not None and (hidden := without_output(model, chosen)):
+        raise ValueError(
+            f"certify must be None for {', '.join(hidden)}: what its kernel returns is "
+            "seen only behind the output projection"
+        )
+    with watching(model, chosen, observe):
+        yield record
+
+
+@contextmanager
+def watching(model: nn.Module, paths: Collection[str], observe: Observe) -> Iterator[None]:
+    """Report every call of these layers to `observe`, until the block ends."""
     with ExitStack() as stack:
         for find, watch in _FAMILIES:
-            watched = {path: module for path, module in find(model).items() if path in chosen}
-            if watched and certify is not None and watch not in _CERTIFIED:
-                raise ValueError(
-                    f"certify must be None for {', '.join(watched)}: what its kernel returns is "
-                    "seen only behind the output projection"
-                )
+            watched = {path: module for path, module in find(model).items() if path in paths}
             if watched:
                 stack.enter_context(watch(model, watched, observe))
-        yield record
+        yield
+
+
+def without_output(model: nn.Module, paths: Collection[str]) -> list[str]:
+    """Those of these layers whose kernel's output is not seen."""
+    return [
+        path
+        for find, watch in _FAMILIES
+        if watch not in _CERTIFIED
+        for path in find(model)
+        if path in paths
+    ]
+
+
+def check_watchable(model: nn.Module, *, any_layer: bool) -> tuple[str, ...]:
+    """Paths of the attention layers of a model that can be watched.
+
+    Raises
+    ------
+    TypeError
+        If it is no module, or has none; or, with `any_layer`, one that cannot be watched.
+    ValueError
+        If it is on the meta device.
+    """
+    checks.instance("model", model, nn.Module, "an nn.Module")
+    modules = find_attention(model)
+    unwatchable = unwatchable_huggingface(model)
+    if not modules or (unwatchable and any_layer):
+        which = f" ({', '.join(unwatchable)} cannot)" if unwatchable else ""
+        rest = "; name layers= to capture the others alone" if modules else ""
+        raise TypeError(
+            f"model {type(model).__name__} has attention that cannot be captured{which}; what can: "
+            "goatviz Attention, goat-attention's GoatAttention, torch.nn.MultiheadAttention, and "
+            f"Hugging Face models that dispatch through transformers' AttentionInterface{rest}"
+        )
+    if any(tensor.is_meta for tensor in model.parameters()):
+        raise ValueError("model is on the meta device, which holds no numbers; load its weights")
+    return tuple(modules)
+
+
+@contextmanager
+def named_errors(path: str) -> Iterator[None]:
+    """Errors of a layer's call begin with its path."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        where = f"attention layer {path}" if path else "model"
+        raise type(error)(f"{where}: {error}") from error
 
 
 def find_goatviz_attention(model: nn.Module) -> dict[str, nn.Module]:
@@ -449,7 +488,16 @@ def _with_gone(rows: RowStatistics, keys: Sequence[int], gone: int) -> RowStatis
     return replace(rows, keys=tuple(keys), key_mass=mass)
 
 
-def _chosen(layers: Sequence[int | str] | int | str | None, paths: tuple[str, ...]) -> set[str]:
+def chosen_layers(
+    layers: Sequence[int | str] | int | str | None, paths: tuple[str, ...]
+) -> set[str]:
+    """Paths of the layers that a caller chose by number or path; default all.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are of another kind, none, or not there.
+    """
     if layers is None:
         return set(paths)
     if isinstance(layers, int | str):

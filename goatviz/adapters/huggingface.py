@@ -131,7 +131,7 @@ def watch_huggingface(
         **kwargs: Any,
     ) -> Any:
         original = str(module.config._attn_implementation_internal)
-        path, certify = paths.get(id(module)), None
+        path, answer = paths.get(id(module)), None
         if path is not None:
             # Differential attention calls twice in one forward pass: the cache stays here.
             cache, index = here.caches.get(id(module), (None, None))
@@ -139,12 +139,15 @@ def watch_huggingface(
             call = _call(path, module, query, key, attention_mask, original, kwargs, masks, tokens)
             # The next step writes into the memory of a static cache.
             own = torch.clone if getattr(cache, "is_compileable", False) else torch.Tensor.detach
-            certify = observe(path, query, own(key), v=own(value), **call)
+            answer = observe(path, query, own(key), v=own(value), **call)
         function, plain = _unwatched(module, original)
         result = function(plain, query, key, value, attention_mask, *args, **kwargs)
-        if certify is not None:
-            certify(result[0].transpose(1, 2))
-        return result
+        changed = None if answer is None else answer(result[0].transpose(1, 2))
+        if changed is None:
+            return result
+        # The weights of an eager kernel are not those of the changed output.
+        weights = None if result[1] is None else torch.full_like(result[1], torch.nan)
+        return changed.transpose(1, 2).contiguous(), weights
 
     names = _Names(entry)
 

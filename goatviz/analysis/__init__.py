@@ -3,7 +3,7 @@
 `prior.prior_profile` takes a learned prior apart, `plan.plan_slice` looks at a window of a plan,
 `sinks.sink_profile` finds attention sinks, `implied.implied_prior` fits the prior inside logits,
 `length.length_sweep` asks models for answers at many lengths, `runs.load_runs` brings them,
-`mass.mass_sweep` says where their attention goes.
+`mass.mass_sweep` says where their attention goes, `sink_effect.sink_effect` what sinks are for.
 """
 
 from goatviz.analysis.implied import implied_prior
@@ -20,6 +20,7 @@ from goatviz.analysis.prior import (
     prior_summary,
 )
 from goatviz.analysis.runs import Runs, load_runs
+from goatviz.analysis.sink_effect import sink_effect
 from goatviz.analysis.sinks import SINK_STATISTICS, sink_profile, sink_table
 from goatviz.analysis.training import training_log
 
@@ -39,6 +40,7 @@ __all__ = [
     "prior_profile",
     "prior_sources",
     "prior_summary",
+    "sink_effect",
     "sink_profile",
     "sink_table",
     "training_log",

@@ -142,7 +142,7 @@ class Attention(nn.Module):
     torch.Size([1, 5, 16])
     """
 
-    observer: Callable[..., Callable[[Tensor], None] | None] | None = None
+    observer: Callable[..., Callable[[Tensor], Tensor | None] | None] | None = None
 
     def __init__(
         self,
@@ -302,9 +302,9 @@ class Attention(nn.Module):
                 k, v, points, padding_mask, following=consecutive
             )
             consecutive = consecutive and cache.consecutive
-        certify = None
+        answer = None
         if self.observer is not None:
-            certify = self.observer(
+            answer = self.observer(
                 q,
                 k,
                 v=v,
@@ -327,6 +327,6 @@ class Attention(nn.Module):
             padding_mask=padding_mask,
             impl=self.impl,
         )
-        if certify is not None:
-            certify(out)
+        if answer is not None and (changed := answer(out)) is not None:
+            out = changed
         return self.out_proj(out.transpose(1, 2).flatten(2))

@@ -10,6 +10,7 @@ from goatviz.plots.mass import draw_mass
 from goatviz.plots.perplexity import draw_perplexity
 from goatviz.plots.plan import draw_plan
 from goatviz.plots.prior import PRIOR_KINDS, draw_prior
+from goatviz.plots.sink_effect import draw_sink_effect
 from goatviz.plots.sinks import SINK_KINDS, draw_sinks
 from goatviz.plots.training import draw_losses, draw_training
 
@@ -26,6 +27,7 @@ __all__ = [
     "draw_perplexity",
     "draw_plan",
     "draw_prior",
+    "draw_sink_effect",
     "draw_sinks",
     "draw_training",
     "save_html",

@@ -1,8 +1,9 @@
 """The mathematics of one attention head as entropic optimal transport.
 
 ``rows`` solves attention exactly and carries the certificates, ``solvers`` holds it against an
-independent solver, ``bounds`` has the inequalities; ``call`` is one call of a layer, ``statistics``
-what is known of its plan at any length. Nothing here knows of models or figures.
+independent solver, ``bounds`` has the inequalities; ``call`` is one call of a layer, ``changes``
+what can be done to its plan, ``statistics`` what is known of it at any length. Nothing here knows
+of models or figures.
 """
 
 from goatviz.transport.bounds import (
@@ -13,6 +14,16 @@ from goatviz.transport.bounds import (
     required_margin,
 )
 from goatviz.transport.call import AttentionCall, PlanWindow
+from goatviz.transport.changes import (
+    Ablate,
+    Cap,
+    Change,
+    HeavyHitters,
+    Hide,
+    SinkColumn,
+    Streaming,
+    Temper,
+)
 from goatviz.transport.rows import TransportPlan, solve_rows
 from goatviz.transport.solvers import (
     BalancedPlan,
@@ -34,14 +45,22 @@ from goatviz.transport.statistics import (
 __all__ = [
     "CHEAP_STATISTICS",
     "ROW_STATISTICS",
+    "Ablate",
     "AttentionCall",
     "BalancedPlan",
+    "Cap",
+    "Change",
     "CollapseBound",
     "CrossCheck",
+    "HeavyHitters",
+    "Hide",
     "IncomingMass",
     "PlanWindow",
     "RowStatistics",
+    "SinkColumn",
     "SolverReport",
+    "Streaming",
+    "Temper",
     "TransportPlan",
     "Verdict",
     "collapse_bound",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -313,20 +313,21 @@ class AttentionCall:
     def logits(
         self,
         batch: int = 0,
-        head: int | slice = 0,
+        head: int | slice | Sequence[int] = 0,
         rows: slice | Tensor = slice(None),
         keys: slice = slice(None),
         *,
         lanes: bool = False,
+        dtype: torch.dtype = torch.float64,
     ) -> Logits:
-        """Scores, log-prior and logits of a window, in float64: the definition of every plan.
+        """Scores, log-prior and logits of a window: in float64, the definition of every plan.
 
         Parameters
         ----------
         batch : int
             Which sequence.
-        head : int or slice
-            Which query head; a slice gives a first dimension of heads.
+        head : int, slice or sequence of int
+            Which query head; several give a first dimension of heads.
         rows : slice or Tensor of int64
             Which queries.
         keys : slice
@@ -334,9 +335,11 @@ class AttentionCall:
         lanes : bool
             Let a prior that has lanes be a product of them, which is faster for many heads, and
             equal up to rounding in the prior's precision.
+        dtype : torch.dtype
+            What to compute in; a prior's values are float64 before they are rounded to it.
         """
-        query = self.scale * self.q[batch, head][..., rows, :].double()
-        key = self.k[batch, :, keys][self._shared(head, self.kv_heads)].double()
+        query = self.scale * self.q[batch, head][..., rows, :].to(dtype)
+        key = self.k[batch, :, keys][self._shared(head, self.kv_heads)].to(dtype)
         scores = query @ key.mT
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
@@ -345,10 +348,10 @@ class AttentionCall:
         if self.prior is not None:
             at = self._shared(head, self.prior.num_heads)
             values = self._by_lanes if lanes and self.prior.has_lanes else self._by_definition
-            log_prior = values(at, rows, keys).to(scores.device)
+            log_prior = values(at, rows, keys).to(scores)
         if self.bias is not None:
             bias = _entry(self.bias, batch)[:, rows][..., keys]
-            bias = _entry(bias, head).double().to(scores.device)
+            bias = _entry(bias, head).to(scores)
             bias = torch.where(allowed, bias, 0.0)
             log_prior = bias if log_prior is None else log_prior + bias
         if log_prior is None:
@@ -357,9 +360,11 @@ class AttentionCall:
             logits = scores + log_prior
         return Logits(scores, log_prior, logits.masked_fill(~allowed, -math.inf), allowed)
 
-    def _shared(self, head: int | slice, sets: int) -> int | Tensor:
+    def _shared(self, head: int | slice | Sequence[int], sets: int) -> int | Tensor:
         """Which of several sets, each shared by a group of heads, belongs to each head."""
-        which, group = range(self.shape[1])[head], self.shape[1] // sets
+        which, group = head, self.shape[1] // sets
+        if isinstance(head, int | slice):
+            which = range(self.shape[1])[head]
         return which // group if isinstance(which, int) else torch.tensor(which) // group
 
     def _by_definition(self, at: int | Tensor, rows: slice | Tensor, keys: slice) -> Tensor:
@@ -481,7 +486,7 @@ class AttentionCall:
         return window
 
 
-def _entry(tensor: Tensor, at: int | slice) -> Tensor:
+def _entry(tensor: Tensor, at: int | slice | Sequence[int]) -> Tensor:
     """One entry of a first dimension which is shared by all if it is 1."""
     return tensor[at if len(tensor) > 1 else 0]
 
