@@ -5,7 +5,8 @@ Models: `tiny_lm(positions)`, `tiny_huggingface(name)`, names in `HUGGINGFACE`, 
 tokens and their `TextTokenizer`. Results: `sink_result(case)`, `prior_result(case)`,
 `plan_result(case)`, `row_result(case)`, cases in `SINK_CASES` and so on; `length_result()`,
 `grid_result()`, `mass_result()`, `perplexity_result()`, `effect_result()`, and `training_result()`,
-whose schemes are `SCHEMES`. Each is computed once a process and handed out as a copy, which the caller may change.
+whose schemes are `SCHEMES`. Each is computed once a process and handed out as a copy, which the
+caller may change.
 Figures: `drawn(name)`, names in `FIGURES`, every kind of figure of every kind of result; and
 `unpacked(json)`.
 """
