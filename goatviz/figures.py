@@ -11,6 +11,7 @@ from torch import nn
 
 from goatviz import checks
 from goatviz.adapters.capture import Record
+from goatviz.analysis.explain import explain
 from goatviz.analysis.implied import implied_prior
 from goatviz.analysis.plan import plan_slice
 from goatviz.analysis.prior import has_explicit_prior, prior_profile, prior_sources
@@ -18,6 +19,7 @@ from goatviz.analysis.sink_effect import sink_effect
 from goatviz.analysis.sink_text import at_threshold
 from goatviz.analysis.sinks import sink_profile
 from goatviz.analysis.training import training_log
+from goatviz.plots.explanation import draw_explanation
 from goatviz.plots.figure import Figure
 from goatviz.plots.length import draw_length, draw_needle
 from goatviz.plots.mass import draw_mass
@@ -257,6 +259,42 @@ def plot_sink_effect(source: Any, inputs: Any = None, **options: Any) -> Figure:
         checks.not_given("a finished result", inputs=inputs, **options)
         return draw_sink_effect(source)
     return draw_sink_effect(sink_effect(source, inputs, **options))
+
+
+def plot_explanation(source: Any, inputs: Any = None, **options: Any) -> Figure:
+    """Draw why a query attends where it does: the logits of its top keys, taken apart.
+
+    Parameters
+    ----------
+    source : nn.Module, Checkpoint, Record, CapturedCall, AttentionCall or xarray.Dataset
+        Anything that `goatviz.explain` takes, or a result of it.
+    inputs : Tensor, mapping, str, or sequence of them, optional
+        What a model is called with.
+    **options
+        Passed to `goatviz.explain`: layer, head, query, batch, top, prior, tokenizer, tokens.
+
+    Returns
+    -------
+    Figure
+        Weights of the top keys, and the parts of their logits.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `goatviz.explain`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from goatviz import load_pretrained
+    >>> model = load_pretrained("copy-mixture-1-goat")
+    >>> plot_explanation(model, torch.arange(24)[None], head=1).layout.title.text
+    'Why this query attends there'
+    """
+    if isinstance(source, xr.Dataset):
+        checks.not_given("a finished explanation", inputs=inputs, **options)
+        return draw_explanation(source)
+    return draw_explanation(explain(source, inputs, **options))
 
 
 def plot_length(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:

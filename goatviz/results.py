@@ -409,6 +409,19 @@ MASS_SWEEP = Schema(
     },
 )
 
+EXPLANATION = Schema(
+    "explanation",
+    {
+        "key": Field(("place",), "tokens", "key"),
+        "key_token": Field(("place",), "1", "key token"),
+        "weight": Field(("place",), "probability", "attention weight"),
+        "logit": Field(("place",), "nats", "logit less its mean over the row"),
+        "value": Field(("part", "place"), "nats", "part of the logit less its mean over the row"),
+        "part_text": Field(("part",), "1", "what the part is"),
+    },
+    optional=frozenset({"key_token"}),
+)
+
 SINK_EFFECT = Schema(
     "sink_effect",
     {
@@ -463,6 +476,7 @@ SCHEMAS = {
         NEEDLE_GRID,
         PERPLEXITY_SWEEP,
         LOSS_DIFFERENCE,
+        EXPLANATION,
         MASS_SWEEP,
         SINK_EFFECT,
         TRAINING_LOG,

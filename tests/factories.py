@@ -4,7 +4,8 @@ Models: `tiny_lm(positions)`, `tiny_huggingface(name)`, names in `HUGGINGFACE`, 
 `lively(module)`, which draws every parameter of a module. Inputs: `ids(batch, length)`, `HOSTILE`
 tokens and their `TextTokenizer`. Results: `sink_result(case)`, `prior_result(case)`,
 `plan_result(case)`, `row_result(case)`, cases in `SINK_CASES` and so on; `length_result()`,
-`grid_result()`, `mass_result()`, `perplexity_result()`, `effect_result()`, and `training_result()`,
+`grid_result()`, `mass_result()`, `perplexity_result()`, `effect_result()`,
+`explanation_result()`, and `training_result()`,
 whose schemes are `SCHEMES`. Each is computed once a process and handed out as a copy, which the
 caller may change.
 Figures: `drawn(name)`, names in `FIGURES`, every kind of figure of every kind of result; and
@@ -31,6 +32,7 @@ from goatviz import plots
 from goatviz.adapters import capture
 from goatviz.analysis import (
     PlanLevels,
+    explain,
     implied_prior,
     length_sweep,
     mass_sweep,
@@ -429,6 +431,13 @@ mass_result = _results(
 )
 perplexity_result = _results({"toy": _perplexity})
 training_result = _results({"toy": _training})
+explanation_result = _results(
+    {
+        "toy": lambda: explain(tiny_lm(), ids(1, 24), layer=1, head=1),
+        "hostile": lambda: explain(tiny_lm(), ids(1, len(HOSTILE)), tokens=HOSTILE),
+        "one key": lambda: explain(tiny_huggingface("gpt-oss"), ids(1, 24), query=0),
+    }
+)
 effect_result = _results(
     {
         "toy": lambda: sink_effect(tiny_lm(), ids(4, 24)),
@@ -461,6 +470,13 @@ _DRAWINGS: list[tuple[str, Callable, Callable, tuple[str, ...], tuple[str, ...]]
     ("needle", plots.draw_needle, grid_result, ("toy",), ()),
     ("mass", plots.draw_mass, mass_result, ("toy",), ()),
     ("perplexity", plots.draw_perplexity, perplexity_result, ("toy",), ("length", "position")),
+    (
+        "explanation",
+        plots.draw_explanation,
+        explanation_result,
+        ("toy", "hostile", "one key"),
+        (),
+    ),
     ("effect", plots.draw_sink_effect, effect_result, ("toy", "one input", "12 x 12"), ()),
     ("training", plots.draw_training, training_result, ("toy",), ()),
 ]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
+from goatviz.adapters.rotary import rotary_frequencies
 from goatviz.transport.visibility import Visibility, split_mask
 
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
@@ -120,6 +121,7 @@ def watch_huggingface(
         raise ValueError("model is being captured already")
     paths = {id(module): path for path, module in modules.items()}
     masks, here = _Masks(), _Here()
+    speeds: dict[int, Tensor | None] = {}
 
     def entry(
         module: nn.Module,
@@ -134,9 +136,12 @@ def watch_huggingface(
         path, answer = paths.get(id(module)), None
         if path is not None:
             # Differential attention calls twice in one forward pass: the cache stays here.
-            cache, index = here.caches.get(id(module), (None, None))
+            cache, index, angles = here.seen.get(id(module), (None, None, None))
             tokens = _tokens(cache, index)
             call = _call(path, module, query, key, attention_mask, original, kwargs, masks, tokens)
+            if speeds.get(id(module)) is None:
+                speeds[id(module)] = rotary_frequencies(module, angles, query.shape[-1])
+            call["rotary"] = speeds[id(module)]
             # The next step writes into the memory of a static cache.
             own = torch.clone if getattr(cache, "is_compileable", False) else torch.Tensor.detach
             answer = observe(path, query, own(key), v=own(value), **call)
@@ -158,7 +163,8 @@ def watch_huggingface(
             names.put(module.config)
         given = (*args, *kwargs.values())
         cache = next((one for one in given if isinstance(one, Cache)), None)
-        here.caches[id(module)] = cache, kwargs.get("layer_idx", getattr(module, "layer_idx", None))
+        index = kwargs.get("layer_idx", getattr(module, "layer_idx", None))
+        here.seen[id(module)] = cache, index, kwargs.get("position_embeddings")
 
     with ExitStack() as stack:
         stack.callback(names.restore)
@@ -251,10 +257,10 @@ class _Hook:
 
 
 class _Here(threading.local):
-    """Caches that modules were called with and their layers there, by id; one a thread."""
+    """Caches that modules were called with, their layers there and rotations, by id; a thread's."""
 
     def __init__(self) -> None:
-        self.caches: dict[int, tuple[Any, Any]] = {}
+        self.seen: dict[int, tuple[Any, Any, Any]] = {}
 
 
 def _tokens(cache: Any, index: Any) -> int | None:

@@ -3,9 +3,11 @@
 `prior.prior_profile` takes a learned prior apart, `plan.plan_slice` looks at a window of a plan,
 `sinks.sink_profile` finds attention sinks, `implied.implied_prior` fits the prior inside logits,
 `length.length_sweep` asks models for answers at many lengths, `runs.load_runs` brings them,
-`mass.mass_sweep` says where their attention goes, `sink_effect.sink_effect` what sinks are for.
+`mass.mass_sweep` says where their attention goes, `sink_effect.sink_effect` what sinks are for,
+`explain.explain` why a query attends where it does.
 """
 
+from goatviz.analysis.explain import explain
 from goatviz.analysis.implied import implied_prior
 from goatviz.analysis.intervals import wilson_interval
 from goatviz.analysis.length import length_sweep, needle_grid
@@ -29,6 +31,7 @@ __all__ = [
     "PlanLevels",
     "PriorSource",
     "Runs",
+    "explain",
     "implied_prior",
     "length_sweep",
     "load_runs",

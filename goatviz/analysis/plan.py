@@ -122,7 +122,7 @@ def plan_slice(
     if not isinstance(source, tuple | list):
         checks.not_given("anything but queries and keys", causal=causal)
     if isinstance(source, nn.Module):
-        call, entry, named = _captured(source, inputs, layer, batch, tokenizer)
+        call, entry, named = captured_call(source, inputs, layer, batch, tokenizer)
         part = _of_call(call, head, entry, queries)
         tokens = named if tokens is None else tokens
     else:
@@ -225,7 +225,7 @@ def _result(
 # --- sources ---
 
 
-def _captured(
+def captured_call(
     model: nn.Module, inputs: Any, layer: int, batch: int, tokenizer: Any
 ) -> tuple[CapturedCall, int, list[str] | None]:
     """A layer's call on the sequence asked for, its place there, and its tokens' names, if any."""

@@ -261,6 +261,14 @@ class Attention(nn.Module):
             q, k = (self.rotary(each, points[:, 0], last=last) for each in (q, k))
         return q, k, v, points
 
+    def _rotary_frequencies(self) -> Tensor:
+        """Radians per token by which each channel of queries and keys turns, shape (d,)."""
+        speeds = torch.zeros(self.content_dim, dtype=torch.float64)
+        if self.rotary is not None:
+            each = self.rotary.speeds().cpu()
+            speeds[: 2 * len(each)] = torch.cat([each, each])
+        return speeds
+
     def forward(
         self,
         x: Tensor,
@@ -314,6 +322,7 @@ class Attention(nn.Module):
                 query_pos=points.cpu(),
                 key_pos=key_points.cpu(),
                 query_mask=None if padding_mask is None else padding_mask[:, -q.shape[2] :],
+                rotary=self._rotary_frequencies(),
             )
         out = attend(
             q,

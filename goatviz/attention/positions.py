@@ -44,6 +44,10 @@ class RotaryEmbedding(nn.Module):
         """The position that enters the phase, in training tokens; `last` as in `forward`."""
         return index
 
+    def speeds(self) -> Tensor:
+        """Radians per token of each pair, float64, shape (dim // 2,)."""
+        return self.frequencies.double()
+
     def forward(self, x: Tensor, index: Tensor, *, last: int | None = None) -> Tensor:
         """Turn `x`, shape (..., length, dim), at sequence indices of shape (length,).
 
@@ -98,6 +102,10 @@ class InterpolatedRotaryEmbedding(RotaryEmbedding):
                 "set target_length to the length to be reached"
             )
         return index * (self.training_length / target)
+
+    def speeds(self) -> Tensor:
+        target = max(self.target_length, self.training_length)
+        return self.frequencies.double() * (self.training_length / target)
 
 
 class SinusoidalEmbedding(nn.Module):

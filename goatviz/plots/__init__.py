@@ -4,6 +4,7 @@ Figures ask the network for nothing. This package never imports torch, so result
 machine without it.
 """
 
+from goatviz.plots.explanation import draw_explanation
 from goatviz.plots.figure import CONFIG, Figure, save_html
 from goatviz.plots.length import draw_extrapolation, draw_length, draw_needle
 from goatviz.plots.mass import draw_mass
@@ -19,6 +20,7 @@ __all__ = [
     "PRIOR_KINDS",
     "SINK_KINDS",
     "Figure",
+    "draw_explanation",
     "draw_extrapolation",
     "draw_length",
     "draw_losses",

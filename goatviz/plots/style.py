@@ -58,6 +58,7 @@ TEMPLATE = go.layout.Template(
         "font": {"family": FONT, "size": 12, "color": TEXT["light"]},
         "title": {"x": 0.0, "xref": "paper", "xanchor": "left", "font": {"size": 16}},
         "colorway": list(LINES),
+        "barmode": "relative",
         "xaxis": {
             "title": {"standoff": 5, "font": {"size": 12}},
             "gridcolor": GRID,

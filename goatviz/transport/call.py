@@ -109,6 +109,9 @@ class AttentionCall:
         Shape (batch or 1, n_queries), False at padding.
     gone : int
         Tokens before the first key that have left a cache: `key_pos` begins there.
+    rotary : Tensor, optional
+        Radians per token by which each channel of q and k was turned, shape (d,), float64; 0 for
+        channels that were not. None where that is not known.
     """
 
     shape: tuple[int, int, int, int]
@@ -127,6 +130,7 @@ class AttentionCall:
     softcap: float | None = None
     query_mask: Tensor | None = None
     gone: int = 0
+    rotary: Tensor | None = None
 
     @classmethod
     def from_tensors(
@@ -148,6 +152,7 @@ class AttentionCall:
         key_pos: PositionsLike | None = None,
         query_mask: Tensor | None = None,
         gone: int = 0,
+        rotary: Tensor | None = None,
     ) -> AttentionCall:
         """Check the parts of a call and put them together.
 
@@ -157,7 +162,7 @@ class AttentionCall:
             Queries, shape (batch, query heads, n_queries, d).
         k : Tensor
             Keys, shape (batch, key-value heads, n_keys, d); query heads are a multiple.
-        v, sink, softcap, query_mask, gone
+        v, sink, softcap, query_mask, gone, rotary
             See the attributes.
         prior : Prior, optional
             K: 1 head, or one for each key-value head; default uniform.
@@ -245,6 +250,7 @@ class AttentionCall:
             softcap=softcap,
             query_mask=query_mask,
             gone=gone,
+            rotary=rotary,
         )
 
     def without_tensors(self) -> AttentionCall:
