@@ -51,6 +51,7 @@ _HOMES = {
     "explore_plan": "goatviz.explore",
     "explore_prior": "goatviz.explore",
     "explore_sinks": "goatviz.explore",
+    "fit_priors": "goatviz.analysis",
     "goat_prior": "goatviz.models",
     "implied_prior": "goatviz.analysis",
     "incoming_mass": "goatviz.transport",

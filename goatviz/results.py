@@ -90,6 +90,15 @@ PRIOR_PROFILE = Schema(
         "top_mass": Field(_ROW, "probability", "prior mass on the top key"),
         "prior_entropy": Field(_ROW, "nats", "entropy of the prior"),
         "explained_variance": Field(_HEAD, "1", "share of the logits' variance explained"),
+        "held_out": Field(_HEAD, "1", "share of the variance of unseen inputs explained"),
+        "held_out_low": Field(_HEAD, "1", "lower end of its interval"),
+        "held_out_high": Field(_HEAD, "1", "upper end of its interval"),
+        "verdict": Field(_HEAD, "1", "prior-like, content-like or not known"),
+        "kernel_error": Field((*_HEAD, "lag"), "nats", "half of the kernel's 95 % interval"),
+        "sink_error": Field((*_HEAD, "key"), "nats", "half of u(j)'s 95 % interval"),
+        "lag_inputs": Field(("layer", "lag"), "count", "inputs that saw the lag, mean in the bin"),
+        "key_inputs": Field(("layer", "key"), "count", "inputs that saw the key, mean in the bin"),
+        "rotary_frequency": Field(("layer", "pair"), "radian/token", "frequency of a rotary pair"),
         "kernel_range": Field(_HEAD, "nats", "largest less smallest kernel over all lags"),
         "relative_range": Field(_HEAD, "nats", "largest less smallest relative term"),
         # Places over all layers, ties in order; -1 for a head that a layer does not have.
@@ -99,6 +108,8 @@ PRIOR_PROFILE = Schema(
     # Profiles of earlier versions lack the ranges and ranks.
     optional=frozenset(
         {"explained_variance", "kernel_range", "relative_range", "margin_rank", "kernel_rank"}
+        | {"held_out", "held_out_low", "held_out_high", "verdict", "kernel_error", "sink_error"}
+        | {"lag_inputs", "key_inputs", "rotary_frequency"}
     ),
 )
 

@@ -8,7 +8,7 @@
 """
 
 from goatviz.analysis.explain import explain
-from goatviz.analysis.implied import implied_prior
+from goatviz.analysis.implied import fit_priors, implied_prior
 from goatviz.analysis.intervals import wilson_interval
 from goatviz.analysis.length import length_sweep, needle_grid
 from goatviz.analysis.levels import PlanLevels
@@ -32,6 +32,7 @@ __all__ = [
     "PriorSource",
     "Runs",
     "explain",
+    "fit_priors",
     "implied_prior",
     "length_sweep",
     "load_runs",

@@ -6,18 +6,24 @@ every row; streamed, and solved in O(length) memory. The result draws with `goat
 
 from __future__ import annotations
 
+import collections
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from math import nan
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import xarray as xr
+from scipy import stats
 from torch import Tensor, nn
 
+from goatviz import bins, checks
 from goatviz.adapters.capture import Record, capture, find_attention
-from goatviz.analysis.inputs import forward_calls
+from goatviz.analysis.inputs import forward_calls, run_model
 from goatviz.analysis.prior import PriorSource, prior_profile
+from goatviz.priors.base import Prior
 from goatviz.priors.table import KeyTablePrior, LagTablePrior
 from goatviz.results import PRIOR_PROFILE, check_result
 from goatviz.training.checkpoint import Checkpoint
@@ -26,6 +32,11 @@ from goatviz.transport.call import AttentionCall
 #: Logits of all heads that are held together, and the most rows among them.
 _PAIRS, _ROWS = 2**22, 256
 _TOLERANCE = 1e-11
+#: Most groups that inputs are dealt to, each of which is held out once.
+_GROUPS = 8
+#: Share of the logits' variance above which a head is like a prior.
+PRIOR_LIKE = 0.5
+VERDICTS = ("prior-like", "content-like", "not known")
 _MOST_STEPS = 4000
 
 
@@ -58,11 +69,19 @@ def implied_prior(
     Returns
     -------
     xarray.Dataset
-        Schema "prior_profile" with heads that are query heads, and `explained_variance`, shape
-        (layer, head): the share of the logits' variance within rows that kappa and u explain, 1
-        for a head that is all prior, NaN for one whose logits do not vary. kappa and
-        u are known up to a line (kappa(l) = b l is u(j) = -b j plus a row constant): here half of
-        u's steps over half the length rise.
+        Schema "prior_profile" with heads that are query heads, and what speaks for the fit:
+
+        - `explained_variance` (layer, head): the share of the logits' variance within rows that
+          kappa and u explain, 1 for a head that is all prior, NaN if its logits do not vary;
+        - `held_out`: the same share of inputs that the fit has not seen, with its 95 % interval
+          over groups of inputs; `verdict`: "prior-like" where that interval lies above 0.5,
+          "content-like" where it lies below, else "not known";
+        - `kernel_error`, `sink_error`: half the width of 95 % intervals (jackknife over up to 8
+          groups of inputs, Student's t); `lag_inputs`, `key_inputs`: how many inputs saw each;
+        - `rotary_frequency` (layer, pair), where it is known.
+
+        With one input there is no interval. kappa and u are known up to a line (kappa(l) = b l is
+        u(j) = -b j plus a row constant): here half of u's steps over half the length rise.
 
     Raises
     ------
@@ -87,54 +106,24 @@ def implied_prior(
     >>> bool(implied["explained_variance"].min() > 0.5)
     True
     """
-    if max_lag is not None and (
-        isinstance(max_lag, bool) or int(max_lag) != max_lag or max_lag < 1
-    ):
-        raise ValueError(f"max_lag must be a positive number of tokens, got {max_lag!r}")
-    fits: dict[int, _Fit] = {}
-    if isinstance(source, Record):
-        if inputs is not None:
-            raise TypeError("inputs must not be given with a Record: it has seen its own")
-        if layers is not None:
-            raise TypeError("layers must not be given with a Record: capture them alone")
-        name, names = "record", source.layers
-        _gather(fits, source)
-    else:
-        name = source.name if isinstance(source, Checkpoint) else type(source).__name__
-        model = source.model if isinstance(source, Checkpoint) else source
-        if not isinstance(model, nn.Module):
-            raise TypeError(
-                f"source must be a model, a Checkpoint or a Record, got {type(source).__name__}"
-            )
-        names = tuple(find_attention(model))
-        for arguments in forward_calls(inputs, tokenizer):
-            with capture(model, layers=layers, statistics=(), keep="projections") as record:
-                with torch.no_grad():
-                    model(arguments) if isinstance(arguments, Tensor) else model(**arguments)
-            _gather(fits, record)
-    sources, explained = [], []
-    longest = max(length for fit in fits.values() for length in fit.lengths)
+    _check_lag(max_lag)
+    fits, names, name = _fitted(source, inputs, layers, tokenizer)
+    sources, solutions = [], []
+    longest = max(fit.longest for fit in fits.values())
     causal = all(fit.causal for fit in fits.values())
     for layer, fit in sorted(fits.items()):
-        kernel, sink, share = fit.solve(max_lag)
-        prior = LagTablePrior(kernel, first_lag=fit.first_lag) + KeyTablePrior(sink)
-        sources.append(PriorSource(names[layer], prior, fit.causal, layer=layer))
-        explained.append(share)
+        solution = fit.solve(max_lag)
+        solutions.append(solution)
+        sources.append(PriorSource(names[layer], solution.prior, fit.causal, layer=layer))
     profile.setdefault("length", longest)
     result = prior_profile(sources, **profile)
-    heads = result["head"].values
-    values = torch.full((len(sources), len(heads)), math.nan)
-    for at, share in enumerate(explained):
-        for place, head in enumerate(heads):
-            if head < len(share):
-                values[at, place] = share[head]
-    field_ = PRIOR_PROFILE.fields["explained_variance"]
-    result["explained_variance"] = (
-        field_.dims,
-        values.numpy(),
-        {"units": field_.units, "long_name": field_.long_name},
-    )
-    count = max(sum(fit.lengths.values()) for fit in fits.values())
+    for field_name, values in _evidence(
+        result, list(fits[layer] for layer in sorted(fits)), solutions
+    ):
+        field_ = PRIOR_PROFILE.fields[field_name]
+        attrs = {"units": field_.units, "long_name": field_.long_name}
+        result[field_name] = (field_.dims, values, attrs)
+    count = max(fit.count for fit in fits.values())
     result.attrs.update(
         source=name,
         title="Implied prior",
@@ -143,6 +132,145 @@ def implied_prior(
     )
     result.attrs["two_sided"] = int(not causal)
     return check_result(result, PRIOR_PROFILE)
+
+
+def fit_priors(
+    source: nn.Module | Checkpoint | Record,
+    inputs: Any = None,
+    *,
+    max_lag: int | None = None,
+    layers: Sequence[int | str] | int | None = None,
+    tokenizer: Any = None,
+) -> dict[int, Prior]:
+    """The priors that a model's logits imply, by layer, one head for each query head.
+
+    Parameters
+    ----------
+    source, inputs, max_lag, layers, tokenizer
+        As in `implied_prior`.
+
+    Returns
+    -------
+    dict of int to Prior
+        Sums of a `LagTablePrior` ("relative") and a `KeyTablePrior` ("sink"), in float64: what
+        `Ablate` subtracts, and what `goatviz.explain` takes out of the scores.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `implied_prior`.
+
+    Examples
+    --------
+    >>> from goatviz import load_pretrained
+    >>> ids = torch.randint(32, (4, 64), generator=torch.Generator().manual_seed(0))
+    >>> list(fit_priors(load_pretrained("copy-mixture-1-goat"), ids)[0].components())
+    ['relative', 'sink']
+    """
+    _check_lag(max_lag)
+    fits, _, _ = _fitted(source, inputs, layers, tokenizer)
+    return {layer: fit.solve(max_lag, held_out=False).prior for layer, fit in sorted(fits.items())}
+
+
+def _check_lag(max_lag: int | None) -> None:
+    if max_lag is not None:
+        checks.positive_int("max_lag", max_lag)
+
+
+def _fitted(
+    source: nn.Module | Checkpoint | Record,
+    inputs: Any,
+    layers: Sequence[int | str] | int | None,
+    tokenizer: Any,
+) -> tuple[dict[int, _Fit], tuple[str, ...], str]:
+    """Sums of every layer's logits, the names of all layers, and what the source is called."""
+    fits: dict[int, _Fit] = {}
+    if isinstance(source, Record):
+        if inputs is not None:
+            raise TypeError("inputs must not be given with a Record: it has seen its own")
+        if layers is not None:
+            raise TypeError("layers must not be given with a Record: capture them alone")
+        _gather(fits, source)
+        return fits, source.layers, "record"
+    name = source.name if isinstance(source, Checkpoint) else type(source).__name__
+    model = source.model if isinstance(source, Checkpoint) else source
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"source must be a model, a Checkpoint or a Record, got {type(source).__name__}"
+        )
+    for arguments in forward_calls(inputs, tokenizer):
+        with capture(model, layers=layers, statistics=(), keep="projections") as record:
+            run_model(model, arguments)
+        _gather(fits, record)
+    return fits, tuple(find_attention(model)), name
+
+
+def _evidence(
+    profile: xr.Dataset, fits: list[_Fit], solutions: list[_Solution]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """What speaks for the fits: variances explained, intervals of the curves, how many saw them."""
+    heads = profile["head"].values
+    for name in ("explained_variance", "held_out", "held_out_low", "held_out_high"):
+        yield name, np.stack([_by_head(getattr(one, name), heads) for one in solutions])
+    held_out = zip(solutions, strict=True)
+    yield "verdict", np.array([[_verdict(one, head) for head in heads] for (one,) in held_out])
+    for dim, curve in (("lag", "kernel"), ("key", "sink")):
+        start, stop = profile[dim].values, profile[f"{dim}_stop"].values
+        edges = np.append(start, stop[-1])
+        errors, counts = [], []
+        for fit, one in zip(fits, solutions, strict=True):
+            first = one.first_lag if dim == "lag" else 0
+            replicates = [_table(part, first, edges) for part in getattr(one, f"{curve}s")]
+            errors.append(_by_head(_half_width(replicates, len(edges) - 1), heads))
+            counts.append(
+                _table(fit.inputs(dim)[None], 1 - fit.longest if dim == "lag" else 0, edges)
+            )
+        yield f"{curve}_error", np.stack(errors)
+        yield f"{dim}_inputs", np.nan_to_num(np.concatenate(counts))
+    speeds = [[] if fit.rotary is None else fit.rotary.unique().numpy() for fit in fits]
+    speeds = [np.array([speed for speed in each if speed > 0]) for each in speeds]
+    if most := max(len(each) for each in speeds):
+        fill = [np.pad(each, (0, most - len(each)), constant_values=np.nan) for each in speeds]
+        yield "rotary_frequency", np.stack(fill)
+
+
+def _table(values: Tensor, first: int, edges: np.ndarray) -> np.ndarray:
+    """Means in bins of a table whose first column is the place `first`, (heads, bins); else NaN."""
+    table = np.full((len(values), edges[-1] - edges[0]), np.nan)
+    low, high = max(first, edges[0]), min(first + values.shape[1], edges[-1])
+    if high > low:
+        table[:, low - edges[0] : high - edges[0]] = values[:, low - first : high - first].numpy()
+    return bins.bin_mean(table, edges - edges[0])
+
+
+def _half_width(replicates: list[np.ndarray], places: int) -> np.ndarray:
+    """Half a 95 % interval by the jackknife over groups of inputs; NaN without two of them."""
+    count = len(replicates)
+    if count < 2:
+        return np.full((1, places), np.nan)
+    values = np.stack(replicates)
+    spread = ((values - values.mean(0)) ** 2).sum(0) * (count - 1) / count
+    return stats.t.ppf(0.975, count - 1) * np.sqrt(spread)
+
+
+def _by_head(values: Tensor | np.ndarray, heads: np.ndarray) -> np.ndarray:
+    """Values by head, float64, for these heads; NaN for a head that the layer does not have."""
+    values = np.asarray(values, dtype=np.float64)
+    out = np.full((len(heads), *values.shape[1:]), np.nan)
+    if len(values) == 1 and len(heads) > 1:
+        values = np.broadcast_to(values, (int(heads.max()) + 1, *values.shape[1:]))
+    known = heads < len(values)
+    out[known] = values[heads[known]]
+    return out
+
+
+def _verdict(solution: _Solution, head: int) -> str:
+    """One of `VERDICTS` for a head: the side of `PRIOR_LIKE` on which its whole interval lies."""
+    if head >= len(solution.held_out_low):
+        return VERDICTS[-1]
+    if solution.held_out_low[head] > PRIOR_LIKE:
+        return VERDICTS[0]
+    return VERDICTS[1] if solution.held_out_high[head] < PRIOR_LIKE else VERDICTS[2]
 
 
 def _gather(fits: dict[int, _Fit], record: Record) -> None:
@@ -213,32 +341,88 @@ def _cumulative(values: Tensor) -> Tensor:
 
 
 @dataclass
+class _Sums:
+    """Row-centred logits of inputs of one length, summed by lag and by key; and how many."""
+
+    by_lag: Tensor
+    by_key: Tensor
+    count: int = 0
+
+
+class _Solution(NamedTuple):
+    """The least squares of one layer.
+
+    Attributes
+    ----------
+    prior : Prior
+        kappa + u.
+    first_lag : int
+        Lag of the first column of kappa.
+    explained_variance, held_out, held_out_low, held_out_high : ndarray
+        Shape (heads,); see `implied_prior`.
+    kernels, sinks : list of Tensor
+        kappa and u without one group of inputs each, as those of the whole.
+    """
+
+    prior: Prior
+    first_lag: int
+    explained_variance: np.ndarray
+    held_out: np.ndarray
+    held_out_low: np.ndarray
+    held_out_high: np.ndarray
+    kernels: list[Tensor]
+    sinks: list[Tensor]
+
+
+@dataclass
 class _Fit:
-    """Sums of one layer's logits over rows, lags and keys, by sequence length."""
+    """Sums of one layer's logits over rows, lags and keys, by group of inputs and length."""
 
     heads: int
     name: str
     geometries: dict[int, _Geometry] = field(default_factory=dict)
-    lengths: dict[int, int] = field(default_factory=dict)
-    by_lag: dict[int, Tensor] = field(default_factory=dict)
-    by_key: dict[int, Tensor] = field(default_factory=dict)
-    variance: Tensor | float = 0.0
+    groups: list[dict[int, _Sums]] = field(default_factory=list)
+    variances: list[Tensor] = field(default_factory=list)
+    count: int = 0
     causal: bool = True
-    first_lag: int = 0
+    rotary: Tensor | None = None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest input."""
+        return max(self.geometries)
+
+    def inputs(self, dim: str) -> Tensor:
+        """How many inputs have a pair at each lag (from 1 - longest), or at each key."""
+        total = torch.zeros(self.longest if dim == "key" else 2 * self.longest - 1)
+        for group in self.groups:
+            for length, sums in group.items():
+                geometry = self.geometries[length]
+                seen = geometry.keys if dim == "key" else geometry.lags
+                start = 0 if dim == "key" else self.longest - length
+                total[start : start + len(seen)] += sums.count * (seen > 0)
+        return total
 
     def add(self, call: AttentionCall, batch: int) -> None:
         """Stream one sequence's logits: row-centred sums by lag and by key, and their squares."""
         start, stop = self._intervals(call, batch)
         length = len(start)
-        if length not in self.geometries:
-            self.geometries[length] = _Geometry(start, stop, length)
-            self.lengths[length] = 0
-            self.by_lag[length] = torch.zeros(self.heads, 2 * length - 1, dtype=torch.float64)
-            self.by_key[length] = torch.zeros(self.heads, length, dtype=torch.float64)
-        geometry = self.geometries[length]
+        geometry = self.geometries.setdefault(length, _Geometry(start, stop, length))
         if not (torch.equal(geometry.start, start) and torch.equal(geometry.stop, stop)):
             raise ValueError(f"layer {self.name}: inputs of one length have different masks")
-        self.lengths[length] += 1
+        at = self.count % _GROUPS
+        if at == len(self.groups):
+            self.groups.append({})
+            self.variances.append(torch.zeros(self.heads, dtype=torch.float64))
+        if length not in self.groups[at]:
+            zeros = geometry.start.new_zeros((), dtype=torch.float64)
+            self.groups[at][length] = _Sums(
+                zeros.new_zeros(self.heads, 2 * length - 1), zeros.new_zeros(self.heads, length)
+            )
+        sums = self.groups[at][length]
+        sums.count += 1
+        self.count += 1
+        self.rotary = call.rotary
         self.causal = self.causal and bool((stop <= torch.arange(length) + 1).all())
         step = max(1, min(_ROWS, _PAIRS // (self.heads * length)))
         for a in range(0, length, step):
@@ -249,10 +433,10 @@ class _Fit:
             logits = window.logits.cpu().masked_fill_(hidden, 0.0)
             count = hidden.shape[-1] - hidden.sum(-1, keepdim=True)
             logits.sub_(logits.sum(-1, keepdim=True) / count).masked_fill_(hidden, 0.0)
-            self.variance = self.variance + logits.square().sum((-2, -1))
-            self.by_key[length][:, low:high] += logits.sum(-2)
+            self.variances[at] += logits.square().sum((-2, -1))
+            sums.by_key[:, low:high] += logits.sum(-2)
             place = slice(a - high + length, rows.stop - low + length - 1)
-            self.by_lag[length][:, place] += _diagonals(logits)
+            sums.by_lag[:, place] += _diagonals(logits)
 
     def _intervals(self, call: AttentionCall, batch: int) -> tuple[Tensor, Tensor]:
         """The interval of keys of each row of one sequence, if that is what its mask says."""
@@ -270,35 +454,83 @@ class _Fit:
             raise ValueError(f"layer {self.name}: irregular masks cannot be fitted")
         return start, stop
 
-    def solve(self, max_lag: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """kappa (heads, lags), u (heads, keys) and the explained variance (heads,)."""
-        longest = max(self.lengths)
+    def solve(self, max_lag: int | None, *, held_out: bool = True) -> _Solution:
+        """kappa, u and what speaks for them; `held_out` fits without each group as well."""
+        longest = self.longest
         most = longest - 1 if max_lag is None else min(int(max_lag), longest - 1)
-        lags = torch.arange(1 - longest, longest).clamp(-most, most) + most
-        system = _System(self, longest, lags, 2 * most + 1)
-        right = system.right()
-        kernel, sink = system.solve(right)
-        explained = (right[0] * kernel).sum(-1) + (right[1] * sink).sum(-1)
-        total = self.variance
-        share = torch.where(total > 0, explained / total.clamp(min=1e-300), math.nan)
-        seen = system.counts()[0] > 0
-        if most == longest - 1 and longest > 2:
+        system = _System(self, self.groups, most)
+        seen = (system.counts()[0] > 0).nonzero()
+        first = most if self.causal or not len(seen) else int(seen[0])
+        shown = slice(first, int(seen[-1]) + 1)
+        solution = system.solve(system.right())
+        total = torch.stack(self.variances).sum(0)
+        share = torch.where(total > 0, system.explained(*solution) / total.clamp(min=1e-300), nan)
+        kernel, sink = self._gauged(*solution, most, shown)
+        nothing = np.full(self.heads, np.nan)
+        beside = _Solution(
+            LagTablePrior(kernel, first_lag=first - most) + KeyTablePrior(sink),
+            first - most,
+            share.clamp(0.0, 1.0).numpy(),
+            *(nothing,) * 3,
+            [],
+            [],
+        )
+        if not held_out or len(self.groups) < 2:
+            return beside
+        shares, tables = [], []
+        for at, group in enumerate(self.groups):
+            others = _System(self, [*self.groups[:at], *self.groups[at + 1 :]], most)
+            part = others.solve(others.right())
+            shares.append(_System(self, [group], most).explained(*part))
+            kernel, sink = self._gauged(*part, most, shown)
+            lags, keys = others.counts()
+            tables.append(
+                (
+                    torch.where(lags[shown] > 0, kernel, nan),
+                    torch.where(keys > 0, sink, nan),
+                )
+            )
+        kernels, sinks = map(list, zip(*tables, strict=True))
+        explained = torch.stack(shares)
+        by_group = explained / torch.stack(self.variances).clamp(min=1e-300)
+        mean = torch.where(total > 0, explained.sum(0) / total.clamp(min=1e-300), nan).numpy()
+        count = len(self.groups)
+        half = by_group.std(0).numpy() * stats.t.ppf(0.975, count - 1) / math.sqrt(count)
+        return beside._replace(
+            held_out=mean,
+            held_out_low=mean - half,
+            held_out_high=mean + half,
+            kernels=kernels,
+            sinks=sinks,
+        )
+
+    def _gauged(
+        self, kernel: Tensor, sink: Tensor, most: int, shown: slice
+    ) -> tuple[Tensor, Tensor]:
+        """kappa at the lags that are shown, with mean 0, and u with median 0, without drift."""
+        if most == self.longest - 1 and self.longest > 2:
             kernel, sink = _without_drift(kernel, sink, most)
-        first = int(seen.nonzero()[0]) if bool(seen.any()) else most
-        first = most if self.causal else first
-        self.first_lag = first - most
-        last = int(seen.nonzero()[-1]) + 1
-        kernel = kernel[:, first:last]
+        kernel = kernel[:, shown]
         kernel = kernel - kernel.mean(-1, keepdim=True)
-        sink = sink - sink.median(-1, keepdim=True).values
-        return kernel, sink, share.clamp(0.0, 1.0)
+        return kernel, sink - sink.median(-1, keepdim=True).values
 
 
 class _System:
-    """The normal equations of all lengths together, as an operator on (kappa, u)."""
+    """The normal equations of some groups of inputs, as an operator on (kappa, u)."""
 
-    def __init__(self, fit: _Fit, longest: int, lags: Tensor, count: int) -> None:
-        self.fit, self.longest, self.lags, self.count = fit, longest, lags, count
+    def __init__(self, fit: _Fit, groups: list[dict[int, _Sums]], most: int) -> None:
+        self.fit, self.longest, self.count = fit, fit.longest, 2 * most + 1
+        self.lags = torch.arange(1 - self.longest, self.longest).clamp(-most, most) + most
+        self.groups = groups
+        self.lengths = collections.Counter()
+        for group in groups:
+            self.lengths.update({length: sums.count for length, sums in group.items()})
+
+    def explained(self, kernel: Tensor, sink: Tensor) -> Tensor:
+        """Variance that any (kappa, u) take from these inputs, shape (heads,)."""
+        right, image = self.right(), self.apply(kernel, sink)
+        parts = zip((kernel, sink), right, image, strict=True)
+        return sum((part * (2 * r - a)).sum(-1) for part, r, a in parts)
 
     def _spread(self, kernel: Tensor, length: int) -> Tensor:
         places = self.lags[self.longest - length : self.longest + length - 1]
@@ -310,18 +542,21 @@ class _System:
         return out.index_add_(-1, places, values)
 
     def right(self) -> tuple[Tensor, Tensor]:
-        fit = self.fit
-        kernel = torch.zeros(fit.heads, self.count, dtype=torch.float64)
-        sink = torch.zeros(fit.heads, self.longest, dtype=torch.float64)
-        for length in fit.lengths:
-            kernel += self._fold(fit.by_lag[length], length)
-            sink[:, :length] += fit.by_key[length]
+        """D^T (1 - mean over rows) of the logits."""
+        heads = self.fit.heads
+        kernel = torch.zeros(heads, self.count, dtype=torch.float64)
+        sink = torch.zeros(heads, self.longest, dtype=torch.float64)
+        for group in self.groups:
+            for length, sums in group.items():
+                kernel += self._fold(sums.by_lag, length)
+                sink[:, :length] += sums.by_key
         return kernel, sink
 
     def counts(self) -> tuple[Tensor, Tensor]:
+        """Pairs at each lag and key."""
         kernel = torch.zeros(self.count, dtype=torch.float64)
         sink = torch.zeros(self.longest, dtype=torch.float64)
-        for length, number in self.fit.lengths.items():
+        for length, number in self.lengths.items():
             geometry = self.fit.geometries[length]
             kernel += number * self._fold(geometry.lags, length)
             sink[:length] += number * geometry.keys
@@ -330,7 +565,7 @@ class _System:
     def apply(self, kernel: Tensor, sink: Tensor) -> tuple[Tensor, Tensor]:
         """D^T (1 - mean over rows) D (kappa, u)."""
         out_kernel, out_sink = torch.zeros_like(kernel), torch.zeros_like(sink)
-        for length, number in self.fit.lengths.items():
+        for length, number in self.lengths.items():
             geometry = self.fit.geometries[length]
             wide, keys = self._spread(kernel, length), sink[..., :length]
             mean = (geometry.rows_from_lags(wide) + geometry.rows_from_keys(keys)) / geometry.rows

@@ -105,8 +105,7 @@ def _draw_heads(profile: xr.Dataset, kind: str, heads: np.ndarray) -> Figure:
         one = profile.isel(layer=layer, head=head)
         where = f"layer {int(one['layer'])}, head {int(one['head'])} ({one['layer_name'].item()})"
         if "explained_variance" in one.variables and np.isfinite(one["explained_variance"]):
-            share = float(one["explained_variance"])
-            where += f": explains {share:.1%} of the logits' variance within rows"
+            where += f": {_explained(one)}"
         panels = [draw(one) for draw in PRIOR_KINDS[kind]]
         if kind == "matrix":
             panels = [replace(panel, height=340) for panel in panels]
@@ -124,6 +123,14 @@ def _draw_heads(profile: xr.Dataset, kind: str, heads: np.ndarray) -> Figure:
         )
     title = _title(profile) + {"kernel": ": kernel", "matrix": ": log-prior and plan"}.get(kind, "")
     return menu(entries, Words(title, _lengths(profile), caption + _pooling(profile, kind)))
+
+
+def _explained(head: xr.Dataset) -> str:
+    """What is known of how well an implied prior explains the logits."""
+    text = f"explains {float(head['explained_variance']):.1%} of the logits' variance within rows"
+    if "held_out" in head.variables and np.isfinite(head["held_out"]):
+        text += f", {float(head['held_out']):.1%} of unseen inputs': {head['verdict'].item()}"
+    return text
 
 
 def _rank(profile: xr.Dataset, kind: str) -> tuple[np.ndarray, str]:
@@ -184,9 +191,10 @@ def sink(head: xr.Dataset) -> Panel:
     color = style.LINES[0]
     hover += "<br>u = %{y:.4g} nats"
     u = marks.curve(x, head["sink"].values, name="u(j)", color=color, hover=hover, **extra)
+    beside = [*_spread(head, x, "sink", color, extra), *_interval(head, x, "sink", color)]
     return Panel(
         "Sink u(j)",
-        [*_spread(head, x, "sink", color, extra), *_learned(head, x, "sink", "key"), u],
+        [*beside, *_learned(head, x, "sink", "key"), u, *_few(head, x, "sink", "key")],
         _positions(head, "key j", "key"),
         _nats("u(j)"),
     )
@@ -207,8 +215,10 @@ def kernel(head: xr.Dataset) -> Panel:
             x, y, name=name, color=color, hover=text, dash=dash, width=width, **extra
         )
 
-    traces = [*_spread(head, x, "kernel", color, extra), *_learned(head, x, "kernel", "lag")]
+    traces = [*_spread(head, x, "kernel", color, extra), *_interval(head, x, "kernel", color)]
+    traces += _learned(head, x, "kernel", "lag")
     traces.append(line("kernel", "κ(lag)", color, "solid", 2.5))
+    traces += [*_few(head, x, "kernel", "lag"), *_rotary_periods(head)]
     note = ""
     if "recency" in head.variables and np.any(head["recency"].values):
         traces.append(line("relative", "relative", style.LINES[2], "dot", 1.5))
@@ -375,6 +385,51 @@ def _spread(
         return []
     low, high = head[f"{field}_low"].values, head[f"{field}_high"].values
     return [marks.band(x, low, high, name="range in bin", color=color, showlegend=False)]
+
+
+def _interval(head: xr.Dataset, x: np.ndarray, field: str, color: str) -> list[marks.Trace]:
+    """95 % intervals of a curve that was fitted, where it has any."""
+    half = head.get(f"{field}_error")
+    if half is None or not np.isfinite(half.values).any():
+        return []
+    known = np.isfinite(half.values)
+    middle, half = head[field].values[known], half.values[known]
+    name = "95 % (jackknife)"
+    return [marks.band(x[known], middle - half, middle + half, name=name, color=color)]
+
+
+def _few(head: xr.Dataset, x: np.ndarray, field: str, dim: str) -> list[marks.Trace]:
+    """The part of a curve that one input alone has seen, in grey, if several were fitted."""
+    inputs = head.get(f"{dim}_inputs")
+    if inputs is None or inputs.values.max(initial=0) < 2 or not (inputs.values < 1.5).any():
+        return []
+    y = np.where(inputs.values < 1.5, head[field].values, np.nan)
+    look = {"color": _LEARNED, "width": 2.5, "hover": "", "name": "seen by one input"}
+    return [marks.curve(x, y, **look, hoverinfo="skip")]
+
+
+def _rotary_periods(head: xr.Dataset) -> list[marks.Trace]:
+    """Ticks at the periods of rotary pairs that are shorter than the lags are long."""
+    speeds = head.get("rotary_frequency")
+    if speeds is None:
+        return []
+    speeds = speeds.values[np.isfinite(speeds.values)]
+    periods = 2 * np.pi / speeds[speeds > 0]
+    periods = np.sort(periods[periods <= head["lag_stop"].values[-1]])
+    if not len(periods):
+        return []
+    low = float(np.nanmin(head["kernel_low"].values))
+    return [
+        marks.points(
+            periods,
+            np.full(len(periods), low),
+            name="rotary periods",
+            color=style.INK,
+            symbol="line-ns-open",
+            size=12,
+            hover="rotary period %{x:.4g} tokens",
+        )
+    ]
 
 
 def _learned(head: xr.Dataset, x: np.ndarray, field: str, dim: str) -> list[marks.Trace]:

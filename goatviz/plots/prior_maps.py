@@ -123,6 +123,9 @@ def head_panels(profile: xr.Dataset) -> list[Panel]:
     if "explained_variance" in profile.variables:
         title, share = "Explained variance of the logits", profile["explained_variance"].values
         panels.append(_head_map(profile, title, share, "share {}", "share", most=1.0))
+    if "held_out" in profile.variables and np.isfinite(profile["held_out"].values).any():
+        title, share = "Variance of unseen inputs", profile["held_out"].clip(0.0).values
+        panels.append(_head_map(profile, title, share, "share {}", "share", most=1.0))
     return panels
 
 
@@ -240,9 +243,11 @@ def _coarser_curves(profile: xr.Dataset, dim: str, points: int) -> xr.Dataset:
     width = stop - start
     means = ("sink",) if dim == "key" else ("kernel", "relative", "recency")
     replaced = {}
-    for field in means:
-        total = bins.bin_sum(profile[field].values * width, edges)
-        replaced[field] = (("layer", "head", dim), total / bins.bin_sum(width, edges))
+    # An interval of a mean is no wider than the mean of intervals.
+    for field in (*means, f"{means[0]}_error", f"{dim}_inputs"):
+        if field in profile.variables:
+            total = bins.bin_sum(profile[field].values * width, edges)
+            replaced[field] = (profile[field].dims, total / bins.bin_sum(width, edges))
     low, _ = bins.bin_range(profile[f"{means[0]}_low"].values, edges)
     _, high = bins.bin_range(profile[f"{means[0]}_high"].values, edges)
     replaced[f"{means[0]}_low"] = (("layer", "head", dim), low)

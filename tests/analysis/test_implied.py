@@ -6,10 +6,11 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats as student
 
 import goatviz.analysis.implied as module
 from goatviz.adapters.capture import capture
-from goatviz.analysis import implied_prior, prior_summary, sink_profile
+from goatviz.analysis import fit_priors, implied_prior, prior_summary, sink_profile
 from goatviz.analysis.implied import _diagonals, _Geometry
 from goatviz.attention import Attention
 from goatviz.figures import plot_prior
@@ -18,6 +19,8 @@ from goatviz.plots import PRIOR_KINDS
 from goatviz.priors import ALiBiPrior, KeyTablePrior, LagTablePrior
 from goatviz.results import load_result, save_result
 from goatviz.training import load_pretrained
+from goatviz.transport import Ablate
+from goatviz.transport.changes import changed_output
 from tests.factories import ids as token_ids
 from tests.factories import tiny_huggingface
 
@@ -211,7 +214,7 @@ def test_grouped_queries_share_a_prior(length):
         np.testing.assert_allclose(found, row_centred(wanted[0], tri), atol=1e-4)
 
 
-@pytest.mark.parametrize("max_lag", [1, 6, 6.0, 100])
+@pytest.mark.parametrize("max_lag", [1, 6, 100])
 def test_beyond_the_largest_lag_the_kernel_is_one_number(max_lag):
     result = implied_prior(lm(content=True), ids(3, 30), max_lag=max_lag)
     kernel = result["kernel"].values
@@ -372,8 +375,8 @@ def test_diagonals_are_the_dense_sums(shape):
 
 def test_bad_arguments_are_named():
     model = lm()
-    for lag in (0, 1.5, True):
-        with pytest.raises(ValueError, match="max_lag must be a positive number of tokens"):
+    for lag, error in ((0, ValueError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="max_lag must be an integer of at least 1"):
             implied_prior(model, ids(1, 8), max_lag=lag)
     with pytest.raises(TypeError, match="inputs must be given"):
         implied_prior(model)
@@ -442,3 +445,124 @@ def test_some_layers_keep_their_own_numbers():
     sinks = sink_profile(model, ids, layers=[0, 2], min_observers=4)
     assert sinks["layer"].equals(some["layer"])
     np.testing.assert_array_equal(sinks["layer_name"], some["layer_name"])
+
+
+# --- what speaks for a fit ---
+
+
+def own_pieces(model, texts):
+    """Per layer: the fitted prior of all texts but one, and the row-centred logits of that one."""
+    for at, text in enumerate(texts):
+        priors = fit_priors(model, [*texts[:at], *texts[at + 1 :]])
+        with capture(model, statistics=(), keep="projections") as record, torch.no_grad():
+            model(text)
+        for layer, prior in priors.items():
+            call = record.of(layer)[0].call
+            window = call.logits(0, slice(None))
+            length = text.shape[1]
+            values = prior.log_prior(range(length), range(length))
+            allowed = window.allowed.numpy()
+            logits = row_centred(window.logits.masked_fill(~window.allowed, 0).numpy(), allowed)
+            yield at, layer, row_centred(values.numpy(), allowed), logits
+
+
+def test_held_out_variance_is_that_of_unseen_inputs():
+    model = lm("rope", content=True)
+    texts = [ids(1, 30, seed) for seed in range(4)]
+    result = implied_prior(model, texts)
+    total = np.zeros((4, 2, 2))
+    explained = np.zeros((4, 2, 2))
+    for at, layer, fit, logits in own_pieces(model, texts):
+        total[at, layer] = (logits**2).sum((-2, -1))
+        explained[at, layer] = total[at, layer] - ((logits - fit) ** 2).sum((-2, -1))
+    np.testing.assert_allclose(result["held_out"], explained.sum(0) / total.sum(0), atol=1e-8)
+    assert (result["held_out"] < result["explained_variance"]).all()
+    shares = explained / total
+    half = student.t.ppf(0.975, 3) * shares.std(0, ddof=1) / 2
+    np.testing.assert_allclose(result["held_out_high"] - result["held_out"], half, atol=1e-8)
+
+
+def test_intervals_are_the_jackknife_over_inputs():
+    model = lm("rope", content=True)
+    texts = [ids(1, 24, seed) for seed in range(3)]
+    result = implied_prior(model, texts, points=24)
+    values = {"kernel": [], "sink": []}
+    for at in range(3):
+        part = implied_prior(model, texts[:at] + texts[at + 1 :], points=24)
+        for name, kept in values.items():
+            kept.append(part[name].values)
+    for name, kept in values.items():
+        spread = np.stack(kept).var(0) * 2
+        half = student.t.ppf(0.975, 2) * np.sqrt(spread)
+        np.testing.assert_allclose(result[f"{name}_error"], half, atol=1e-7)
+
+
+def test_how_many_inputs_saw_a_lag_and_a_key():
+    result = implied_prior(lm("rope", content=True), [ids(1, n) for n in (6, 10, 10, 16)])
+    for dim in ("lag", "key"):
+        assert result[f"{dim}_inputs"][1].values.tolist() == [4] * 6 + [3] * 4 + [1] * 6
+        curve = "kernel" if dim == "lag" else "sink"
+        # What one group of inputs alone has seen has no interval.
+        unknown = np.isnan(result[f"{curve}_error"][0, 0])
+        assert unknown.values.tolist() == [False] * 10 + [True] * 6
+
+
+def test_more_inputs_than_groups_are_dealt_out():
+    model = lm("rope", content=True)
+    texts = [ids(1, 20, seed) for seed in range(11)]
+    one, another = implied_prior(model, texts), implied_prior(model, torch.cat(texts))
+    assert np.isfinite(one["held_out"]).all() and one.attrs["notes"].startswith("least squares")
+    for name in ("kernel", "kernel_error", "held_out", "held_out_low"):
+        np.testing.assert_allclose(one[name], another[name], atol=1e-8)
+
+
+def test_verdicts():
+    texts = [ids(1, 40, seed) for seed in range(4)]
+    # Without content, logits are the prior; content of random words is none.
+    assert set(implied_prior(lm("goat"), texts)["verdict"].values.flat) == {"prior-like"}
+    random = implied_prior(lm("none", content=True), texts)
+    assert set(random["verdict"].values.flat) == {"content-like"}
+    assert set(implied_prior(lm("goat"), texts[0])["verdict"].values.flat) == {"not known"}
+
+
+def test_one_input_has_no_interval():
+    result = implied_prior(lm("rope", content=True), ids(1, 12))
+    for name in ("held_out", "held_out_low", "kernel_error", "sink_error"):
+        assert np.isnan(result[name]).all()
+
+
+def test_rotary_frequencies_travel_with_the_fit(tmp_path):
+    model = tiny_huggingface("llama")
+    texts = [token_ids(1, 40, vocab=50, seed=seed) for seed in range(3)]
+    result = implied_prior(model, texts)
+    np.testing.assert_allclose(result["rotary_frequency"][1], [0.001, 0.01, 0.1, 1.0], rtol=1e-5)
+    assert "rotary_frequency" not in implied_prior(tiny_huggingface("gpt2"), texts)
+    save_result(result, tmp_path / "implied.nc")
+    assert load_result(tmp_path / "implied.nc").identical(result)
+    names = {trace.name for trace in plot_prior(result, kind="kernel").data}
+    assert {"95 % (jackknife)", "rotary periods"} <= names
+
+
+def test_fitted_priors_are_those_of_the_profile():
+    model = tiny_huggingface("gpt2")
+    texts = [token_ids(1, 20, vocab=50, seed=seed) for seed in range(2)]
+    result, priors = implied_prior(model, texts, points=20), fit_priors(model, texts)
+    for layer, prior in priors.items():
+        parts = prior.components()
+        np.testing.assert_allclose(parts["sink"].sink, result["sink"][layer], atol=1e-9)
+        np.testing.assert_allclose(parts["relative"].kernel, result["kernel"][layer], atol=1e-9)
+
+
+def test_an_implied_prior_that_is_ablated_is_gone():
+    model = tiny_huggingface("gpt2")
+    texts = [token_ids(1, 20, vocab=50, seed=seed) for seed in range(2)]
+    priors = fit_priors(model, texts, layers=[0])
+    whole = priors[0].log_prior(range(20), range(20))
+    with capture(model, layers=[0], statistics=(), keep="projections") as record, torch.no_grad():
+        model(texts[0])
+    call = record.calls[0].call
+    output = changed_output(call, torch.zeros(1, 4, 20, 8), [Ablate(priors[0])])
+    window = call.logits(0, slice(None))
+    logits = (window.logits - whole).masked_fill(~window.allowed, -torch.inf)
+    wanted = logits.softmax(-1) @ call.v[0].double()
+    torch.testing.assert_close(output[0].double(), wanted, atol=1e-5, rtol=1e-4)
