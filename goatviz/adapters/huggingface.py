@@ -24,7 +24,9 @@ from goatviz.transport.visibility import Visibility, split_mask
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 _EAGER = "eager_attention_forward"
 #: What changes the weights in a way that an AttentionCall cannot say.
-_UNREADABLE = ("sinks", "head_mask", "indices", "block_indices", "cache", "block_table")
+_UNREADABLE = ("head_mask", "indices", "block_indices", "cache", "block_table")
+#: Keys chosen by an indexer: under these implementations, the mask says the same.
+_CHOSEN, _MASKED = ("indices", "block_indices"), ("eager", "sdpa")
 #: Masks whose intervals are remembered: layers share them.
 _HELD_MASKS = 4
 
@@ -331,7 +333,7 @@ def _call(
     if position_bias is not None:
         position_bias = position_bias[..., :n_queries, :n_keys].detach().float()
         bias = position_bias if bias is None else bias + position_bias
-    sink, softcap = options.get("s_aux", getattr(module, "sinks", None)), options.get("softcap")
+    sink, softcap = _sink(module, options), options.get("softcap")
     if implementation == "sdpa":
         # The kernel has neither; old versions drop them where new ones raise.
         sink = softcap = None
@@ -345,10 +347,18 @@ def _call(
         "key_pos": torch.arange(n_keys) + gone,
         "gone": gone,
         "bias": bias,
-        "sink": None if sink is None else sink.detach().float(),
+        "sink": sink,
         "softcap": softcap,
         "query_mask": visibility.real_queries(first) if self_attention else None,
     }
+
+
+def _sink(module: nn.Module, options: Mapping[str, Any]) -> Tensor | None:
+    """Logits of the extra column, (heads,) or, where they are asked of each query, three axes."""
+    each = options.get("sinks")
+    if each is not None:
+        return each.squeeze(-1)
+    return options.get("s_aux", getattr(module, "sinks", None))
 
 
 def _check_readable(
@@ -362,7 +372,11 @@ def _check_readable(
             f"{type(module).__name__} is in training mode with attention dropout p={dropout}: the "
             "weights it applies are not the plan; call model.eval() first"
         )
-    unreadable = [name for name in _UNREADABLE if options.get(name) is not None]
+    unreadable = [
+        name
+        for name in _UNREADABLE
+        if options.get(name) is not None and not (name in _CHOSEN and implementation in _MASKED)
+    ]
     if unreadable:
         raise ValueError(
             f"{path} cannot be captured: its weights depend on {', '.join(unreadable)}, which it "

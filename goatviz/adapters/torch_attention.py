@@ -36,6 +36,9 @@ def watch_torch_attention(
 ) -> Iterator[None]:
     """Report every call of these modules to `observe`; outputs keep every bit.
 
+    The key of zeros of add_zero_attn is a sink column of logit 0; the learned key of add_bias_kv,
+    which has a value, is one more key after the last.
+
     Parameters
     ----------
     model : nn.Module
@@ -169,8 +172,6 @@ def _call(
     if module.bias_k is not None:
         k = torch.cat([k, module.bias_k.expand(len(k), -1, -1)], dim=1)
         v = torch.cat([v, module.bias_v.expand(len(v), -1, -1)], dim=1)
-    if module.add_zero_attn:
-        k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
     q, k, v = (x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
     mask, bias = _masks(q, k, n_keys, key_padding_mask, attn_mask)
     query_mask = None
@@ -183,6 +184,8 @@ def _call(
         "causal": False,
         "mask": mask,
         "bias": bias,
+        # A key of zeros whose value is zero has logit 0 and only takes mass.
+        "sink": q.new_zeros(module.num_heads) if module.add_zero_attn else None,
         "query_pos": q.shape[2],
         "key_pos": k.shape[2],
         "query_mask": query_mask,

@@ -445,7 +445,8 @@ class PlanLevels:
         """Remember log Z of the chosen rows; an extra column is one more term."""
         normalisers = total[chosen]
         if self._call.sink is not None:
-            normalisers = torch.logaddexp(normalisers, self._call.sink[self.head].cpu())
+            sink = self._call.sink_logits(self.batch, self.head, rows[chosen])
+            normalisers = torch.logaddexp(normalisers, sink.cpu())
         self._normalisers[rows[chosen]] = normalisers
 
     def _may_see(self, rows: Tensor, keys: slice) -> Tensor:

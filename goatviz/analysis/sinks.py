@@ -476,7 +476,7 @@ def _map(
     window = call.projections.logits(batch, slice(None), at)
     logits = window.logits
     if call.call.sink is not None:
-        column = call.call.sink[:, None, None].expand(-1, len(at), 1)
+        column = call.call.sink_logits(batch, slice(None), at).unsqueeze(-1)
         logits = torch.cat([logits, column], dim=-1)
     weights = logits.softmax(-1)
     allowed = window.allowed.expand(window.scores.shape)[:, :, at]

@@ -314,7 +314,7 @@ class _Entry:
                 state.high = torch.maximum(state.high, high)
             weights = buffers.take("weights", logits.shape)
             state.add(logits, top, None if index is None else index[tile.columns], weights)
-        normal = self._normal(state, heads, gauge)
+        normal = self._normal(state, block, heads, gauge)
         guess = (state.moment / state.total).round()
         sums, received = _Sums(state.total), []
         for tile in block.tiles:
@@ -412,13 +412,13 @@ class _Entry:
     def _has_prior(self) -> bool:
         return self.call.prior is not None or self.call.bias is not None
 
-    def _normal(self, state: _State, heads: slice, gauge: Tensor | None) -> _Normal:
+    def _normal(self, state: _State, block: _Block, heads: slice, gauge: Tensor | None) -> _Normal:
         keys_only = state.base + state.total.log2()
         if self.call.sink is None:
             return _Normal(
                 keys_only, keys_only, torch.ones_like(keys_only), None, 1.0 / state.total
             )
-        sink = (self.call.sink[heads] * _LOG2E).to(self.dtype).unsqueeze(-1).expand_as(keys_only)
+        sink = (self.call.sink_logits(self.batch, heads, block.rows) * _LOG2E).to(self.dtype)
         shift = self._shift(gauge, heads)
         sink = sink if shift is None else sink - shift
         normaliser = torch.logaddexp2(keys_only, sink)

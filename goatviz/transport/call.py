@@ -102,7 +102,10 @@ class AttentionCall:
     biased : bool
         Whether there is, or was, such a bias.
     sink : Tensor, optional
-        Logits of a column that takes mass and has no key, shape (query heads,), nats, float64.
+        Logits of a column that takes mass and has no key, nats, float64: one for each head, shape
+        (query heads,), or for each query, shape (batch or 1, query heads, n_queries). Mass on real
+        keys is 1 - `RowStatistics.sink_mass`, whether the model drops the column of its weights
+        or scales its output by sigmoid(log-normaliser - sink).
     softcap : float, optional
         c of c tanh(x / c), applied to the scaled inner products.
     query_mask : Tensor of bool, optional
@@ -211,12 +214,7 @@ class AttentionCall:
         if softcap is not None:
             softcap = checks.number("softcap", softcap, above=0)
         if sink is not None:
-            sink = torch.as_tensor(sink).detach().double().to(q.device)
-            if sink.shape != (heads,) or not bool(torch.isfinite(sink).all()):
-                raise ValueError(
-                    f"sink must hold {heads} finite logits, one for each query head, "
-                    f"got shape {tuple(sink.shape)}"
-                )
+            sink = _checked_sink(sink, shape).to(q.device)
         checks.flag("causal", causal)
         if visibility is None:
             query_pos, key_pos = default_positions(*shape[2:], query_pos, key_pos, causal=causal)
@@ -280,7 +278,7 @@ class AttentionCall:
             k=k,
             v=None if self.v is None else self.v[at, kv],
             bias=bias,
-            sink=None if self.sink is None else self.sink[heads],
+            sink=None if self.sink is None else self.sink_logits(batch, heads)[None],
             query_mask=None if self.query_mask is None else _entry(self.query_mask, batch)[None],
         )
 
@@ -309,6 +307,34 @@ class AttentionCall:
         count = self.visibility.count()
         real = torch.where(count > 0, count, count.amax(-1, keepdim=True))
         return bool((real != real[..., -1:]).any())
+
+    def sink_logits(
+        self, batch: int, head: int | slice = slice(None), rows: slice | Tensor = slice(None)
+    ) -> Tensor:
+        """Logits of the extra column, nats, float64, shape (rows,) or (heads, rows).
+
+        Parameters
+        ----------
+        batch, head, rows
+            As in `logits`.
+
+        Raises
+        ------
+        ValueError
+            If the call has no such column.
+
+        Examples
+        --------
+        >>> q = k = torch.zeros(1, 2, 3, 8)
+        >>> AttentionCall.from_tensors(q, k, sink=torch.tensor([0.0, 1.0])).sink_logits(0, 1)
+        tensor([1., 1., 1.], dtype=torch.float64)
+        """
+        if self.sink is None:
+            raise ValueError("call must have a sink, got none")
+        sink = self.sink
+        if sink.ndim == 1:
+            sink = sink[:, None].expand(-1, self.shape[2])[None]
+        return _entry(sink, batch)[head][..., rows]
 
     def has_keys(self, batch: int, head: int, rows: slice | Tensor = slice(None)) -> Tensor:
         """Which queries may use any key, shape (rows,)."""
@@ -424,7 +450,7 @@ class AttentionCall:
         for b in range(self.shape[0]):
             logits = self.logits(b, slice(None), rows).logits
             if self.sink is not None:
-                column = self.sink[:, None, None].expand(*logits.shape[:2], 1)
+                column = self.sink_logits(b, slice(None), rows).unsqueeze(-1)
                 logits = torch.cat([logits, column], dim=-1)
             weights = torch.softmax(logits, dim=-1)[..., : self.shape[3]]
             expected = weights @ self.v[b][kv].double()
@@ -446,7 +472,7 @@ class AttentionCall:
         """
         scores, log_prior, _, allowed = self.logits(batch, head, rows)
         if self.sink is not None:
-            column = self.sink[head].expand(len(scores), 1)
+            column = self.sink_logits(batch, head, rows).unsqueeze(-1)
             log_prior = torch.cat([log_prior, column], dim=-1)
             scores, allowed = F.pad(scores, (0, 1)), F.pad(allowed, (0, 1), value=True)
         return solve_rows(scores, log_prior=log_prior, mask=allowed | ~allowed.any(-1, True))
@@ -495,6 +521,21 @@ class AttentionCall:
 def _entry(tensor: Tensor, at: int | slice | Sequence[int]) -> Tensor:
     """One entry of a first dimension which is shared by all if it is 1."""
     return tensor[at if len(tensor) > 1 else 0]
+
+
+def _checked_sink(sink: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    batch, heads, n_queries, _ = shape
+    sink = torch.as_tensor(sink).detach().double()
+    fits = sink.shape == (heads,) or (
+        sink.ndim == 3 and len(sink) in (1, batch) and sink.shape[1:] == (heads, n_queries)
+    )
+    if not fits or not bool(torch.isfinite(sink).all()):
+        raise ValueError(
+            f"sink must hold finite logits of shape {(heads,)} (query heads) or "
+            f"{(batch, heads, n_queries)} (batch or 1, query heads, n_queries), "
+            f"got shape {tuple(sink.shape)}"
+        )
+    return sink
 
 
 def _check_projections(q: Tensor, k: Tensor) -> None:

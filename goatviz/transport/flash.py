@@ -250,7 +250,7 @@ def _with_sink(
     """The log-normaliser with the extra column, and that column's logit, in the kernel's gauge."""
     if call.sink is None:
         return lse, None
-    sink = call.sink.to(lse)[None, :, None].expand_as(lse)
+    sink = torch.stack([call.sink_logits(b) for b in range(len(lse))]).to(lse)
     if gauge is not None:
         sink = sink - gauge
     return torch.logaddexp(lse, sink), sink

@@ -338,7 +338,7 @@ def _reference(
     query_mass: Tensor | None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The definition: every statistic from the dense float64 plan, head by head."""
-    batch, heads, n_queries, n_keys = call.shape
+    batch, heads, _, n_keys = call.shape
     rows = {"dtype": torch.float64, "device": call.device}
     fields = {
         name: torch.empty(*call.shape[:3], *((len(keys),) if name == "key_mass" else ()), **rows)
@@ -350,7 +350,7 @@ def _reference(
         for h in range(heads):
             plan, logits = call.solve(b, h), call.logits(b, h).logits
             if call.sink is not None:
-                logits = torch.cat([logits, call.sink[h].expand(n_queries, 1)], dim=-1)
+                logits = torch.cat([logits, call.sink_logits(b, h).unsqueeze(-1)], dim=-1)
             real, allowed = plan.weights[:, :n_keys], plan.allowed[:, :n_keys]
             scores, share = plan.scores[:, :n_keys], real.sum(-1)
             mean = (real * distance).sum(-1) / share

@@ -82,6 +82,11 @@ def random_case(seed):
     query_mass = None
     if pick.random() < 0.5:
         query_mass = torch.rand(batch, n_queries) * (torch.rand(batch, n_queries) < 0.8)
+    if problem["sink"] is not None and seed % 3:
+        # A column of each query, of each sequence or of all.
+        generator = torch.Generator().manual_seed(seed)
+        each = torch.randn(pick.choice([1, batch]), heads, n_queries, generator=generator)
+        problem["sink"] = problem["sink"][:, None] + each
     keys = sorted({0, n_keys // 2, n_keys - 1})
     return q, k, problem, {"keys": keys, "recent": pick.choice([1, 7, 128])}, query_mass
 
@@ -387,7 +392,7 @@ Q = torch.randn(1, 2, 4, 8)
         ({"window": 0}, ValueError, "window must be an integer of at least 1, got 0"),
         ({"recent": 0}, ValueError, "recent must be an integer of at least 1, got 0"),
         ({"keys": [4]}, ValueError, "keys must be an integer in 0 .. 3, got 4"),
-        ({"sink": torch.zeros(3)}, ValueError, "sink must hold 2 finite logits"),
+        ({"sink": torch.zeros(3)}, ValueError, r"sink must hold finite logits of shape \(2,\)"),
         ({"mask": "all"}, TypeError, "mask must be a Tensor, got str"),
         ({"mask": torch.ones(1, 4)}, TypeError, "must be boolean, got torch.float32"),
         ({"mask": torch.ones(1, 5).bool()}, ValueError, r"mask must have shape \(1, 4\)"),

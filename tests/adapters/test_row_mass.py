@@ -1,0 +1,193 @@
+"""Mass that rows lose to a column without a key: one record, whatever the model's convention."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers.models.gpt_oss import modeling_gpt_oss
+from transformers.models.granite_swa import modeling_granite_swa
+from transformers.models.granitemoe_swa import modeling_granitemoe_swa
+
+from goatviz.adapters import capture, huggingface
+from goatviz.analysis import PlanLevels, sink_profile
+from goatviz.transport import AttentionCall
+from goatviz.transport.statistics import ROW_STATISTICS, statistics_of
+from tests.factories import build_huggingface, ids, lively
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "sliding_window": 5,
+}
+EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
+#: The second layer chooses blocks of 4 keys.
+INDEXED = SIZES | {
+    "layer_types": ["full_attention", "minimax_m3_sparse"],
+    "mlp_layer_types": ["dense", "dense"],
+    "dense_intermediate_size": 32,
+    "rotary_dim": 8,
+    "index_block_size": 4,
+    "index_head_dim": 8,
+    "index_n_heads": 2,
+    "index_topk_blocks": 2,
+}
+CONVENTIONS = {
+    "gpt_oss": ("GptOssModel", "GptOssConfig", SIZES | EXPERTS, modeling_gpt_oss),
+    "granite_swa": ("GraniteSWAModel", "GraniteSWAConfig", SIZES, modeling_granite_swa),
+    "granitemoe_swa": (
+        "GraniteMoeSWAModel",
+        "GraniteMoeSWAConfig",
+        SIZES | EXPERTS,
+        modeling_granitemoe_swa,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONVENTIONS)
+def test_models_of_both_conventions_are_certified(name):
+    model = build_huggingface(*CONVENTIONS[name][:3])
+    for module in huggingface.find_huggingface_attention(model).values():
+        lively(module, 0.7)
+    model.set_attn_implementation("eager")
+    given = {"input_ids": ids(2, 12, vocab=50), "attention_mask": torch.ones(2, 12).long()}
+    given["attention_mask"][1, 9:] = 0
+    with torch.no_grad(), capture(model, certify=12) as record:
+        model(**given)
+    assert max(record.residuals().values()) < 2e-6
+    for call in record.calls:
+        lost = call.rows.sink_mass[0]
+        assert float(lost.min()) > 1e-4 and float(lost.max()) < 1
+        received = call.incoming.mass[0].sum(-1)
+        torch.testing.assert_close(received, (1 - lost).sum(-1), atol=1e-4, rtol=1e-5)
+
+
+def test_both_conventions_on_the_same_call_are_one_record():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 7, 8), torch.randn(2, 2, 7, 8)
+    sink, mask = torch.randn(4), torch.full((7, 7), -torch.inf).triu(1)[None, None]
+    statistics, totals = [], []
+    for model, config, sizes, scope in CONVENTIONS.values():
+        module = next(
+            iter(
+                huggingface.find_huggingface_attention(
+                    build_huggingface(model, config, sizes)
+                ).values()
+            )
+        )
+        module.sinks = nn.Parameter(sink)
+        options = {"scaling": 0.4, "s_aux": module.sinks}
+        read = huggingface._call("attn", module, q, k, mask, "eager", options, huggingface._Masks())
+        call = AttentionCall.from_tensors(q, k, v=v, **read)
+        with torch.no_grad():
+            out, weights = scope.eager_attention_forward(module, q, k, v, mask, **options)
+        assert call.residual(out.transpose(1, 2)) < 1e-6
+        statistics.append(statistics_of(call, impl="reference").asked())
+        totals.append(float(weights.sum(-1).max()))
+    assert totals[0] < 1 == pytest.approx(totals[1]) == pytest.approx(totals[2])
+    assert set(statistics[0]) == set(ROW_STATISTICS)
+    for name, value in statistics[0].items():
+        assert all(torch.equal(value, other[name]) for other in statistics[1:]), name
+
+
+def test_a_column_of_each_query_is_that_of_its_head_where_they_are_equal():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 4, 6, 8, dtype=torch.float64) for _ in range(3))
+    sink = torch.randn(2, 4, 6)
+    each = AttentionCall.from_tensors(q, k, v=v, sink=sink)
+    assert each.sink.dtype == torch.float64 and each.sink.shape == (2, 4, 6)
+    for b, h, i in ((0, 1, 5), (1, 3, 2)):
+        head = AttentionCall.from_tensors(q, k, v=v, sink=sink[b, :, i])
+        plans = [call.plan(b, h, slice(i, i + 1)) for call in (each, head)]
+        plans.append(each.of_head(b, h).plan(0, 0, slice(i, i + 1)))
+        assert all(torch.equal(plans[0].weights, plan.weights) for plan in plans[1:])
+        assert all(torch.equal(plans[0].sink_weight, plan.sink_weight) for plan in plans[1:])
+    shared = AttentionCall.from_tensors(q, k, sink=sink[:1])
+    assert torch.equal(shared.sink_logits(0), shared.sink_logits(1))
+    with pytest.raises(ValueError, match="call must have a sink, got none"):
+        AttentionCall.from_tensors(q, k).sink_logits(0)
+
+
+@pytest.mark.parametrize(
+    "sink", [torch.zeros(2, 3), torch.zeros(3, 4, 6), torch.full((1, 4, 6), torch.nan)]
+)
+def test_sinks_of_other_shapes_are_refused(sink):
+    q = torch.zeros(2, 4, 6, 8)
+    with pytest.raises(ValueError, match=r"sink must hold finite logits of shape \(4,\) .* or \("):
+        AttentionCall.from_tensors(q, q, sink=sink)
+
+
+INKLING = {
+    "vocab_size": 50,
+    "unpadded_vocab_size": 50,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
+    "sliding_window_size": 5,
+    "layer_types": ["hybrid_sliding", "hybrid"],
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 2,
+    "num_experts_per_tok": 1,
+}
+
+
+def test_sinks_of_each_query_are_those_of_the_model():
+    model = build_huggingface("Inkling2TextModel", "Inkling2TextConfig", INKLING)
+    model.set_attn_implementation("eager")
+    given = {"input_ids": ids(2, 16, vocab=50), "use_cache": False}
+    with torch.no_grad():
+        plain = model(**given, output_attentions=True)
+        with capture(model, keep="projections", certify=16) as record:
+            watched = model(**given)
+    assert torch.equal(plain.last_hidden_state, watched.last_hidden_state)
+    assert max(record.residuals().values()) < 2e-6
+    for call, weights in zip(record.calls, plain.attentions, strict=True):
+        assert call.call.sink.shape == (2, 4, 16)
+        lost = 1 - weights.sum(-1)
+        torch.testing.assert_close(call.rows.sink_mass, lost, atol=2e-6, rtol=0)
+        assert float(lost.std(-1).min()) > 0
+        window = record.plan(layer=call.layer, head=2, batch=1)
+        torch.testing.assert_close(window.weights, weights[1, 2].double(), atol=2e-6, rtol=0)
+        view = PlanLevels(call, head=2, batch=1).view((0, 16), (0, 16))
+        np.testing.assert_allclose(np.nan_to_num(view.weights), weights[1, 2], atol=2e-6)
+    profile = sink_profile(model, given, maps=6, resamples=20)
+    mapped = np.nan_to_num(profile["map_probability"].values[0, 2])
+    np.testing.assert_allclose(mapped, plain.attentions[0][:, 2, :6, :6].mean(0), atol=2e-6)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_keys_chosen_by_an_indexer_are_those_of_the_mask(implementation):
+    model = build_huggingface("MiniMaxM3VLTextModel", "MiniMaxM3VLTextConfig", INDEXED)
+    model.set_attn_implementation(implementation)
+    given = {"input_ids": ids(2, 24, vocab=50), "use_cache": False}
+    with torch.no_grad(), capture(model, keep="projections", certify=24) as record:
+        model(**given)
+    assert max(record.residuals().values()) < 2e-6
+    assert int(record.calls[-1].rows.visible.max()) < 24
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_key_of_zeros_is_a_column_of_logit_zero(bias):
+    torch.manual_seed(0)
+    module = nn.MultiheadAttention(
+        16, 4, add_zero_attn=True, add_bias_kv=bias, batch_first=True
+    ).eval()
+    x = torch.randn(2, 6, 16)
+    with torch.no_grad(), capture(module, keep="projections") as record:
+        _, weights = module(x, x, x, average_attn_weights=False)
+    (call,) = record.calls
+    assert call.shape == (2, 4, 6, 7 if bias else 6) and call.call.sink.tolist() == [0.0] * 4
+    torch.testing.assert_close(call.rows.sink_mass, weights[..., -1], atol=1e-6, rtol=0)
+    window = record.plan(head=1, batch=1)
+    torch.testing.assert_close(window.weights, weights[1, 1, :, :-1].double(), atol=1e-6, rtol=0)
+    received = call.incoming.mass.sum(-1)
+    torch.testing.assert_close(received, (1 - call.rows.sink_mass).sum(-1), atol=1e-5, rtol=0)
