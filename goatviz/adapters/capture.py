@@ -249,6 +249,7 @@ def capture(
     keep: str = "statistics",
     keys: Sequence[int] = (0,),
     recent: int = 128,
+    at: Callable[[AttentionCall], Tensor] | None = None,
     impl: str = "auto",
     certify: int | None = None,
 ) -> Iterator[Record]:
@@ -271,6 +272,9 @@ def capture(
         window's cache; one that a call does not have yet is left out.
     recent, impl
         As in `goatviz.row_statistics`.
+    at : callable, optional
+        at(call) gives keys of each query of an `AttentionCall` whose weight is kept
+        (`rows.gathered_mass`), as in `goatviz.row_statistics`; default the key before the query.
     certify : int, optional
         Compare what the model's own kernel returned, at so many queries of every call, with the
         plan recomputed in float64 times the values: `Record.residuals`. For layers of goatviz and
@@ -308,6 +312,7 @@ def capture(
         keep == "projections",
         checks.places("keys", keys),
         checks.positive_int("recent", recent),
+        at,
         checks.one_of("impl", impl, IMPLEMENTATIONS),
         None if certify is None else checks.positive_int("certify", certify),
     )
@@ -449,6 +454,7 @@ class _Wanted(NamedTuple):
     projections: bool
     keys: tuple[int, ...]
     recent: int
+    at: Callable[[AttentionCall], Tensor] | None
     impl: str
     certify: int | None
 
@@ -459,6 +465,7 @@ def _measured(layer: int, path: str, call: AttentionCall, wanted: _Wanted) -> Ca
     options = {
         "keys": [key - call.gone for key in keys if key >= call.gone],
         "recent": wanted.recent,
+        "at": wanted.at,
         "impl": wanted.impl,
     }
     mass = None if call.query_mask is None else call.query_mask.to(call.device).double()

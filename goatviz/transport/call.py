@@ -24,6 +24,8 @@ from goatviz.transport.visibility import Visibility, split_mask
 
 #: Rows of a dense plan that are computed together.
 _ROWS = 256
+#: Rows of a window of which only the diagonal is wanted.
+_DIAGONAL = 64
 
 
 class Logits(NamedTuple):
@@ -372,25 +374,118 @@ class AttentionCall:
         """
         query = self.scale * self.q[batch, head][..., rows, :].to(dtype)
         key = self.k[batch, :, keys][self._shared(head, self.kv_heads)].to(dtype)
-        scores = query @ key.mT
-        if self.softcap is not None:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
-        allowed = self.visibility.block(rows, keys, batch=batch, head=head).to(scores.device)
-        log_prior = None
+        allowed = self.visibility.block(rows, keys, batch=batch, head=head)
+        log_prior = bias = None
         if self.prior is not None:
             at = self._shared(head, self.prior.num_heads)
             values = self._by_lanes if lanes and self.prior.has_lanes else self._by_definition
-            log_prior = values(at, rows, keys).to(scores)
+            log_prior = values(at, rows, keys)
         if self.bias is not None:
-            bias = _entry(self.bias, batch)[:, rows][..., keys]
-            bias = _entry(bias, head).to(scores)
-            bias = torch.where(allowed, bias, 0.0)
+            bias = _entry(_entry(self.bias, batch)[:, rows][..., keys], head)
+        return self._together(query @ key.mT, allowed, log_prior, bias)
+
+    def _together(
+        self, scores: Tensor, allowed: Tensor, log_prior: Tensor | None, bias: Tensor | None
+    ) -> Logits:
+        """Logits of some pairs out of scaled inner products, allowed pairs, prior and bias."""
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        allowed = allowed.to(scores.device)
+        log_prior = None if log_prior is None else log_prior.to(scores)
+        if bias is not None:
+            bias = torch.where(allowed, bias.to(scores), 0.0)
             log_prior = bias if log_prior is None else log_prior + bias
         if log_prior is None:
             log_prior, logits = scores.new_zeros(()).expand_as(scores), scores
         else:
             logits = scores + log_prior
         return Logits(scores, log_prior, logits.masked_fill(~allowed, -math.inf), allowed)
+
+    @torch.no_grad()
+    def weights_at(self, keys: Tensor, log_normaliser: Tensor) -> Tensor:
+        r"""Weights of some pairs, a few keys for each query: p_ij = exp(logit_ij - lse_i).
+
+        Parameters
+        ----------
+        keys : Tensor of int64, shape (batch or 1, n_queries, m)
+            Keys of each query; -1 for none.
+        log_normaliser : Tensor, shape (batch, query heads, n_queries)
+            lse, nats: `RowStatistics.log_normaliser`, of whose precision the weights are.
+
+        Returns
+        -------
+        Tensor
+            float64, shape (batch, query heads, n_queries, m): 0 at forbidden pairs, NaN where
+            there is no key. O(n_queries m) memory.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `keys` has another dtype or shape, or names a key that there is not.
+
+        Examples
+        --------
+        >>> q = k = torch.zeros(1, 1, 2, 8)
+        >>> call = AttentionCall.from_tensors(q, k)
+        >>> call.weights_at(torch.tensor([[[-1], [0]]]), torch.tensor([[[1.0, 2.0]]]).log())
+        tensor([[[[   nan],
+                  [0.5000]]]], dtype=torch.float64)
+        """
+        keys = self.check_places(keys)
+        out = log_normaliser.new_empty(*self.shape[:3], keys.shape[2], dtype=torch.float64)
+        for a in range(0, self.shape[2], _ROWS):
+            rows = slice(a, a + _ROWS)
+            for b in range(self.shape[0]):
+                at = _entry(keys, b)[rows]
+                logits = self._logits_at(b, rows, at.clamp(min=0))
+                lse = log_normaliser[b, :, rows, None].to(logits)
+                # Rounding of the normaliser may lift a weight above 1.
+                weights = (logits - lse).exp().clamp(max=1.0)
+                out[b, :, rows] = weights.masked_fill((at < 0).to(weights.device), math.nan)
+        return out
+
+    def check_places(self, keys: Tensor, name: str = "keys") -> Tensor:
+        """Keys for `weights_at`, on the CPU; its errors, which name an argument, are these."""
+        checks.instance(name, keys, Tensor, "a Tensor of int64")
+        if keys.dtype != torch.int64:
+            raise TypeError(f"{name} must be a Tensor of int64, got {keys.dtype}")
+        batch, _, n_queries, n_keys = self.shape
+        if keys.ndim != 3 or keys.shape[0] not in (1, batch) or keys.shape[1] != n_queries:
+            raise ValueError(
+                f"{name} must have shape ({batch} or 1, {n_queries}, m): some keys of each query, "
+                f"got {tuple(keys.shape)}"
+            )
+        if keys.numel() and not -1 <= int(keys.min()) <= int(keys.max()) < n_keys:
+            raise ValueError(
+                f"{name} must be in -1 .. {n_keys - 1} (-1: none), "
+                f"got {int(keys.min())} .. {int(keys.max())}"
+            )
+        return keys.cpu()
+
+    def _logits_at(self, batch: int, rows: slice, keys: Tensor) -> Tensor:
+        """Logits of some rows at keys of their own, (rows, m): float64, (heads, rows, m)."""
+        query = self.scale * self.q[batch, :, rows].double()
+        key = self.k[batch][:, keys.to(self.device)].double()
+        query = query.unflatten(0, (self.kv_heads, -1))
+        scores = torch.einsum("kgrd,krmd->kgrm", query, key).flatten(0, 1)
+        allowed = self.visibility.pairs(rows, keys, batch=batch)
+        log_prior = bias = None
+        if self.prior is not None:
+            log_prior = self._prior_at(rows, keys)[self._shared(slice(None), self.prior.num_heads)]
+        if self.bias is not None:
+            bias = _entry(self.bias, batch)[:, rows]
+            bias = bias.gather(-1, keys.to(bias.device).expand(len(bias), -1, -1))
+        return self._together(scores, allowed, log_prior, bias).logits
+
+    def _prior_at(self, rows: slice, keys: Tensor) -> Tensor:
+        """Log-prior of pairs, (prior heads, rows, m), from windows whose diagonals they are."""
+        points, parts = self.query_pos[rows], []
+        for a in range(0, len(points), _DIAGONAL):
+            at = keys[a : a + _DIAGONAL]
+            window = self.prior.log_prior(points[a : a + _DIAGONAL], self.key_pos[at.flatten()])
+            window = window.double().unflatten(-1, at.shape)
+            parts.append(window.diagonal(dim1=1, dim2=2).mT)
+        return torch.cat(parts, dim=1)
 
     def _shared(self, head: int | slice | Sequence[int], sets: int) -> int | Tensor:
         """Which of several sets, each shared by a group of heads, belongs to each head."""

@@ -8,8 +8,9 @@ and its log-normaliser already know. Each of the latter has a module of its own 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,10 +30,14 @@ ROW_STATISTICS = (
     "lag_std",
     "largest_weight",
     "content_range",
+    "gathered_mass",
 )
 IMPLEMENTATIONS = ("auto", "blockwise", "fused", "reference")
 # Beyond this, scores of allowed pairs reach the logits of forbidden ones, or overflow float32.
 _LARGEST_SCORE = 1e28
+
+#: Keys of each query, (batch or 1, n_queries, m), or what gives them for a call.
+Places = Tensor | Callable[[AttentionCall], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +71,9 @@ class RowStatistics:
         max_j p_ij over the real keys.
     content_range : Tensor
         max_j s_ij - min_j s_ij over the allowed keys.
+    gathered_mass : Tensor
+        Shape (..., n_queries, m): weight of each query's own keys `at`, 0 where they are
+        forbidden, NaN where there is none.
     visible : Tensor of int64
         Keys that the query may use, shape (batch or 1, query heads or 1, n_queries).
     keys : tuple of int
@@ -74,6 +82,8 @@ class RowStatistics:
         Tokens of the recent window.
     impl : str
         What computed it.
+    at : Tensor of int64, optional
+        Keys of each query, shape (batch or 1, n_queries, m), -1 for none.
     """
 
     log_normaliser: Tensor | None
@@ -88,10 +98,12 @@ class RowStatistics:
     lag_std: Tensor | None
     largest_weight: Tensor | None
     content_range: Tensor | None
+    gathered_mass: Tensor | None
     visible: Tensor
     keys: tuple[int, ...]
     recent: int
     impl: str
+    at: Tensor | None = None
 
     def asked(self) -> dict[str, Tensor]:
         """The statistics that were asked for, by name."""
@@ -134,6 +146,7 @@ def row_statistics(
     mask: Tensor | None = None,
     keys: Sequence[int] = (0,),
     recent: int = 128,
+    at: Tensor | None = None,
     statistics: Iterable[str] = ROW_STATISTICS,
     sink: Tensor | None = None,
     softcap: float | None = None,
@@ -151,6 +164,9 @@ def row_statistics(
         Keys whose weight is returned.
     recent : int
         Tokens, of the recent window.
+    at : Tensor of int64, optional
+        Keys of each query whose weight is returned, shape (batch or 1, n_queries, m), -1 for
+        none; default the key before the query, m = 1.
     statistics : iterable of str
         Names out of `ROW_STATISTICS`; default all.
     impl : {"auto", "blockwise", "fused", "reference"}
@@ -199,7 +215,7 @@ def row_statistics(
         query_pos=query_pos,
         key_pos=key_pos,
     )
-    return statistics_of(call, statistics, keys=keys, recent=recent, impl=impl)
+    return statistics_of(call, statistics, keys=keys, recent=recent, at=at, impl=impl)
 
 
 def incoming_mass(
@@ -276,18 +292,19 @@ def statistics_of(
     *,
     keys: Sequence[int] = (0,),
     recent: int = 128,
+    at: Places | None = None,
     impl: str = "auto",
 ) -> RowStatistics:
-    """`row_statistics` of an `AttentionCall`."""
-    names, keys, recent = _options(call, statistics, keys, recent)
-    impl = _choose(call, impl, only_cheap=set(names) <= set(CHEAP_STATISTICS))
+    """`row_statistics` of an `AttentionCall`, of which a function may give the places `at`."""
+    asked = _options(call, statistics, keys, recent, at)
+    impl = _choose(call, impl, only_cheap=set(asked.streamed) <= set(CHEAP_STATISTICS))
     if impl == "reference":
-        values, _ = _reference(call, names, keys, recent, None)
+        values, _ = _reference(call, asked, None)
     elif impl == "fused":
-        values = flash.rows(call, names, keys, recent)
+        values = flash.rows(call, asked.streamed, asked.keys, asked.recent)
     else:
-        values, _ = sweep(call, names, keys=keys, recent=recent)
-    return _row_result(call, values, keys, recent, impl)
+        values, _ = sweep(call, asked.streamed, keys=asked.keys, recent=asked.recent)
+    return _row_result(call, values, asked, impl)
 
 
 @torch.no_grad()
@@ -298,7 +315,7 @@ def incoming_of(
     query_mass = _query_mass(call, query_mass)
     impl = _choose(call, _without_gain(call, impl), only_cheap=True)
     if impl == "reference":
-        _, mass = _reference(call, (), (), 1, query_mass)
+        _, mass = _reference(call, None, query_mass)
     elif impl == "fused":
         mass = flash.incoming(call, query_mass)
     else:
@@ -313,37 +330,45 @@ def all_of(
     *,
     keys: Sequence[int] = (0,),
     recent: int = 128,
+    at: Places | None = None,
     query_mass: Tensor | None = None,
     impl: str = "auto",
 ) -> tuple[RowStatistics, IncomingMass]:
     """Row statistics and incoming mass together: one pass over the blocks yields both."""
     impl = _without_gain(call, impl)
     if impl != "blockwise":
-        rows = statistics_of(call, statistics, keys=keys, recent=recent, impl=impl)
+        rows = statistics_of(call, statistics, keys=keys, recent=recent, at=at, impl=impl)
         return rows, incoming_of(call, query_mass=query_mass, impl=impl)
-    names, keys, recent = _options(call, statistics, keys, recent)
+    asked = _options(call, statistics, keys, recent, at)
     query_mass = _query_mass(call, query_mass)
-    values, mass = sweep(call, names, keys=keys, recent=recent, query_mass=query_mass)
+    options = {"keys": asked.keys, "recent": asked.recent, "query_mass": query_mass}
+    values, mass = sweep(call, asked.streamed, **options)
     return (
-        _row_result(call, values, keys, recent, impl),
+        _row_result(call, values, asked, impl),
         _incoming_result(call, mass, query_mass, impl),
     )
 
 
+def previous_keys(call: AttentionCall) -> Tensor:
+    """The key one token before each query, shape (1, n_queries, 1); -1 where there is none."""
+    wanted, index = call.query_pos[:, 0] - 1, call.key_pos[:, 0]
+    order = torch.argsort(index, stable=True)
+    place = torch.searchsorted(index[order], wanted.contiguous()).clamp(max=len(index) - 1)
+    key = order[place]
+    return torch.where(index[key] == wanted, key, -1)[None, :, None]
+
+
 def _reference(
-    call: AttentionCall,
-    names: Sequence[str],
-    keys: Sequence[int],
-    recent: int,
-    query_mass: Tensor | None,
+    call: AttentionCall, asked: _Asked | None, query_mass: Tensor | None
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The definition: every statistic from the dense float64 plan, head by head."""
+    asked = _Asked((), (), 1, None) if asked is None else asked
+    names, keys, recent = asked.names, asked.keys, asked.recent
     batch, heads, _, n_keys = call.shape
     rows = {"dtype": torch.float64, "device": call.device}
-    fields = {
-        name: torch.empty(*call.shape[:3], *((len(keys),) if name == "key_mass" else ()), **rows)
-        for name in names
-    }
+    at = asked.at
+    width = {"key_mass": (len(keys),), "gathered_mass": () if at is None else at.shape[2:]}
+    fields = {name: torch.empty(*call.shape[:3], *width.get(name, ()), **rows) for name in names}
     mass = torch.zeros(batch, heads, n_keys, **rows)
     distance = (call.query_pos[:, :1] - call.key_pos[:, 0]).to(call.device)
     for b in range(batch):
@@ -355,6 +380,7 @@ def _reference(
             scores, share = plan.scores[:, :n_keys], real.sum(-1)
             mean = (real * distance).sum(-1) / share
             log_prior = plan.log_prior.masked_fill(~plan.allowed, 0.0)
+            own = real[:, :0] if at is None else _own(real, at[b if len(at) > 1 else 0])
             values = {
                 "log_normaliser": torch.logsumexp(logits, -1),
                 "entropy": plan.entropy,
@@ -369,6 +395,7 @@ def _reference(
                 "largest_weight": real.amax(-1),
                 "content_range": scores.masked_fill(~allowed, -math.inf).amax(-1)
                 - scores.masked_fill(~allowed, math.inf).amin(-1),
+                "gathered_mass": own,
             }
             for name in names:
                 fields[name][b, h] = values[name]
@@ -376,6 +403,12 @@ def _reference(
                 seen = call.has_keys(b, h).to(call.device)
                 mass[b, h] = (query_mass[b] * seen) @ real
     return fields, mass
+
+
+def _own(weights: Tensor, at: Tensor) -> Tensor:
+    """Weights of each row's own keys, NaN where there is none."""
+    at = at.to(weights.device)
+    return weights.gather(-1, at.clamp(min=0)).masked_fill(at < 0, math.nan)
 
 
 def _without_gain(call: AttentionCall, impl: str) -> str:
@@ -405,14 +438,37 @@ def _choose(call: AttentionCall, impl: str, *, only_cheap: bool) -> str:
     return "blockwise"
 
 
+class _Asked(NamedTuple):
+    """What was asked for of the rows, checked."""
+
+    names: tuple[str, ...]
+    keys: tuple[int, ...]
+    recent: int
+    at: Tensor | None
+
+    @property
+    def streamed(self) -> tuple[str, ...]:
+        """What a pass over the keys has to yield: weights of pairs follow from the normaliser."""
+        if self.at is None:
+            return self.names
+        others = [name for name in self.names if name != "gathered_mass"]
+        return tuple(dict.fromkeys([*others, "log_normaliser"]))
+
+
 def _options(
-    call: AttentionCall, statistics: Iterable[str], keys: Sequence[int], recent: int
-) -> tuple[tuple[str, ...], tuple[int, ...], int]:
-    return (
-        checks.some_of("statistics", statistics, ROW_STATISTICS),
-        checks.places("keys", keys, call.shape[3]),
-        checks.positive_int("recent", recent),
-    )
+    call: AttentionCall,
+    statistics: Iterable[str],
+    keys: Sequence[int],
+    recent: int,
+    at: Places | None,
+) -> _Asked:
+    names = checks.some_of("statistics", statistics, ROW_STATISTICS)
+    keys = checks.places("keys", keys, call.shape[3])
+    recent = checks.positive_int("recent", recent)
+    if "gathered_mass" not in names:
+        return _Asked(names, keys, recent, None)
+    at = previous_keys if at is None else at
+    return _Asked(names, keys, recent, call.check_places(at(call) if callable(at) else at, "at"))
 
 
 def _query_mass(call: AttentionCall, query_mass: Tensor | None) -> Tensor:
@@ -430,14 +486,19 @@ def _query_mass(call: AttentionCall, query_mass: Tensor | None) -> Tensor:
 
 
 def _row_result(
-    call: AttentionCall, values: dict[str, Tensor], keys: tuple[int, ...], recent: int, impl: str
+    call: AttentionCall, values: dict[str, Tensor], asked: _Asked, impl: str
 ) -> RowStatistics:
+    if asked.at is not None and impl != "reference":
+        own = call.weights_at(asked.at, values["log_normaliser"])
+        values["gathered_mass"] = own.to(values["log_normaliser"].dtype)
+        values = {name: values[name] for name in asked.names}
     visible = call.visibility.count().to(call.device)
     empty = visible == 0
     for name, value in values.items():
         values[name] = value.masked_fill(empty if value.ndim == 3 else empty[..., None], math.nan)
     missing = dict.fromkeys(name for name in ROW_STATISTICS if name not in values)
-    return RowStatistics(**values, **missing, visible=visible, keys=keys, recent=recent, impl=impl)
+    options = {"keys": asked.keys, "recent": asked.recent, "at": asked.at, "impl": impl}
+    return RowStatistics(**values, **missing, **options, visible=visible)
 
 
 def _incoming_result(

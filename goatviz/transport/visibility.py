@@ -284,6 +284,26 @@ class Visibility:
         low, high = start[queries].unsqueeze(-1), stop[queries].unsqueeze(-1)
         return (place >= 0) & (place >= low) & (place < high)
 
+    def pairs(self, queries: slice, keys: Tensor, *, batch: int = 0) -> Tensor:
+        """Which of some keys each query may use, shape (queries, m), True = allowed.
+
+        Parameters
+        ----------
+        queries : slice
+            Some queries.
+        keys : Tensor of int64, shape (queries, m)
+            Keys of each of them; a dense mask gives a dimension of heads (or 1) in front.
+        batch : int
+            Which batch entry.
+        """
+        if self.dense is not None:
+            dense = self.dense[batch if self.dense.shape[0] > 1 else 0][:, queries]
+            return dense.gather(-1, keys.to(dense.device).expand(len(dense), -1, -1))
+        _, start, stop = self.entry(batch)
+        place = self._places(batch)[keys]
+        low, high = start[queries].unsqueeze(-1), stop[queries].unsqueeze(-1)
+        return (place >= 0) & (place >= low) & (place < high)
+
 
 def _intervals(mask: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """Keys, starts and stops of a mask (n_queries, n_keys), or None if rows are no intervals."""
