@@ -8,6 +8,7 @@
 """
 
 from goatviz.analysis.explain import explain
+from goatviz.analysis.heads import sink_table
 from goatviz.analysis.implied import fit_priors, implied_prior
 from goatviz.analysis.intervals import wilson_interval
 from goatviz.analysis.length import length_sweep, needle_grid
@@ -23,7 +24,8 @@ from goatviz.analysis.prior import (
 )
 from goatviz.analysis.runs import Runs, load_runs
 from goatviz.analysis.sink_effect import sink_effect
-from goatviz.analysis.sinks import SINK_STATISTICS, sink_profile, sink_table
+from goatviz.analysis.sink_passes import SINK_STATISTICS
+from goatviz.analysis.sinks import sink_profile
 from goatviz.analysis.training import training_log
 
 __all__ = [

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 import xarray as xr
 
+from goatviz.analysis.heads import sink_table
 from goatviz.analysis.plan import plan_slice
 from goatviz.analysis.prior import prior_profile, prior_summary
-from goatviz.analysis.sinks import sink_profile, sink_table
+from goatviz.analysis.sinks import sink_profile
 from goatviz.figures import plot_prior
 from goatviz.paper.exhibit import Exhibit, card_provenance
 from goatviz.plots.plan import draw_plan

@@ -9,7 +9,8 @@ from torch import nn
 
 from goatviz.adapters.capture import capture
 from goatviz.analysis import sink_profile, sink_table
-from goatviz.analysis.sinks import MASSIVE, SINK_STATISTICS, _rates
+from goatviz.analysis.sink_fields import rates
+from goatviz.analysis.sink_passes import MASSIVE, SINK_STATISTICS
 from goatviz.attention import Attention, LayerCache, attention_plan
 from goatviz.models import CausalLM, ModelConfig, goat_prior
 from goatviz.plots import SINK_KINDS, draw_sinks
@@ -215,7 +216,7 @@ def test_an_importance_at_the_threshold_is_no_sink(shared):
     assert sink_table(profile)["sink_rate"].item() == 0
     # 0.1 in float32 lies above 0.1 in float64.
     tenth = np.full((1, 1, 1), 0.1, np.float32)
-    rate = _rates(tenth, tenth, np.ones((1, 1)))["model_sink_rate"]
+    rate = rates(tenth, tenth, np.ones((1, 1)))["model_sink_rate"]
     assert rate.tolist() == [1.0] * 10 + [0.0] * 91
 
 
