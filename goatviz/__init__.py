@@ -53,6 +53,7 @@ _HOMES = {
     "explore_sinks": "goatviz.explore",
     "fit_priors": "goatviz.analysis",
     "goat_prior": "goatviz.models",
+    "heads_table": "goatviz.analysis",
     "implied_prior": "goatviz.analysis",
     "incoming_mass": "goatviz.transport",
     "interpolate_positions": "goatviz.models",

@@ -216,6 +216,11 @@ SINK_PROFILE = Schema(
         "sink_column_mass": Field(_HEAD, "probability", "mean weight of the extra column"),
         "entropy": Field(_HEAD, "nats", "mean entropy"),
         "content_range": Field(_HEAD, "score", "mean content range"),
+        "uniform_entropy": Field(_HEAD, "nats", "mean entropy of uniform attention"),
+        "previous_mass": Field(_HEAD, "probability", "mean weight of the previous token"),
+        "induction_mass": Field(
+            _HEAD, "probability", "mean weight of the key after the token's last occurrence"
+        ),
         "margin": Field(_HEAD, "nats", "lead of the prior's first key at the last query"),
         "protected_length": Field(_HEAD, "tokens", "length that this margin protects"),
         "range_stop": Field(("range_bin",), "score", "end of the content-range bin"),
@@ -257,6 +262,9 @@ SINK_PROFILE = Schema(
     optional=frozenset(
         {
             # Profiles saved before these were computed lack them.
+            "uniform_entropy",
+            "previous_mass",
+            "induction_mass",
             "sink_rank",
             "signal_lower",
             "signal_upper",

@@ -8,7 +8,7 @@
 """
 
 from goatviz.analysis.explain import explain
-from goatviz.analysis.heads import sink_table
+from goatviz.analysis.heads import heads_table, sink_table
 from goatviz.analysis.implied import fit_priors, implied_prior
 from goatviz.analysis.intervals import wilson_interval
 from goatviz.analysis.length import length_sweep, needle_grid
@@ -33,6 +33,7 @@ __all__ = [
     "PlanLevels",
     "PriorSource",
     "Runs",
+    "heads_table",
     "explain",
     "fit_priors",
     "implied_prior",

@@ -99,15 +99,22 @@ def run_model(model: nn.Module, arguments: Tensor | Mapping[str, Any]) -> Any:
     return model(arguments) if isinstance(arguments, Tensor) else model(**arguments)
 
 
+def token_ids(arguments: Tensor | Mapping[str, Any]) -> Tensor | None:
+    """Token ids of a forward pass, shape (batch, length), if it is called with any."""
+    ids = arguments
+    if not isinstance(arguments, Tensor):
+        ids = arguments.get("input_ids", arguments.get("ids"))
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+        return None
+    return ids
+
+
 def token_texts(
     tokenizer: Any, arguments: Tensor | Mapping[str, Any], batch: int = 0
 ) -> list[str] | None:
     """The tokens of one sequence in words, if the tokenizer can name them."""
-    ids = arguments
-    if not isinstance(arguments, Tensor):
-        ids = arguments.get("input_ids", arguments.get("ids"))
-    named = hasattr(tokenizer, "convert_ids_to_tokens") and isinstance(ids, Tensor)
-    if not named or ids.ndim != 2 or ids.is_floating_point():
+    ids = token_ids(arguments)
+    if ids is None or not hasattr(tokenizer, "convert_ids_to_tokens"):
         return None
     return [str(token) for token in tokenizer.convert_ids_to_tokens(ids[batch].tolist())]
 

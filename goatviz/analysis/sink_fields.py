@@ -13,6 +13,7 @@ from goatviz.analysis.intervals import bootstrap_interval, bootstrap_weights
 from goatviz.analysis.sink_measures import measures
 from goatviz.analysis.sink_passes import PRIORS, Gathered, SinkSequence
 from goatviz.analysis.sink_text import at_threshold, margin_texts
+from goatviz.bins import mean_of_finite
 from goatviz.results import SINK_PROFILE, make_result
 from goatviz.transport.bounds import protected_length
 
@@ -143,8 +144,8 @@ def _add_heads(
 ) -> None:
     """Means over the queries of a layer's heads, their margins, and the range of their prior."""
     for key, attribute in _MEANS.items():
-        each = [np.nanmean(getattr(one, attribute), axis=-1) for one in sequences]
-        out[key][place] = np.mean(each, axis=0)
+        each = [mean_of_finite(getattr(one, attribute), axis=-1) for one in sequences]
+        out[key][place] = mean_of_finite(np.stack(each))
     out["margin"][place] = margins
     known = ~np.isnan(margins)
     lengths = np.full(len(margins), np.nan)
@@ -163,6 +164,9 @@ _MEANS = {
     "sink_column_mass": "column",
     "entropy": "entropy",
     "content_range": "content_range",
+    "uniform_entropy": "uniform_entropy",
+    "previous_mass": "previous",
+    "induction_mass": "induction",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from goatviz.adapters.capture import CapturedCall, Record, capture, find_attention
-from goatviz.analysis.inputs import run_model
+from goatviz.analysis.inputs import run_model, token_ids
 from goatviz.analysis.sink_measures import uniform_importance
 from goatviz.priors.base import Prior
 from goatviz.priors.fixed import UniformPrior
+from goatviz.transport.call import AttentionCall
+from goatviz.transport.statistics import RowStatistics, previous_keys
 
 #: What a record must hold.
 SINK_STATISTICS = (
@@ -29,8 +32,11 @@ SINK_STATISTICS = (
     "sink_mass",
     "largest_weight",
     "content_range",
+    "gathered_mass",
     "incoming_mass",
 )
+#: Of them, what a record may lack: then the mass on the previous token is not known.
+_DISPENSABLE = ("gathered_mass", "incoming_mass")
 
 #: An activation is massive above this magnitude and this multiple of the median (Sun et al. 2024).
 MASSIVE = (100.0, 1000.0)
@@ -52,6 +58,9 @@ class SinkSequence:
     content_range: np.ndarray
     prior_first: np.ndarray
     counted: np.ndarray
+    uniform_entropy: np.ndarray
+    previous: np.ndarray
+    induction: np.ndarray
     value_norm: np.ndarray | None
 
 
@@ -86,9 +95,15 @@ def gather_model(
     norms: bool,
     keep: str,
 ) -> Record:
+    ids = token_ids(arguments)
+    if not isinstance(arguments, Tensor) and "decoder_input_ids" in arguments:
+        # Two texts: a layer's tokens may be those of either.
+        ids = None
+    places = None if ids is None else functools.partial(_places, induction_keys(ids))
     names = SINK_STATISTICS + (("value_norm",) if norms else ())
     hidden: list[dict[str, np.ndarray]] = []
-    with capture(model, layers=layers, statistics=names, keep=keep, recent=recent) as record:
+    options = {"statistics": names, "keep": keep, "recent": recent, "at": places}
+    with capture(model, layers=layers, **options) as record:
         with _hidden_states(model, hidden if norms else None):
             run_model(model, arguments)
     gather_record(gathered, record)
@@ -99,6 +114,39 @@ def gather_model(
     return record
 
 
+def induction_keys(ids: Tensor) -> Tensor:
+    """The key after the last earlier occurrence of each token: where an induction head looks.
+
+    Parameters
+    ----------
+    ids : Tensor of integers, shape (batch, length)
+
+    Returns
+    -------
+    Tensor of int64, shape (batch, length)
+        -1 for a token that did not occur before.
+
+    Examples
+    --------
+    >>> induction_keys(torch.tensor([[5, 7, 5, 5, 7]])).tolist()
+    [[-1, -1, 1, 3, 2]]
+    """
+    ids = ids.cpu()
+    ordered, order = ids.sort(dim=-1, stable=True)
+    again = ordered[:, 1:] == ordered[:, :-1]
+    keys = torch.full(ids.shape, -1)
+    keys.scatter_(1, order[:, 1:], torch.where(again, order[:, :-1] + 1, -1))
+    return keys
+
+
+def _places(keys: Tensor, call: AttentionCall) -> Tensor:
+    """The key before each query and, where a call's tokens are those of `keys`, also these."""
+    previous = previous_keys(call)
+    if keys.shape != (call.shape[0], call.shape[2]) or call.shape[2] != call.shape[3]:
+        return previous
+    return torch.cat([previous.expand(len(keys), -1, -1), keys.unsqueeze(-1)], dim=-1)
+
+
 def gather_record(gathered: Gathered, record: Record) -> None:
     for call in record.check_calls():
         if call.rows is None or call.incoming is None:
@@ -106,7 +154,7 @@ def gather_record(gathered: Gathered, record: Record) -> None:
         missing = [
             name
             for name in SINK_STATISTICS
-            if name != "incoming_mass" and getattr(call.rows, name) is None
+            if name not in _DISPENSABLE and getattr(call.rows, name) is None
         ]
         if missing:
             raise ValueError(f"record lacks {', '.join(missing)}; capture it with the defaults")
@@ -133,6 +181,8 @@ def _gather_call(gathered: Gathered, call: CapturedCall) -> None:
             )
     prior_first = _prior_on_first(call)
     observers = call.incoming.observers.expand(call.shape[0], -1, -1)
+    previous, induction = _gathered_mass(call)
+    column = _has_column(call)
     gathered.recent = rows.recent
     for b in range(call.shape[0]):
         real = mask[b]
@@ -158,6 +208,9 @@ def _gather_call(gathered: Gathered, call: CapturedCall) -> None:
                 content_range=_numpy(rows.content_range[b][:, take]),
                 prior_first=_numpy(prior_first[b][:, take]),
                 counted=_numpy(seen[take]),
+                uniform_entropy=_uniform_entropy(rows, b, take, column),
+                previous=_numpy(previous[b][:, take]),
+                induction=_numpy(induction[b][:, take]),
                 value_norm=norm,
             )
         )
@@ -174,8 +227,26 @@ def _gather_call(gathered: Gathered, call: CapturedCall) -> None:
     gathered.priors.add(_prior_kind(call.call.prior))
     if call.call.biased:
         gathered.note("a bias was added to the logits; it counts as prior")
-    if _has_column(call):
+    if column:
         gathered.note("an extra column takes mass: content range does not bound the first key's")
+
+
+def _gathered_mass(call: CapturedCall) -> tuple[Tensor, Tensor]:
+    """Mass on the key before each query, and on that of `induction_keys`; NaN if not known."""
+    rows = call.rows
+    unknown = torch.full_like(rows.entropy, math.nan)
+    if rows.gathered_mass is None or not torch.equal(rows.at[:1, :, :1], previous_keys(call.call)):
+        return unknown, unknown
+    return rows.gathered_mass[..., 0], (
+        rows.gathered_mass[..., 1] if rows.at.shape[2] > 1 else unknown
+    )
+
+
+def _uniform_entropy(rows: RowStatistics, batch: int, take: Tensor, column: bool) -> np.ndarray:
+    """Entropy of equal weights for each query, (heads, queries): that of all it may use."""
+    visible = rows.visible[batch if len(rows.visible) > 1 else 0][:, take]
+    count = (visible + int(column)).clamp(min=1).double().log()
+    return _numpy(count.expand(rows.entropy.shape[1], -1))
 
 
 def _prior_on_first(call: CapturedCall) -> Tensor:

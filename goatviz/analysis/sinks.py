@@ -148,6 +148,7 @@ def sink_profile_steps(
 
     Examples
     --------
+    >>> import torch
     >>> from goatviz import load_pretrained
     >>> inputs = [torch.zeros(1, 64, dtype=torch.long)] * 2
     >>> list(sink_profile_steps(load_pretrained("copy-mixture-1-goat"), inputs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import xarray as xr
 
-from goatviz.analysis.heads import sink_table
+from goatviz.analysis.heads import head_numbers
 from goatviz.analysis.plan import plan_slice
 from goatviz.analysis.prior import prior_profile, prior_summary
 from goatviz.analysis.sinks import sink_profile
@@ -185,7 +185,7 @@ def signal(goat: Checkpoint, uniform: Checkpoint) -> Exhibit:
     profile, twin = (_held_out_sinks(each) for each in (goat, uniform))
     head = _sink_head(goat)
     correlations = {
-        name: sink_table(each)["rank_correlation"].values[0]
+        name: head_numbers(each)["rank_correlation"].values[0]
         for name, each in (("GOAT", profile), ("uniform prior", twin))
     }
     return Exhibit(
