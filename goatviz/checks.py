@@ -50,6 +50,12 @@ def positive_int(name: str, value: Any) -> int:
     return integer(name, value, low=1)
 
 
+def integer_fields(record: Any, **lowest: int) -> None:
+    """Check fields of a frozen dataclass by the least integer that each may hold."""
+    for name, low in lowest.items():
+        object.__setattr__(record, name, integer(name, getattr(record, name), low=low))
+
+
 def index(name: str, value: Any, count: int) -> int:
     """One of the places 0 .. count - 1.
 
@@ -188,6 +194,16 @@ def not_given(why: str, **arguments: Any) -> None:
     names = [name for name, value in arguments.items() if value is not None]
     if names:
         raise TypeError(f"{', '.join(names)} must not be given with {why}")
+
+
+def output_file(name: str, path: str | os.PathLike, ending: str) -> Path:
+    """A path to write to, with that ending and in an existing folder."""
+    path = Path(path)
+    if path.suffix != ending:
+        raise ValueError(f"{name} must end in {ending}, got {path.name!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"{name} must lie in an existing folder, got {path}")
+    return path
 
 
 @contextmanager

@@ -83,10 +83,9 @@ class ModelConfig:
     skip: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "training_length", "embed_dim", "num_layers", "num_heads"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        checks.integer_fields(
+            self, vocab_size=1, training_length=1, embed_dim=1, num_layers=1, num_heads=1
+        )
         for name in ("num_kv_heads", "content_dim"):
             if getattr(self, name) is not None:
                 checks.positive_int(name, getattr(self, name))

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
+from goatviz import checks
 from goatviz.derived import completed
 from goatviz.files import check_shipped, shipped_file, shipped_names, whole_file
 
@@ -630,15 +631,11 @@ def save_result(dataset: xr.Dataset, path: str | os.PathLike) -> Path:
     ...     load_result(path).identical(profile)
     True
     """
-    path = Path(path)
     schema = dataset.attrs.get("schema") if isinstance(dataset, xr.Dataset) else None
     if schema not in SCHEMAS:
         raise TypeError(f"dataset must be a goatviz result, got {type(dataset).__name__}")
     _check_fields(check_result(dataset, SCHEMAS[schema]), SCHEMAS[schema])
-    if path.suffix != ".nc":
-        raise ValueError(f"path must end in .nc, got {path.name}")
-    if not path.parent.is_dir():
-        raise ValueError(f"path must lie in an existing folder, got {path}")
+    path = checks.output_file("path", path, ".nc")
     with whole_file(path) as temporary:
         marked = dataset.assign_attrs({_SUM: f"the last {_SUM_LENGTH} bytes of the file"})
         marked.to_netcdf(temporary, engine="h5netcdf")

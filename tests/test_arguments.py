@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import torch
 import goatviz
 from goatviz.analysis import PlanLevels, prior_sources
 from goatviz.attention.functional import attention_plan
-from goatviz.models import goat_prior
-from goatviz.tasks import Passkey
+from goatviz.models import ModelConfig, goat_prior
+from goatviz.priors import SinkPrior, SpectralPrior
+from goatviz.tasks import CopyMixture, Passkey, Text
+from goatviz.training import TrainConfig
 from goatviz.transport import collapse_bound, doubly_stochastic
 from goatviz.transport.call import AttentionCall
 from goatviz.transport.statistics import all_of, statistics_of
@@ -78,6 +81,23 @@ CAUSAL = {
     "Attention": lambda **given: goatviz.Attention(8, 1, **given),
     "goat_prior": lambda **given: goat_prior(1, rank=1, sink_rank=1, training_length=8, **given),
 }
+#: Integers with a lower bound: name -> (call, arguments).
+INTEGERS = {
+    "CopyMixture": (CopyMixture, ("length", "vocab_size", "offset")),
+    "Passkey": (Passkey, ("length", "value_length", "distractors")),
+    "Text": (Text, ("length", "streamed_documents")),
+    "TrainConfig": (TrainConfig, ("steps", "batch_size")),
+    "Execution": (goatviz.Execution, ("accumulation",)),
+    "ModelConfig": (
+        partial(ModelConfig, **{"vocab_size": 4, "training_length": 8}),
+        ("vocab_size", "training_length", "embed_dim", "num_layers", "num_heads", "prior_rank"),
+    ),
+    "SpectralPrior": (partial(SpectralPrior, **{"num_heads": 1, "rank": 1}), ("rank", "axes")),
+    "SinkPrior": (
+        partial(SinkPrior, **{"num_heads": 1, "rank": 1, "training_length": 8}),
+        ("num_heads", "rank", "training_length", "hidden"),
+    ),
+}
 FLOATING = {
     "solve_rows": (goatviz.solve_rows, "scores"),
     "from_weights": (lambda x: goatviz.TransportPlan.from_weights(x, WEIGHTS), "weights"),
@@ -104,6 +124,12 @@ def table():
     for name, call in RECENT.items():
         for value, error in (*kinds, (True, TypeError), (0, ValueError)):
             yield name, lambda v, call=call: call(recent=v), value, error, f"{count} {value!r}"
+    for name, (call, arguments) in INTEGERS.items():
+        for argument in arguments:
+            for value, error in (*kinds, (True, TypeError), (-1, ValueError)):
+                message = rf"{argument} must be an integer of at least \d, got {value!r}"
+                make = partial(lambda call, argument, v: call(**{argument: v}), call, argument)
+                yield f"{name}-{argument}", make, value, error, message
     for name, call in ROWS.items():
         for value in (0, "0", None):
             message = f"keys must be a list of places, got {value!r}"

@@ -175,8 +175,6 @@ def test_goat_prior_starts():
     [
         ({"vocab_size": 0}, "vocab_size must be an integer of at least 1, got 0"),
         ({"training_length": 0}, "training_length must be"),
-        ({"embed_dim": 2.0}, "embed_dim must be"),
-        ({"num_layers": True}, "num_layers must be"),
         ({"num_heads": -1}, "num_heads must be"),
         ({"num_heads": 5}, "embed_dim must be a multiple of num_heads, got 64 and 5"),
         ({"positions": "nope"}, "positions must be one of goat, none, rope"),

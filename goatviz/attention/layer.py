@@ -15,7 +15,7 @@ from goatviz import checks
 from goatviz.attention.functional import IMPLEMENTATIONS, attend
 from goatviz.attention.positions import RotaryEmbedding
 from goatviz.priors.base import PositionsLike, Prior, as_positions
-from goatviz.priors.fixed import UniformPrior, check_heads
+from goatviz.priors.fixed import UniformPrior
 
 
 @dataclass
@@ -159,8 +159,9 @@ class Attention(nn.Module):
         impl: str | None = None,
     ) -> None:
         super().__init__()
-        check_heads(num_heads)
-        num_kv_heads = num_heads if num_kv_heads is None else check_heads(num_kv_heads)
+        checks.positive_int("num_heads", num_heads)
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        checks.positive_int("num_kv_heads", num_kv_heads)
         if num_heads % num_kv_heads:
             raise ValueError(
                 f"num_heads must be a multiple of num_kv_heads, got {num_heads} and {num_kv_heads}"

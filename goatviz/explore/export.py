@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from goatviz import checks
 from goatviz.explore.controls import Control
 from goatviz.explore.scripts import widget_file
 from goatviz.files import whole_file
@@ -58,10 +59,7 @@ class Exported(Protocol):
 
 def write_page(explorer: Exported, path: Path, vary: Mapping[str, Sequence[Any]]) -> Path:
     """Compute every state and write the page, whole or not at all; see `Explorer.save_html`."""
-    if path.suffix != ".html":
-        raise ValueError(f"path must end in .html, got {path.name}")
-    if not path.parent.is_dir():
-        raise ValueError(f"path must lie in an existing folder, got {path}")
+    checks.output_file("path", path, ".html")
     text = page(explorer, vary)
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

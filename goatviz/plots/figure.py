@@ -199,11 +199,7 @@ def save_html(figure: go.Figure, path: str | os.PathLike) -> Path:
     'empty.html'
     """
     checks.instance("figure", figure, go.Figure, "a plotly Figure")
-    path = Path(path)
-    if path.suffix != ".html":
-        raise ValueError(f"path must end in .html, got {path.name}")
-    if not path.parent.is_dir():
-        raise ValueError(f"path must lie in an existing folder, got {path}")
+    path = checks.output_file("path", path, ".html")
     text = pio.to_html(figure, config=CONFIG, include_mathjax=False, include_plotlyjs=True)
     text = text.replace("<html>", '<html lang="en" class="goatviz-page">', 1)
     text = text.replace("</head>", f"{_STYLE}{_PAGE_STYLE}</head>", 1)

@@ -1,8 +1,8 @@
 """Log-priors as objects: a function of positions, its low-rank lanes, and its named parts.
 
-A prior is asked for any window of positions and never stores a length x length array. Priors add
-(`p + q`), temper (`0.5 * p`) and name their parts (`components()`). Attention, analysis and
-drawing know priors only through this interface. Content scores do not live here.
+A prior gives its values for any window of positions and never stores a length x length array.
+Priors can be added (`p + q`) and tempered (`0.5 * p`), and name their parts (`components()`).
+Attention, analysis and plots know priors only through this interface.
 """
 
 from goatviz.priors.base import Lanes, Prior, ScaledPrior, SumPrior, as_positions, grid_positions

@@ -1,7 +1,7 @@
-"""The interface every prior keeps, positions, sums, and the splitting of lanes.
+"""The interface of every prior, positions, sums, and the splitting of lanes.
 
-What a prior *is* stands in `Prior.log_prior`; everything else here is an exact, faster or smaller
-way of saying the same thing. The concrete priors live in `fixed`, `spectral` and `sink`.
+`Prior.log_prior` defines a prior; everything else here is an exact but faster or smaller form of
+the same function. The concrete priors live in `fixed`, `spectral`, `sink` and `table`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from goatviz import checks
+
 PositionsLike = int | Sequence[int] | Sequence[float] | Tensor
 
-#: How many pieces of a low-precision number carry one value, and the constant on the query side
-#: of a key-only lane (a power of two, so that it is exact; fp16 would overflow at 65,504 without).
+#: Number of low-precision pieces that carry one value, and the constant on the query side of a
+#: key-only lane (a power of two, so that it is exact; without it fp16 would overflow at 65,504).
 _PIECES = {torch.float64: 1, torch.float32: 1, torch.bfloat16: 3, torch.float16: 3}
 _QUERY_UNIT = {torch.float16: 256.0}
 
 
 def readable() -> bool:
-    """Whether a check may read values of tensors: not while a graph is captured."""
+    """Whether a check may read the values of tensors: not while a graph is being captured."""
     return not torch.compiler.is_compiling()
 
 
@@ -35,9 +37,9 @@ def as_positions(positions: PositionsLike, name: str = "positions") -> Tensor:
     positions : int, sequence or Tensor
         A length n (meaning 0 .. n - 1), indices of shape (length,), or shape (length, 1 + axes):
         the sequence index first, then one coordinate for each axis of a grid. A row whose
-        coordinates are NaN has an index and no place on the grid (a class token).
+        coordinates are NaN has an index but no place on the grid (a class token).
     name : str
-        The argument's name, for the error.
+        Name of the argument, for error messages.
 
     Returns
     -------
@@ -93,19 +95,21 @@ def default_positions(
     *,
     causal: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Where queries and keys stand when the caller leaves it open: the one rule for all calls.
+    """Positions of queries and keys, as given or by default.
 
-    Keys stand at 0 .. n_keys - 1. Queries are the last n_queries of the keys, causal or not.
+    By default keys stand at 0 .. n_keys - 1, and the queries are the last n_queries of the keys,
+    causal or not.
 
     Parameters
     ----------
     n_queries, n_keys : int
-        How many there are.
+        Numbers of queries and keys.
     query_pos, key_pos : int, sequence or Tensor, optional
-        What the caller gave; see `as_positions`.
+        Positions given by the caller; see `as_positions`.
     causal : bool
-        Whether a query sees no later key. More queries than keys need `query_pos` if so, or if
-        `key_pos` was given; otherwise they stand at 0 .. n_queries - 1.
+        Whether queries see no later key. If there are more queries than keys, a causal call, and
+        one with `key_pos`, must give `query_pos`; in others the queries stand at
+        0 .. n_queries - 1.
 
     Returns
     -------
@@ -115,7 +119,7 @@ def default_positions(
     Raises
     ------
     ValueError
-        If a count differs from the one wanted, or `query_pos` is needed and missing.
+        If positions differ in number from queries or keys, or `query_pos` is needed and missing.
 
     Examples
     --------
@@ -156,7 +160,7 @@ def grid_positions(height: int, width: int, *, class_token: bool = False) -> Ten
     height, width : int
         Patches along each axis.
     class_token : bool
-        Put one token without coordinates in front (Litman and Guo 2026, vision section).
+        Put a token without coordinates in front (Litman and Guo 2026, vision section).
 
     Examples
     --------
@@ -182,11 +186,10 @@ def geometric_frequencies(rank: int, base: float) -> Tensor:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If `rank` is not an integer of at least 0, or `base` does not exceed 1.
     """
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-        raise ValueError(f"rank must be an integer of at least 0, got {rank!r}")
+    checks.integer("rank", rank, low=0)
     if not base > 1:
         raise ValueError(f"base must exceed 1, got {base}")
     steps = torch.arange(rank, dtype=torch.float64) / max(rank - 1, 1)
@@ -194,14 +197,14 @@ def geometric_frequencies(rank: int, base: float) -> Tensor:
 
 
 def frequency_axis(rank: int, axes: int, device: torch.device | None = None) -> Tensor:
-    """The axis that each of `rank` frequencies runs along: shape (R,), the first axes first."""
+    """The grid axis of each of `rank` frequencies, in order of the axes: shape (R,)."""
     each, left = divmod(rank, max(axes, 1))
     frequency = torch.arange(rank, device=device)
     return torch.maximum(frequency // (each + 1), (frequency - left) // max(each, 1))
 
 
 def grid_coordinates(positions: Tensor, rank: int, axes: int) -> tuple[Tensor, Tensor]:
-    """The coordinate that each frequency runs along, and whether the token has it.
+    """The coordinate that each frequency multiplies, and whether the token has one.
 
     Parameters
     ----------
@@ -248,7 +251,7 @@ class Factors:
     query, key : Tensor
         Shapes (heads, n_queries, rank) and (heads, n_keys, rank); rank may be 0.
     key_bias : Tensor
-        Shape (heads, n_keys): every key-only term in one number.
+        Sum of all key-only terms, shape (heads, n_keys).
     """
 
     query: Tensor
@@ -256,25 +259,31 @@ class Factors:
     key_bias: Tensor
 
 
+def key_factors(query: Tensor, key_bias: Tensor) -> Factors:
+    """The factorisation of a key-only term, of shape (heads, n_keys): its rank is 0."""
+    heads, keys = key_bias.shape
+    return Factors(query.new_zeros(heads, len(query), 0), query.new_zeros(heads, keys, 0), key_bias)
+
+
 class Prior(nn.Module):
     r"""A log-prior over keys: log pi(j | i) = K_ij, any K, normalised or not.
 
-    A row constant changes no attention weight, so two priors are the same prior when they differ
-    by a function of the query alone. `log_prior` fixes one gauge (recency is 0 on the diagonal).
+    A constant of a row changes no attention weight, so two priors that differ by a function of the
+    query alone are the same prior. `log_prior` fixes one gauge (recency is 0 on the diagonal).
 
     Attributes
     ----------
     name : str
-        The part's name in `components()`.
+        Name of the part in `components()`.
     kind : str
         "uniform", "relative" (a function of the lag), "recency" (linear in the lag), "key" (a
         function of the key), or "sum".
     num_heads : int
-        Parameter sets: 1 (shared), or one for each key-value head.
+        Number of parameter sets: 1 (shared), or one for each key-value head.
     axes : int
         0 for sequences; the number of grid axes otherwise.
     has_lanes : bool
-        Whether the prior has a finite factorisation, so that one fused call computes it.
+        Whether the prior has a finite factorisation, so that a fused kernel can compute it.
     """
 
     name: ClassVar[str] = "prior"
@@ -284,7 +293,7 @@ class Prior(nn.Module):
     has_lanes: bool = True
 
     def log_prior(self, query_pos: PositionsLike, key_pos: PositionsLike) -> Tensor:
-        """K_ij on any window of positions, no causal mask applied: this defines the prior.
+        """K_ij on any window of positions, without a causal mask: this defines the prior.
 
         Parameters
         ----------
@@ -309,8 +318,8 @@ class Prior(nn.Module):
     ) -> Lanes:
         r"""Lanes phi_i, psi_j with scale * <phi_i, psi_j> = K_ij + a constant of row i.
 
-        In bfloat16 and float16 every value is carried by several lanes (high part, remainder of
-        it, and so on), because one bfloat16 lane holding u(j) + m j is wrong by up to m j / 256.
+        In bfloat16 and float16 several lanes carry every value (its high part, the remainder, and
+        so on), because a single bfloat16 lane of u(j) + m j would be wrong by up to m j / 256.
 
         Parameters
         ----------
@@ -319,7 +328,7 @@ class Prior(nn.Module):
         dtype : torch.dtype, optional
             float64, float32, bfloat16 or float16; default: the parameters' own.
         scale : float
-            What the attention kernel multiplies inner products by; divided out here.
+            Factor by which the attention kernel multiplies inner products; divided out here.
 
         Raises
         ------
@@ -335,9 +344,10 @@ class Prior(nn.Module):
     def _lanes(
         self, query: Tensor, key: Tensor, dtype: torch.dtype, scale: float, *, centred: bool = False
     ) -> Lanes:
-        """`lanes` at checked positions; `centred` on 0, for one call that sees all of these keys.
+        """`lanes` at checked positions; `centred` shifts the key-only terms to be around 0.
 
-        A slope times a position of a million has no decimals left in float32; its differences do.
+        That is allowed where one call sees all of these keys. A slope times a position of a
+        million has no decimals left in float32, but differences of such values do.
         """
         self._check_lanes()
         if dtype not in _PIECES:
@@ -358,7 +368,7 @@ class Prior(nn.Module):
         return Lanes(torch.cat(query_lanes, dim=-1), torch.cat(key_lanes, dim=-1))
 
     def factors(self, query_pos: PositionsLike, key_pos: PositionsLike) -> Factors:
-        """The exact factorisation in the parameters' precision (phases in float64).
+        """The exact factorisation in the precision of the parameters (phases in float64).
 
         Raises
         ------
@@ -369,12 +379,12 @@ class Prior(nn.Module):
         return self._factors(*self._positions(query_pos, key_pos))
 
     def num_lanes(self, dtype: torch.dtype | None = None) -> int:
-        """Lanes that `lanes(dtype=dtype)` appends to every query and key."""
+        """Number of lanes that `lanes(dtype=dtype)` appends to every query and key."""
         point = torch.zeros(1, 1 + self.axes, dtype=torch.float64)
         return self.lanes(point, point, dtype=dtype).key.shape[-1]
 
     def components(self) -> dict[str, Prior]:
-        """The named parts whose log-priors add up to this one."""
+        """The named parts, whose log-priors add up to this one."""
         return {self.name: self}
 
     def __add__(self, other: Prior) -> Prior:
@@ -434,14 +444,14 @@ class SumPrior(Prior):
     Parameters
     ----------
     parts : iterable of Prior
-        Sums among them are flattened. Head counts must be equal or 1.
+        Parts of the sum; sums among them are flattened. Head counts must be equal or 1.
 
     Raises
     ------
     TypeError
         If a part is not a Prior.
     ValueError
-        If head counts or axes do not fit together.
+        If their head counts or axes do not agree.
     """
 
     name = "total"
@@ -469,7 +479,7 @@ class SumPrior(Prior):
 
     def components(self) -> dict[str, Prior]:
         named: dict[str, Prior] = {}
-        # A part may be a scaled sum, whose own parts are the ones that have a kind.
+        # A part may itself be a scaled sum; only its parts have a kind.
         for part in (p for each in self.parts for p in each.components().values()):
             name, number = part.name, 2
             while name in named:
@@ -478,19 +488,16 @@ class SumPrior(Prior):
         return named
 
     def _log_prior(self, query: Tensor, key: Tensor) -> Tensor:
-        total = self.parts[0]._log_prior(query, key)
-        for part in list(self.parts)[1:]:
-            total = total + part._log_prior(query, key)
+        total = sum(part._log_prior(query, key) for part in self.parts)
         return total.expand(self.num_heads, -1, -1)
 
     def _factors(self, query: Tensor, key: Tensor) -> Factors:
         each = [part._factors(query, key) for part in self.parts]
         heads = self.num_heads
-        bias = sum(f.key_bias.expand(heads, -1) for f in each)
         return Factors(
             torch.cat([f.query.expand(heads, -1, -1) for f in each], dim=-1),
             torch.cat([f.key.expand(heads, -1, -1) for f in each], dim=-1),
-            bias,
+            sum(f.key_bias.expand(heads, -1) for f in each),
         )
 
     def _has_key_bias(self) -> bool:
@@ -503,9 +510,9 @@ class ScaledPrior(Prior):
     Parameters
     ----------
     prior : Prior
-        What is scaled; its parts keep their names.
+        Prior to be scaled; its parts keep their names.
     factor : float
-        c; 0 is the uniform prior, a negative one inverts preferences.
+        c; 0 gives the uniform prior, a negative factor inverts preferences.
     """
 
     def __init__(self, prior: Prior, factor: float) -> None:
@@ -541,7 +548,7 @@ class ScaledPrior(Prior):
 
 
 def _split(value: Tensor, dtype: torch.dtype, pieces: int) -> list[Tensor]:
-    """Numbers of `dtype` that sum to `value`; the gradient reaches `value` once, by the first."""
+    """Numbers of `dtype` that sum to `value`; only the first passes on the gradient."""
     parts: list[Tensor] = []
     rest = value
     for _ in range(pieces):
@@ -554,7 +561,7 @@ def _split(value: Tensor, dtype: torch.dtype, pieces: int) -> list[Tensor]:
 def _split_product(
     query: Tensor, key: Tensor, dtype: torch.dtype, pieces: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Lanes whose inner product is `query @ key.mT` to twice the precision of `dtype`."""
+    """Lanes whose inner product is `query @ key.mT`, to twice the precision of `dtype`."""
     if pieces == 1:
         return [query.to(dtype)], [key.to(dtype)]
     query_high, query_low = _split(query, dtype, 2)

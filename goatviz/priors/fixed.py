@@ -1,7 +1,7 @@
-"""Priors that are fixed by hand or by a table: uniform, ALiBi, T5 buckets.
+"""Priors without a learned form: uniform, linear in the lag (ALiBi), T5 buckets.
 
-They are the baselines GOAT is compared with, said in the same words. Learned spectra live in
-`spectral`, key-only and recency terms in `sink`.
+They are the baselines that GOAT is compared with. Learned spectra live in `spectral`, the learned
+sink and recency in `sink`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from goatviz.priors.base import Factors, Prior
+from goatviz import checks
+from goatviz.priors.base import Factors, Prior, key_factors
 
 
 class UniformPrior(Prior):
@@ -29,39 +30,57 @@ class UniformPrior(Prior):
 
     def __init__(self, num_heads: int = 1) -> None:
         super().__init__()
-        self.num_heads = check_heads(num_heads)
+        self.num_heads = checks.positive_int("num_heads", num_heads)
 
     def _log_prior(self, query: Tensor, key: Tensor) -> Tensor:
         return query.new_zeros(self.num_heads, len(query), len(key), dtype=self._dtype())
 
     def _factors(self, query: Tensor, key: Tensor) -> Factors:
-        return Factors(
-            query.new_zeros(self.num_heads, len(query), 0),
-            key.new_zeros(self.num_heads, len(key), 0),
-            key.new_zeros(self.num_heads, len(key)),
-        )
+        return key_factors(query, key.new_zeros(self.num_heads, len(key)))
 
 
-class ALiBiPrior(Prior):
+class LinearPrior(Prior):
+    """What ALiBi and the learned recency share: K_ij = -m_h (i - j), one slope m for each head.
+
+    In a lane it is the key-only term m j, which differs from K_ij by a constant of row i.
+    """
+
+    name = "recency"
+    kind = "recency"
+
+    def slope(self) -> Tensor:
+        """Slopes m, shape (heads,), nats per token."""
+        raise NotImplementedError
+
+    def _log_prior(self, query: Tensor, key: Tensor) -> Tensor:
+        lag = query[:, :1] - key[:, 0]
+        return -(self.slope().double().view(-1, 1, 1) * lag).to(self._dtype())
+
+    def _factors(self, query: Tensor, key: Tensor) -> Factors:
+        return key_factors(query, self.slope().double().unsqueeze(-1) * key[:, 0])
+
+    def _has_key_bias(self) -> bool:
+        return True
+
+
+class ALiBiPrior(LinearPrior):
     r"""ALiBi, K_ij = -m_h (i - j): the maximum-entropy prior under a fixed mean lag.
 
     Parameters
     ----------
     num_heads : int
-        Heads; head h of n has slope 2^(-8 h / n) when n is a power of two (Press et al. 2022).
+        Number of heads; head h of n has slope 2^(-8 h / n) when n is a power of two (Press et al.
+        2022).
     slopes : sequence of float, optional
-        Slopes instead, in nats per token, positive.
+        Slopes to use instead, in nats per token, positive.
     symmetric : bool
         Use |i - j|, for bidirectional attention. It has no finite factorisation.
 
     Raises
     ------
     ValueError
-        If `slopes` has another length than `num_heads`, or one that is not positive.
+        If `slopes` does not hold one positive number for each head.
     """
-
-    name = "recency"
-    kind = "recency"
 
     def __init__(
         self,
@@ -71,12 +90,8 @@ class ALiBiPrior(Prior):
         symmetric: bool = False,
     ) -> None:
         super().__init__()
-        self.num_heads = check_heads(num_heads)
-        values = list(slopes) if slopes is not None else alibi_slopes(num_heads)
-        if len(values) != num_heads:
-            raise ValueError(f"slopes must hold {num_heads} numbers, got {len(values)}")
-        if not all(math.isfinite(v) and v > 0 for v in values):
-            raise ValueError(f"slopes must be positive and finite, got {values}")
+        values = checked_slopes(num_heads, slopes, positive=True)
+        self.num_heads = num_heads
         self.register_buffer("slopes", torch.tensor(values, dtype=torch.float32))
         self.symmetric = bool(symmetric)
         self.has_lanes = not self.symmetric
@@ -84,38 +99,30 @@ class ALiBiPrior(Prior):
             self.kind = "relative"
 
     def slope(self) -> Tensor:
-        """Slopes m, shape (heads,), nats per token."""
         return self.slopes
 
     def _log_prior(self, query: Tensor, key: Tensor) -> Tensor:
-        lag = query[:, :1] - key[:, 0]
-        if self.symmetric:
-            lag = lag.abs()
-        return -(self.slopes.double().view(-1, 1, 1) * lag).to(self._dtype())
-
-    def _factors(self, query: Tensor, key: Tensor) -> Factors:
-        return linear_key_factors(self.slopes, query, key)
-
-    def _has_key_bias(self) -> bool:
-        return True
+        values = super()._log_prior(query, key)
+        return -values.abs() if self.symmetric else values
 
 
 class BucketPrior(Prior):
     """T5's relative bias: one learned number for each bucket of lags (Raffel et al. 2020).
 
     Half of the buckets hold one lag each; the others grow logarithmically up to `max_distance`,
-    and all larger lags share the last. It has no finite factorisation.
+    and all larger lags share the last one. It has no finite factorisation.
 
     Parameters
     ----------
     num_heads : int
-        Heads, each with its own table.
+        Number of heads, each with its own table.
     num_buckets : int
-        Buckets; even and at least 4 when `bidirectional` (half for each direction), else 2.
+        Number of buckets: at least 2, or an even number of at least 4 when `bidirectional` (half
+        for each direction).
     max_distance : int
-        Lag, in tokens, from which on everything falls in the last bucket.
+        Lag, in tokens, from which on all lags share the last bucket.
     bidirectional : bool
-        Whether future keys have buckets of their own. If not, they share bucket 0.
+        Whether future keys have buckets of their own; otherwise they share bucket 0.
     """
 
     name = "relative"
@@ -131,7 +138,7 @@ class BucketPrior(Prior):
         bidirectional: bool = False,
     ) -> None:
         super().__init__()
-        self.num_heads = check_heads(num_heads)
+        self.num_heads = checks.positive_int("num_heads", num_heads)
         directions = 2 if bidirectional else 1
         if num_buckets % directions or num_buckets < 2 * directions:
             raise ValueError(
@@ -172,15 +179,15 @@ class BucketPrior(Prior):
 def alibi_slopes(num_heads: int) -> list[float]:
     """ALiBi's slopes, nats per token: geometric from 2^(-8/n) for n a power of two.
 
-    Other counts take the slopes of the largest power of two below, then every second slope of
-    twice that power (Press et al. 2022).
+    Other counts take the slopes of the next lower power of two, then every second slope of twice
+    that power (Press et al. 2022).
 
     Examples
     --------
     >>> alibi_slopes(2)
     [0.0625, 0.00390625]
     """
-    check_heads(num_heads)
+    checks.positive_int("num_heads", num_heads)
     power = 2 ** int(math.log2(num_heads))
     slopes = [2.0 ** (-8 * (h + 1) / power) for h in range(power)]
     if power < num_heads:
@@ -189,20 +196,15 @@ def alibi_slopes(num_heads: int) -> list[float]:
     return slopes
 
 
-def check_heads(num_heads: int) -> int:
-    """Return `num_heads`, or say that it must be a positive integer."""
-    if isinstance(num_heads, bool) or not isinstance(num_heads, int):
-        raise TypeError(f"num_heads must be an integer, got {type(num_heads).__name__}")
-    if num_heads < 1:
-        raise ValueError(f"num_heads must be at least 1, got {num_heads}")
-    return num_heads
-
-
-def linear_key_factors(slopes: Tensor, query: Tensor, key: Tensor) -> Factors:
-    """The lag-linear prior as a key-only term: -m (i - j) = m j + a constant of row i."""
-    heads = len(slopes)
-    return Factors(
-        query.new_zeros(heads, len(query), 0),
-        key.new_zeros(heads, len(key), 0),
-        slopes.double().unsqueeze(-1) * key[:, 0],
-    )
+def checked_slopes(
+    num_heads: int, slopes: Sequence[float] | None, *, positive: bool = False
+) -> list[float]:
+    """One finite slope for each head, at least 0 or positive; by default ALiBi's."""
+    checks.positive_int("num_heads", num_heads)
+    values = alibi_slopes(num_heads) if slopes is None else list(slopes)
+    if len(values) != num_heads:
+        raise ValueError(f"slopes must hold {num_heads} numbers, got {len(values)}")
+    if not all(math.isfinite(v) and (v > 0 if positive else v >= 0) for v in values):
+        wanted = "positive" if positive else "at least 0"
+        raise ValueError(f"slopes must be {wanted} and finite, got {values}")
+    return values

@@ -1,7 +1,7 @@
 """GOAT's key-only terms: the learned sink u(j) and the recency slope m.
 
-A key-only term shifts mass between keys whatever the query: one lane carries it. Relative terms
-live in `spectral`.
+A key-only term shifts mass between keys in the same way for every query, and one lane carries it.
+Relative terms live in `spectral`.
 """
 
 from __future__ import annotations
@@ -12,29 +12,56 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from goatviz.priors.base import Factors, Prior, geometric_frequencies, grid_coordinates
-from goatviz.priors.fixed import alibi_slopes, check_heads, linear_key_factors
+from goatviz import checks
+from goatviz.priors.base import (
+    Factors,
+    Prior,
+    geometric_frequencies,
+    grid_coordinates,
+    key_factors,
+)
+from goatviz.priors.fixed import LinearPrior, checked_slopes
 
 
-class SinkPrior(Prior):
+class KeyPrior(Prior):
+    """A prior that is a function of the key alone: K_ij = u(j), from `key_bias`."""
+
+    name = "sink"
+    kind = "key"
+
+    def key_bias(self, key_pos: Tensor) -> Tensor:
+        """u(j) at positions as `as_positions` returns them, shape (heads, n_keys), nats."""
+        raise NotImplementedError
+
+    def _log_prior(self, query: Tensor, key: Tensor) -> Tensor:
+        return self.key_bias(key).unsqueeze(1).expand(-1, len(query), -1)
+
+    def _factors(self, query: Tensor, key: Tensor) -> Factors:
+        return key_factors(query, self.key_bias(key))
+
+    def _has_key_bias(self) -> bool:
+        return True
+
+
+class SinkPrior(KeyPrior):
     r"""u(j) = gain_h MLP([cos v_m j, sin v_m j]_m, j/T, log(1+j)/log(1+T)) + bump_h [j = 0].
 
     Parameters
     ----------
     num_heads : int
-        Heads with their own gain and bump; the MLP is shared.
+        Number of heads, each with its own gain and bump; they share the MLP.
     rank : int
         M, the number of absolute frequencies v_m = base^(-m/(M-1)); may be 0.
     training_length : int
-        T in tokens, a constant of the module: dividing by the current length instead would make
-        a cached decode disagree with a full pass.
+        T in tokens, a constant of the module: with the current length in its place, cached
+        decoding would disagree with a full pass.
     base : float
         The slowest frequency is 1/base radians per token.
     hidden : int
-        Hidden units of the MLP (SiLU).
+        Number of hidden units of the MLP (SiLU).
     axes : int
-        0 for sequences; on a grid the frequencies are shared between the axes as in
-        `SpectralPrior`, while j stays the sequence index.
+        0 for sequences; on a grid the axes share the frequencies as in `SpectralPrior`, and j is
+        still the sequence index.
     init : str
         "seeded" (small random MLP) or "uniform" (zero output, still learnable).
     init_scale : float
@@ -47,12 +74,9 @@ class SinkPrior(Prior):
 
     Notes
     -----
-    Source: Litman and Guo 2026 (arXiv 2601.15380). The MLP is evaluated in float64 positions and
-    its parameters' precision.
+    Source: Litman and Guo 2026 (arXiv 2601.15380). Positions and phases are float64, the MLP is
+    evaluated in the precision of its parameters.
     """
-
-    name = "sink"
-    kind = "key"
 
     def __init__(
         self,
@@ -67,20 +91,12 @@ class SinkPrior(Prior):
         init_scale: float = 1e-3,
     ) -> None:
         super().__init__()
-        self.num_heads = check_heads(num_heads)
-        if isinstance(training_length, bool) or not isinstance(training_length, int):
-            raise TypeError(
-                f"training_length must be an integer, got {type(training_length).__name__}"
-            )
-        if training_length < 1:
-            raise ValueError(f"training_length must be at least 1, got {training_length}")
-        if hidden < 1:
-            raise ValueError(f"hidden must be at least 1, got {hidden}")
-        if init not in ("seeded", "uniform"):
-            raise ValueError(f"init must be 'seeded' or 'uniform', got {init!r}")
+        checks.one_of("init", init, ("seeded", "uniform"))
+        checks.positive_int("hidden", hidden)
+        self.num_heads = checks.positive_int("num_heads", num_heads)
+        self.training_length = checks.positive_int("training_length", training_length)
         self.rank = rank
         self.axes = axes
-        self.training_length = training_length
         self.register_buffer("frequencies", geometric_frequencies(rank, base))
         self.mlp = nn.Sequential(nn.Linear(2 * rank + 2, hidden), nn.SiLU(), nn.Linear(hidden, 1))
         self.gain = nn.Parameter(torch.ones(num_heads))
@@ -92,7 +108,6 @@ class SinkPrior(Prior):
             nn.init.zeros_(self.mlp[2].weight)
 
     def key_bias(self, key_pos: Tensor) -> Tensor:
-        """u(j) at positions as `as_positions` returns them, shape (heads, n_keys), nats."""
         key_pos = key_pos.to(self.gain.device)
         index = key_pos[:, 0]
         coordinates, present = grid_coordinates(key_pos, self.rank, self.axes)
@@ -114,66 +129,33 @@ class SinkPrior(Prior):
     def extra_repr(self) -> str:
         return f"rank={self.rank}, training_length={self.training_length}"
 
-    def _log_prior(self, query: Tensor, key: Tensor) -> Tensor:
-        return self.key_bias(key).unsqueeze(1).expand(-1, len(query), -1)
 
-    def _factors(self, query: Tensor, key: Tensor) -> Factors:
-        return Factors(
-            query.new_zeros(self.num_heads, len(query), 0),
-            key.new_zeros(self.num_heads, len(key), 0),
-            self.key_bias(key),
-        )
-
-    def _has_key_bias(self) -> bool:
-        return True
-
-
-class RecencyPrior(Prior):
+class RecencyPrior(LinearPrior):
     r"""K_ij = -m_h (i - j), m = softplus(raw) > 0, learned; for causal attention.
 
-    As a lane it is the key-only term m j, equal up to a constant of the row. `log_prior` returns
-    the gauge relative to the diagonal (0 at lag 0), in which nothing appears to grow with
-    position.
+    `log_prior` is 0 at lag 0, so that no value grows with the position; the lane carries the
+    key-only term m j, which is equal to it up to a constant of the row.
 
     Parameters
     ----------
     num_heads : int
-        Heads with their own slope.
+        Number of heads, each with its own slope.
     slopes : sequence of float, optional
         Initial slopes, nats per token, at least 0; default ALiBi's.
 
     Notes
     -----
-    Source: Litman and Guo 2026 (arXiv 2601.15380). A slope near 0 learns slowly, since the
-    gradient passes through softplus: a start of 1e-3 still moves, one of 1e-13 never does.
+    Source: Litman and Guo 2026 (arXiv 2601.15380). A slope near 0 learns slowly, since its
+    gradient passes through softplus: one that starts at 1e-3 still moves, at 1e-13 it never does.
     """
-
-    name = "recency"
-    kind = "recency"
 
     def __init__(self, num_heads: int, *, slopes: Sequence[float] | None = None) -> None:
         super().__init__()
-        self.num_heads = check_heads(num_heads)
-        values = list(slopes) if slopes is not None else alibi_slopes(num_heads)
-        if len(values) != num_heads:
-            raise ValueError(f"slopes must hold {num_heads} numbers, got {len(values)}")
-        if not all(math.isfinite(v) and v >= 0 for v in values):
-            raise ValueError(f"slopes must be at least 0 and finite, got {values}")
-        target = torch.tensor(values, dtype=torch.float64)
+        target = torch.tensor(checked_slopes(num_heads, slopes), dtype=torch.float64)
+        self.num_heads = num_heads
         # softplus^-1(m) = m + log(1 - e^-m); m = 0 has no finite preimage and becomes -inf.
         raw = target + torch.log(-torch.expm1(-target))
         self.raw_slope = nn.Parameter(raw.float())
 
     def slope(self) -> Tensor:
-        """Slopes m, shape (heads,), nats per token."""
         return nn.functional.softplus(self.raw_slope)
-
-    def _log_prior(self, query: Tensor, key: Tensor) -> Tensor:
-        lag = query[:, :1] - key[:, 0]
-        return -(self.slope().double().view(-1, 1, 1) * lag).to(self.raw_slope.dtype)
-
-    def _factors(self, query: Tensor, key: Tensor) -> Factors:
-        return linear_key_factors(self.slope(), query, key)
-
-    def _has_key_bias(self) -> bool:
-        return True

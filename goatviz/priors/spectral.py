@@ -1,6 +1,6 @@
 """GOAT's relative term: a trigonometric polynomial in the lag, on sequences or grids.
 
-A finite dot-product factorisation, translation equivariance and boundedness leave no other form
+A finite dot-product factorisation, translation equivariance and boundedness allow no other form
 (Litman and Guo 2026). Key-only terms live in `sink`.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from goatviz import checks
 from goatviz.priors.base import Factors, Prior, geometric_frequencies, grid_coordinates
-from goatviz.priors.fixed import check_heads
 
 
 class SpectralPrior(Prior):
@@ -19,15 +19,15 @@ class SpectralPrior(Prior):
     Parameters
     ----------
     num_heads : int
-        Heads with their own alpha and beta (key-value heads under grouped queries).
+        Number of heads, each with its own alpha and beta (key-value heads under grouped queries).
     rank : int
-        R, the number of frequencies; 0 is allowed and gives a flat kernel.
+        R, the number of frequencies; 0 gives a flat kernel.
     base : float
         The slowest frequency is 1/base radians per token.
     axes : int
-        0: the lag of sequence indices. a >= 1: positions carry a grid coordinate for each axis;
-        the first axis takes the first (largest) share of the frequencies, and a token without
-        coordinates (NaN) has relative features of zero.
+        0: the lag is that of sequence indices. a >= 1: positions carry a grid coordinate for each
+        axis. The first axis takes the first and largest share of the frequencies, and the
+        relative features of a token without coordinates (NaN) are zero.
     init : str
         "seeded" (alpha normal with standard deviation 0.01) or "uniform" (all zero).
 
@@ -65,13 +65,10 @@ class SpectralPrior(Prior):
         init: str = "seeded",
     ) -> None:
         super().__init__()
-        self.num_heads = check_heads(num_heads)
-        if axes < 0:
-            raise ValueError(f"axes must be at least 0, got {axes}")
-        if init not in ("seeded", "uniform"):
-            raise ValueError(f"init must be 'seeded' or 'uniform', got {init!r}")
+        checks.one_of("init", init, ("seeded", "uniform"))
+        self.num_heads = checks.positive_int("num_heads", num_heads)
+        self.axes = checks.integer("axes", axes, low=0)
         self.rank = rank
-        self.axes = axes
         self.register_buffer("frequencies", geometric_frequencies(rank, base))
         self.alpha = nn.Parameter(torch.zeros(num_heads, rank))
         self.beta = nn.Parameter(torch.zeros(num_heads, rank))
@@ -84,7 +81,7 @@ class SpectralPrior(Prior):
         Raises
         ------
         ValueError
-            If the prior lives on a grid, where the lag is a vector.
+            If the prior is on a grid, where the lag is a vector.
         """
         if self.axes:
             raise ValueError(f"a kernel over one lag needs axes=0, got axes={self.axes}")

@@ -1,6 +1,6 @@
-"""Priors given as numbers: one for each lag, or one for each key.
+"""Priors given as tables: one number for each lag, or one for each key.
 
-What was measured rather than learned becomes a prior this way, and draws like any other.
+This turns measured values into a prior that can be drawn like any other.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from goatviz.priors.base import Factors, Prior
+from goatviz.priors.base import Prior
+from goatviz.priors.sink import KeyPrior
 
 
 class LagTablePrior(Prior):
-    """kappa(lag) from a table; lags beyond either end take the end's value.
+    """kappa(lag) from a table; lags beyond either end take the value there.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ class LagTablePrior(Prior):
         return self.kernel[:, lag.clamp(0, self.kernel.shape[1] - 1)]
 
 
-class KeyTablePrior(Prior):
+class KeyTablePrior(KeyPrior):
     """u(j) from a table; keys beyond its end take the last value.
 
     Parameters
@@ -70,30 +71,13 @@ class KeyTablePrior(Prior):
     [3.0, 0.0, 0.0]
     """
 
-    name = "sink"
-    kind = "key"
-
     def __init__(self, sink: Tensor) -> None:
         super().__init__()
         self.register_buffer("sink", _checked(sink, "sink"))
         self.num_heads = len(self.sink)
 
-    def _bias(self, key: Tensor) -> Tensor:
-        return self.sink[:, key[:, 0].long().clamp(0, self.sink.shape[1] - 1)]
-
-    def _log_prior(self, query: Tensor, key: Tensor) -> Tensor:
-        return self._bias(key).unsqueeze(1).expand(-1, len(query), -1)
-
-    def _factors(self, query: Tensor, key: Tensor) -> Factors:
-        empty = self.sink.new_zeros
-        return Factors(
-            empty(self.num_heads, len(query), 0),
-            empty(self.num_heads, len(key), 0),
-            self._bias(key),
-        )
-
-    def _has_key_bias(self) -> bool:
-        return True
+    def key_bias(self, key_pos: Tensor) -> Tensor:
+        return self.sink[:, key_pos[:, 0].long().clamp(0, self.sink.shape[1] - 1)]
 
 
 def _checked(table: Tensor, name: str) -> Tensor:

@@ -1,6 +1,7 @@
-"""Tasks: seeded sources of token sequences, of any length, with what the best predictor reaches.
+"""Tasks: seeded sources of token sequences of any length.
 
-A task knows its data and its optimum; training knows neither.
+A task knows its data and, where there is one, the loss of the best possible predictor; training
+knows neither.
 """
 
 from goatviz.tasks.base import Task

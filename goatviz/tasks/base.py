@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Protocol, Self
 
 import torch
@@ -9,42 +10,46 @@ from torch import Tensor
 
 
 class Task(Protocol):
-    """A seeded source of token sequences of one length; frozen dataclasses keep it.
+    """A seeded source of token sequences of one length; a frozen dataclass.
 
     Attributes
     ----------
     name : str
-        As on the command line and in checkpoints' cards.
+        The task's name on the command line and in the cards of checkpoints.
     length : int
         Tokens of context; a sequence has one more, to be predicted.
     vocab_size : int
         Ids lie in [0, vocab_size).
     answer_length : int
-        Predicted tokens, at the end of each sequence, whose accuracy counts; 0 if none.
+        Number of predicted tokens, at the end of each sequence, whose accuracy counts; 0 if none.
     masked : int or None
-        Targets of this id count for nothing.
+        Targets with this id are left out of the loss.
     """
 
     name: ClassVar[str]
-    masked: ClassVar[int | None]
+    masked: ClassVar[int | None] = None
     length: int
     vocab_size: int
 
     @property
-    def answer_length(self) -> int: ...
+    def answer_length(self) -> int:
+        return 0
 
     def at_length(self, length: int) -> Self:
-        """The same task with another length of context."""
-        ...
+        """The same task with another length of context, in tokens."""
+        return replace(self, length=length)
 
     def held_out(self) -> Self:
-        """The task that measures: same length, sequences that training never draws."""
-        ...
+        """The task to evaluate on: the same length, sequences that training never draws.
+
+        By default it is the task itself: another seed gives other sequences.
+        """
+        return self
 
     def sample(self, count: int, *, generator: torch.Generator) -> Tensor:
         """Draw `count` sequences, integers of shape (count, length + 1)."""
         ...
 
     def target_weights(self) -> Tensor | None:
-        """Weight of each predicted token in the loss, shape (length,); None: all alike."""
-        ...
+        """Weight of each predicted token in the loss, shape (length,); None: equal weights."""
+        return None

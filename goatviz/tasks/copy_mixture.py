@@ -6,20 +6,23 @@ The optimal predictor is known in closed form, so a trained model's loss can be 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from goatviz import checks
+from goatviz.tasks.base import Task
+
 
 @dataclass(frozen=True)
-class CopyMixture:
-    r"""Each token copies the first, or the one `offset` places before it, or is noise.
+class CopyMixture(Task):
+    r"""Each token copies the first one, or the one `offset` places before it, or is noise.
 
     P(x_t = c | x_<t) = first [c = x_0] + previous [c = x_{t - offset}] + noise / vocab_size,
-    independently for every t >= 1; where t < offset the second share is noise too. Predicting the
-    next token, an offset of 1 is lag 0 in query coordinates: the copied token is the query's own.
+    independently for every t >= 1; where t < offset the second share is noise too. An offset of 1
+    is lag 0 for the query that predicts the next token: the token to copy is the query's own.
 
     Attributes
     ----------
@@ -28,9 +31,9 @@ class CopyMixture:
     vocab_size : int
         Symbols, all equally likely for the first token and for noise.
     offset : int
-        How far back the second source lies, in tokens, at least 1.
+        Distance of the second source in tokens, at least 1.
     first, previous : float
-        Shares of the two sources; the rest is noise.
+        Probabilities of copying from the two sources; the rest is noise.
 
     Examples
     --------
@@ -46,14 +49,9 @@ class CopyMixture:
     previous: float = 0.45
 
     name: ClassVar[str] = "copy-mixture"
-    answer_length: ClassVar[int] = 0
-    masked: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
-        for name, least in (("length", 1), ("vocab_size", 2), ("offset", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        checks.integer_fields(self, length=1, vocab_size=2, offset=1)
         if self.offset > self.length:
             raise ValueError(
                 f"offset must not exceed length={self.length}, got {self.offset}: "
@@ -67,22 +65,9 @@ class CopyMixture:
                 f"first + previous must not exceed 1, got {self.first} + {self.previous}"
             )
 
-    def at_length(self, length: int) -> Self:
-        """The same task with another length of context, tokens."""
-        return replace(self, length=length)
-
-    def held_out(self) -> Self:
-        """The task itself: another seed is another stream."""
-        return self
-
-    def target_weights(self) -> None:
-        """All predicted tokens count alike."""
-        return None
-
     def sample(self, count: int, *, generator: torch.Generator) -> Tensor:
         """Draw `count` sequences, integers of shape (count, length + 1)."""
-        if count < 1:
-            raise ValueError(f"count must be at least 1, got {count}")
+        checks.positive_int("count", count)
         shape = (count, self.length + 1)
         ids = torch.randint(self.vocab_size, shape, generator=generator)
         source = torch.rand(shape, generator=generator)
@@ -94,7 +79,7 @@ class CopyMixture:
         return ids
 
     def optimal_probabilities(self, ids: Tensor) -> Tensor:
-        """The exact predictive distribution of tokens 1 .. length given those before.
+        """The exact distribution of tokens 1 .. length given the tokens before each.
 
         Parameters
         ----------
@@ -119,10 +104,10 @@ class CopyMixture:
         return out
 
     def bayes_loss(self) -> float:
-        r"""The lowest expected loss any predictor can reach, in nats per predicted token.
+        r"""The lowest expected loss that any predictor can reach, in nats per predicted token.
 
-        The predictive distribution depends only on whether x_0 = x_{t - offset}; that event's
-        probability obeys e_t = first + previous e_{t - offset} + noise / V, with e_0 = 1.
+        The predictive distribution depends only on whether x_0 = x_{t - offset}. The probability
+        of that event obeys e_t = first + previous e_{t - offset} + noise / V, with e_0 = 1.
         """
         size = self.vocab_size
         noise = 1 - self.first - self.previous

@@ -1,7 +1,7 @@
 """Text and DNA: windows of real documents, read from files or streamed by name.
 
-A window never crosses from one document into another unless `packed` asks for it, so that a token
-is predicted from its own document alone.
+A window never crosses from one document into another unless `packed` is set, so a token is
+predicted from its own document alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import lzma
 import tarfile
 import zlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,7 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: What a source begins with to be streamed by name: hf:NAME:CONFIG:SPLIT, or hf:NAME:SPLIT.
+from goatviz import checks
+from goatviz.tasks.base import Task
+
+#: Prefix of sources that are streamed by name: hf:NAME:CONFIG:SPLIT, or hf:NAME:SPLIT.
 STREAMED = "hf:"
 _TEXTS = (".txt", ".md")
 _ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tgz")
@@ -31,16 +34,16 @@ _BETWEEN = "\n\n"
 
 
 class Documents(NamedTuple):
-    """Documents one after another.
+    """Documents, one after another.
 
     Attributes
     ----------
     tokens : array
         Unsigned integers, shape (tokens of all documents,).
     starts : array
-        Where each begins, and the end of the last, shape (documents + 1,).
+        Index of each document's first token, and the end of the last, shape (documents + 1,).
     names : tuple of str
-        What each is called.
+        Names of the documents.
     """
 
     tokens: np.ndarray
@@ -49,45 +52,34 @@ class Documents(NamedTuple):
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each, shape (documents,)."""
+        """Number of tokens in each document, shape (documents,)."""
         return np.diff(self.starts)
 
 
 @dataclass(frozen=True)
-class _Corpus(ABC):
-    """What text and DNA share; see these."""
+class _Corpus(Task):
+    """What `Text` and `DNA` share."""
 
     source: str = ""
     validation: str = ""
     length: int = 256
 
-    name: ClassVar[str]
-    answer_length: ClassVar[int] = 0
-    #: Targets of this id count for nothing.
-    masked: ClassVar[int | None] = None
-
     def __post_init__(self) -> None:
-        if isinstance(self.length, bool) or not isinstance(self.length, int) or self.length < 1:
-            raise ValueError(f"length must be an integer of at least 1, got {self.length!r}")
+        checks.integer_fields(self, length=1)
         for name in ("source", "validation"):
-            if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} must be text, got {type(getattr(self, name)).__name__}")
+            checks.instance(name, getattr(self, name), str, "text")
 
     @abstractmethod
     def documents(self) -> Documents:
-        """What `source` holds; read once, then kept in memory."""
-
-    def at_length(self, length: int) -> Self:
-        """The same documents in windows of another length."""
-        return replace(self, length=length)
+        """The documents of `source`, read once and then kept in memory."""
 
     def held_out(self) -> Self:
-        """The documents of `validation`, in windows that cross no document.
+        """The documents of `validation`, in windows that never span two documents.
 
         Raises
         ------
         ValueError
-            If there is no `validation`.
+            If `validation` is empty.
         """
         if not self.validation:
             raise ValueError(
@@ -95,34 +87,27 @@ class _Corpus(ABC):
             )
         return replace(self, source=self.validation)
 
-    def target_weights(self) -> None:
-        """None: all predicted tokens count alike."""
-        return None
-
     def sample(self, count: int, *, generator: torch.Generator) -> Tensor:
-        """Draw `count` windows, uniformly over all there are; shape (count, length + 1).
+        """Draw `count` windows uniformly from all windows; shape (count, length + 1).
 
         Parameters
         ----------
         count : int
-            At least 1.
+            Number of windows, at least 1.
         generator : torch.Generator
-            On the CPU.
+            A generator on the CPU.
 
         Raises
         ------
         ValueError
-            If no document is long enough, or the source is not what it should be.
+            If no document is longer than `length`, or the source cannot be read.
         """
-        if count < 1:
-            raise ValueError(f"count must be at least 1, got {count}")
-        tokens, starts, _ = self._readable()
-        room = np.maximum(np.diff(starts) - self.length, 0)
+        checks.positive_int("count", count)
+        documents = self._drawn_from()
+        tokens, starts, _ = documents
+        room = np.maximum(documents.lengths - self.length, 0)
         if not room.any():
-            raise ValueError(
-                f"length must leave one document of {self.source} longer than it, got "
-                f"{self.length}; the longest of {len(room)} has {np.diff(starts).max()} tokens"
-            )
+            raise self._too_short("length", self.length, documents)
         ends = np.cumsum(room)
         drawn = torch.rand(count, generator=generator, dtype=torch.float64).numpy()
         chosen = np.minimum((drawn * ends[-1]).astype(np.int64), ends[-1] - 1)
@@ -132,30 +117,29 @@ class _Corpus(ABC):
         return torch.from_numpy(windows.astype(np.int64))
 
     def pieces(self, length: int, *, per_document: int = 1) -> tuple[Tensor, tuple[str, ...]]:
-        """Stretches of `length` tokens and the next, spread evenly over each document.
+        """Pieces of `length` tokens and the next, spread evenly over each document.
 
         Parameters
         ----------
         length : int
             Tokens of context.
         per_document : int
-            The most that are taken of a document; they do not overlap. Documents that are too
-            short give fewer, or none.
+            Largest number of pieces from one document. Pieces do not overlap, so a short document
+            gives fewer, or none.
 
         Returns
         -------
         ids : Tensor
             Shape (pieces, length + 1).
         names : tuple of str
-            Of the documents they come from.
+            Name of each piece's document.
 
         Raises
         ------
         ValueError
-            If no document is long enough, or per_document is below 1.
+            If no document is longer than `length`, or per_document is below 1.
         """
-        if per_document < 1:
-            raise ValueError(f"per_document must be at least 1, got {per_document}")
+        checks.positive_int("per_document", per_document)
         documents = self.documents()
         windows, names = [], []
         for start, size, name in zip(
@@ -167,16 +151,18 @@ class _Corpus(ABC):
                 windows.append(documents.tokens[first : first + length + 1])
                 names.append(name)
         if not windows:
-            raise ValueError(
-                f"lengths must leave one document of {self.source} longer than them, got "
-                f"{length}; the longest of {len(documents.names)} has {documents.lengths.max()} "
-                "tokens"
-            )
+            raise self._too_short("lengths", length, documents)
         return torch.from_numpy(np.stack(windows).astype(np.int64)), tuple(names)
 
-    def _readable(self) -> Documents:
-        """What `sample` draws from."""
+    def _drawn_from(self) -> Documents:
+        """The documents that `sample` draws from."""
         return self.documents()
+
+    def _too_short(self, name: str, length: int, documents: Documents) -> ValueError:
+        return ValueError(
+            f"{name} must be below the length of a document of {self.source}, got {length}; the "
+            f"longest of {len(documents.names)} has {documents.lengths.max()} tokens"
+        )
 
 
 @dataclass(frozen=True)
@@ -186,25 +172,25 @@ class Text(_Corpus):
     Attributes
     ----------
     source, validation : str
-        Documents to train on, and others to measure on: a text file (.gz and .xz are opened), a
-        folder or a .tar, .tar.gz or .tar.xz of .txt and .md files, each a document; or
-        "hf:NAME:CONFIG:SPLIT", a data set of the Hugging Face hub that is streamed, such as
+        Documents to train on, and others to evaluate on: a text file (.gz and .xz are
+        decompressed); a folder, .tar, .tar.gz or .tar.xz of .txt and .md files, each a document;
+        or "hf:NAME:CONFIG:SPLIT", a data set streamed from the Hugging Face hub, such as
         "hf:allenai/c4:en:train" (its column "text"; needs goatviz[train]).
     length : int
         Tokens of context; a window has one more, to be predicted.
     tokenizer : str, optional
-        A tokenizer.json (needs goatviz[huggingface]); None: UTF-8 bytes, 256 of them.
+        Path of a tokenizer.json (needs goatviz[huggingface]); None: the 256 UTF-8 bytes.
     packed : bool
-        Train on documents joined by an empty line, so that short ones count; windows then cross
-        from one into the next. Evaluation never does.
+        Train on documents joined by an empty line, so that short ones are used too. Windows then
+        cross from one document into the next; in evaluation they never do.
     streamed_documents : int
-        The most that are read of a streamed data set.
+        Largest number of documents read from a streamed data set.
 
     Raises
     ------
     ValueError, TypeError
-        For values out of range. Sources are read when first used: files that are missing, empty
-        or not UTF-8 are errors then.
+        For values out of range. A source is read when it is first used; a file that is missing,
+        empty or not UTF-8 is an error then.
 
     Examples
     --------
@@ -220,24 +206,20 @@ class Text(_Corpus):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        count = self.streamed_documents
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"streamed_documents must be an integer of at least 1, got {count!r}")
+        checks.integer_fields(self, streamed_documents=1)
 
     @property
     def vocab_size(self) -> int:
-        """256 bytes, or what the tokenizer has."""
+        """256 bytes, or the size of the tokenizer's vocabulary."""
         return 256 if self.tokenizer is None else _tokenizer(self.tokenizer).get_vocab_size()
 
     def documents(self) -> Documents:
-        """What `source` holds; read once, then kept in memory."""
         return _text_documents(self.source, self.tokenizer, self.streamed_documents)
 
     def held_out(self) -> Self:
-        """The documents of `validation`, in windows that cross no document."""
         return replace(super().held_out(), packed=False)
 
-    def _readable(self) -> Documents:
+    def _drawn_from(self) -> Documents:
         if self.packed:
             return _packed(self.source, self.tokenizer, self.streamed_documents)
         return self.documents()
@@ -245,20 +227,21 @@ class Text(_Corpus):
 
 @dataclass(frozen=True)
 class DNA(_Corpus):
-    """Windows of nucleotides, A, C, G and T; N (unknown) is read and never predicted.
+    """Windows of the nucleotides A, C, G and T; N (unknown) may be read but is never a target.
 
     Attributes
     ----------
     source, validation : str
-        FASTA files (.gz is opened) to train on, and to measure on; each record is a document.
+        FASTA files (.gz is decompressed) to train on and to evaluate on; each record is a
+        document.
     length : int
         Nucleotides of context; a window has one more, to be predicted.
 
     Raises
     ------
     ValueError, TypeError
-        For values out of range. Files are read when first used: one that is missing, empty, no
-        FASTA, or has other letters is an error then.
+        For values out of range. A file is read when it is first used; one that is missing, empty,
+        not FASTA, or has other letters is an error then.
 
     Examples
     --------
@@ -271,7 +254,6 @@ class DNA(_Corpus):
     masked: ClassVar[int | None] = _NUCLEOTIDES.index(b"N")
 
     def documents(self) -> Documents:
-        """What `source` holds; read once, then kept in memory."""
         return _fasta_documents(self.source)
 
 
@@ -305,7 +287,7 @@ def _joined(parts: list[np.ndarray], names: tuple[str, ...]) -> Documents:
 
 
 def _texts(source: str, most: int) -> Iterator[tuple[str, str]]:
-    """Name and text of every document of a source, in a fixed order."""
+    """Name and text of every document in a source, in a fixed order."""
     if source.startswith(STREAMED):
         yield from _streamed(source, most)
         return
@@ -328,7 +310,7 @@ def _archived(path: Path) -> Iterator[tuple[str, str]]:
                     content = archive.extractfile(member).read()
                     yield member.name, _decoded(content, f"{path}: {member.name}")
     except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
-        raise ValueError(f"source {path} is no readable archive: {error}") from error
+        raise ValueError(f"source {path} is not a readable archive: {error}") from error
 
 
 def _streamed(source: str, most: int) -> Iterator[tuple[str, str]]:
@@ -365,7 +347,7 @@ def _opened(path: Path) -> bytes:
         with read(path, "rb") as file:
             return file.read()
     except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
-        raise ValueError(f"source {path} is no readable {path.suffix} file: {error}") from error
+        raise ValueError(f"source {path} is not a readable {path.suffix} file: {error}") from error
 
 
 def _decoded(content: bytes, where: str | Path) -> str:
@@ -393,7 +375,7 @@ def _tokenizer(path: str):
     try:
         return Tokenizer.from_file(path)
     except Exception as error:
-        raise ValueError(f"tokenizer {path} is no tokenizer.json: {error}") from error
+        raise ValueError(f"tokenizer {path} is not a tokenizer.json: {error}") from error
 
 
 def _encoded(tokenizer, text: str) -> np.ndarray:

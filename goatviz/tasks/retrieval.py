@@ -1,16 +1,19 @@
 """Passkey and needle in a haystack: find one value in a long text and repeat it at the end.
 
-Sequences are ASCII characters, so that ids can be read: `decode` shows what a model was asked.
+Tokens are ASCII characters, so that `decode` shows what a model was asked.
 """
 
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from goatviz import checks
+from goatviz.tasks.base import Task
 
 _PAIR, _EQUALS, _END = "#", "=", "."
 _NAME_LENGTH = 2
@@ -18,8 +21,8 @@ _RESERVED = frozenset(_PAIR + _EQUALS)
 
 
 @dataclass(frozen=True)
-class _Retrieval:
-    """What passkey and needle share; see these."""
+class _Retrieval(Task):
+    """What `Passkey` and `Needle` share."""
 
     length: int = 1024
     value_length: int = 8
@@ -28,18 +31,13 @@ class _Retrieval:
     distractors: int = 0
     haystack: str | None = None
 
-    name: ClassVar[str]
-    #: Shares of the loss that go to all tokens, and to the answer once more.
+    #: Weights of the mean loss over all tokens, and of the mean loss over the answer.
     language_weight: ClassVar[float]
     answer_weight: ClassVar[float]
     vocab_size: ClassVar[int] = 128
-    masked: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
-        for name, least in (("length", 1), ("value_length", 1), ("distractors", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        checks.integer_fields(self, length=1, value_length=1, distractors=0)
         if self.distractors >= len(string.ascii_uppercase) ** _NAME_LENGTH:
             raise ValueError(f"distractors must leave names to choose, got {self.distractors}")
         letters = self.alphabet
@@ -57,9 +55,10 @@ class _Retrieval:
                     f"{name} must be ASCII text without {_PAIR!r} and {_EQUALS!r}, got {text!r}"
                 )
         if self.length < self.shortest:
+            pairs = f"{self.distractors + 1} pairs" if self.distractors else "the pair"
             raise ValueError(
-                f"length must be at least {self.shortest} tokens, which {self.distractors + 1} "
-                f"pair(s), the question and the answer take, got {self.length}"
+                f"length must be at least {self.shortest} tokens, to hold {pairs}, the question "
+                f"and the answer, got {self.length}"
             )
 
     @property
@@ -76,32 +75,24 @@ class _Retrieval:
 
     @property
     def shortest(self) -> int:
-        """The fewest tokens of context that hold every pair and the question, no filler."""
+        """The fewest tokens of context that hold every pair and the question, without filler."""
         pairs = (self.distractors + 1) * self._pair_length
         return pairs + self._question_length + self.value_length - 1
 
     @property
     def answer_length(self) -> int:
-        """Predicted tokens, at the end of each sequence, that are the answer."""
+        """Number of tokens in the answer, which ends each sequence."""
         return self.value_length
 
     @property
     def chance(self) -> float:
-        """Accuracy of a guess for each token of the answer."""
+        """Probability of guessing one token of the answer."""
         return 1 / len(self.alphabet)
 
     @property
     def strict_chance(self) -> float:
-        """Accuracy of a guess for the whole answer."""
+        """Probability of guessing the whole answer."""
         return self.chance**self.value_length
-
-    def at_length(self, length: int) -> Self:
-        """The same task with another length of context, tokens."""
-        return replace(self, length=length)
-
-    def held_out(self) -> Self:
-        """The task itself: another seed is another stream."""
-        return self
 
     def target_weights(self) -> Tensor:
         """Weight of each predicted token in the loss, shape (length,); they sum to 1."""
@@ -118,15 +109,14 @@ class _Retrieval:
         Parameters
         ----------
         count : int
-            At least 1.
+            Number of sequences, at least 1.
         generator : torch.Generator
-            On the CPU.
+            A generator on the CPU.
         depth : float, optional
-            Where the pair stands in the filler, 0 = first, 1 = just before the question; default
-            uniform within `depths`.
+            Position of the pair in the filler: 0 is the beginning, 1 just before the question.
+            Default: uniform within `depths`.
         """
-        if count < 1:
-            raise ValueError(f"count must be at least 1, got {count}")
+        checks.positive_int("count", count)
         if depth is not None and not 0 <= depth <= 1:
             raise ValueError(f"depth must lie in [0, 1], got {depth}")
         pairs = self.distractors + 1
@@ -134,7 +124,7 @@ class _Retrieval:
         low, high = self.depths if depth is None else (depth, depth)
         drawn = torch.rand(count, pairs, generator=generator, dtype=torch.float64)
         place = low + (high - low) * drawn[:, :1]
-        # Distractors stand anywhere; the number of filler characters before each pair:
+        # Number of filler characters before each pair; distractors may stand anywhere.
         before = torch.cat([place, drawn[:, 1:]], dim=1).mul(filler).round().long()
         letters = _codes(self.alphabet)
         value = letters[_choose(len(letters), (count, pairs, self.value_length), generator)]
@@ -158,7 +148,7 @@ class _Retrieval:
         return torch.cat([ids, question[:, 0], value[:, 0]], dim=1)
 
     def answer_keys(self, ids: Tensor) -> Tensor:
-        """Where the answer stands in the text of each sequence, shape (count, value_length).
+        """Positions of the answer's tokens in each text, shape (count, value_length).
 
         Parameters
         ----------
@@ -168,7 +158,7 @@ class _Retrieval:
         Raises
         ------
         ValueError
-            If a sequence has another length, or its question is not in its text.
+            If a sequence has another length, or does not contain the pair it asks for.
         """
         if ids.ndim != 2 or ids.shape[1] != self.length + 1:
             raise ValueError(
@@ -178,7 +168,7 @@ class _Retrieval:
         text, question = ids[:, : -asked - self.value_length], ids[:, -asked - self.value_length :]
         same = (text.unfold(1, asked, 1) == question[:, None, :asked]).all(dim=-1)
         if not bool(same.any(dim=-1).all()):
-            raise ValueError(f"ids must hold the {self.name} that they ask for, and some do not")
+            raise ValueError(f"ids must hold the {self.name} that they ask for; some do not")
         first = same.long().argmax(dim=-1) + asked
         return first[:, None] + torch.arange(self.value_length, device=ids.device)
 
@@ -188,7 +178,7 @@ class _Retrieval:
         return ["".join(map(chr, row)) for row in ids.tolist()]
 
     def _names(self, count: int, pairs: int, generator: torch.Generator) -> Tensor:
-        """Distinct names of a row's pairs, shape (count, pairs, letters of a name)."""
+        """Distinct names for the pairs of each sequence, shape (count, pairs, letters)."""
         if not self._name_length:
             return torch.empty(count, pairs, 0, dtype=torch.long)
         letters = _codes(string.ascii_uppercase)
@@ -207,32 +197,33 @@ class _Retrieval:
 
 @dataclass(frozen=True)
 class Passkey(_Retrieval):
-    r"""Repeat the number that was hidden in a text of random letters.
+    r"""Repeat the number that is hidden in a text of random letters.
 
     A sequence is filler, `#=12345678.`, filler, `#=`, and the answer 12345678. The loss is
-    (language modelling + 10 answer) / 11, as in the public protocol of Litman and Guo 2026; a
-    `haystack` text that is repeated gives the protocol of Mohtashami and Jaggi 2023 (Landmark
-    Attention), `distractors` the multi-key one of Hsieh et al. 2024 (RULER).
+    (language modelling + 10 answer) / 11, as in the public protocol of Litman and Guo 2026. A
+    `haystack` gives the protocol of Mohtashami and Jaggi 2023 (Landmark Attention), `distractors`
+    give the multi-key protocol of Hsieh et al. 2024 (RULER).
 
     Attributes
     ----------
     length : int
         Tokens of context; a sequence has one more, to be predicted.
     value_length : int
-        Digits.
+        Digits of the number.
     alphabet : str
-        What values are made of.
+        Characters that values are drawn from.
     depths : tuple of two floats
-        The pair stands uniformly between these shares of the filler.
+        The pair stands uniformly between these fractions of the filler.
     distractors : int
-        Other pairs; with any, every pair has a name of two capitals, and the question names one.
+        Number of other pairs. If there are any, every pair has a name of two capitals, and the
+        question asks for one by name.
     haystack : str, optional
-        Text that is repeated, from a random character on, in place of random letters.
+        Text that replaces the random letters, repeated from a random character on.
 
     Raises
     ------
-    ValueError
-        For values out of range, and a length that does not hold the pairs and the question.
+    TypeError, ValueError
+        For values out of range, or a length that cannot hold the pairs and the question.
 
     Examples
     --------
@@ -249,10 +240,10 @@ class Passkey(_Retrieval):
 
 @dataclass(frozen=True)
 class Needle(_Retrieval):
-    r"""Repeat a needle of 12 letters out of "abcd" that was hidden in random letters.
+    r"""Repeat a needle, 12 letters out of "abcd", that is hidden in random letters.
 
-    As `Passkey`, but the loss looks at the answer alone (needle test of Litman and Guo 2026). A
-    guess is right for one token in four.
+    Like `Passkey`, but the loss counts the answer alone (the needle test of Litman and Guo 2026).
+    A guess is right for one token in four.
 
     Attributes
     ----------

@@ -1,6 +1,6 @@
-"""Training: configs as data, a loop, and checkpoints that carry their own card.
+"""Training: configs as data, a loop, and checkpoints with a card that says where they come from.
 
-What is trained lives in `goatviz.models`, on what in `goatviz.tasks`.
+Models live in `goatviz.models`, tasks in `goatviz.tasks`.
 """
 
 from goatviz.training.checkpoint import (

@@ -1,9 +1,8 @@
 """Checkpoints: safetensors beside a JSON card that says where they come from.
 
-Nothing here unpickles. The card carries the sha256 of the weights and of itself, and loading
-verifies both, so a damaged, truncated or foreign file is an error and never a model. Cards of the
-former format have no sum of themselves. What a card promises is compared with what the weights
-hold before a model is built.
+Nothing is ever unpickled. The card holds the sha256 of the weights and of itself (cards of the
+former format only of the weights), and loading verifies both: a damaged, truncated or foreign file
+is an error, never a model. The card's model is compared with the weights before it is built.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import platform
 import reprlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from goatviz.training.evaluation import AnswerAccuracy
 from goatviz.training.loop import TrainResult
 
 CARD_FORMAT = "goatviz-checkpoint-2"
-#: Of cards without a sum of themselves.
+#: Format of cards without their own sum.
 _FORMER_FORMAT = "goatviz-checkpoint-1"
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
@@ -46,7 +45,7 @@ class Checkpoint:
     name : str
         File name without its ending.
     model : CausalLM
-        In evaluation mode, on the CPU.
+        The model in evaluation mode, on the CPU.
     card : dict
         Provenance: config, seed, command, data, device, steps, wall_time_s, losses, versions,
         sha256.
@@ -63,11 +62,11 @@ def make_card(result: TrainResult, *, command: str, data: str) -> dict[str, Any]
     Parameters
     ----------
     result : TrainResult
-        From `train`.
+        Result of `train`.
     command : str
-        The command line that repeats the run.
+        Command line that repeats the run.
     data : str
-        What it was trained on, in words.
+        Description of the training data.
     """
     config = result.config
     held_out = result.held_out
@@ -90,7 +89,7 @@ def make_card(result: TrainResult, *, command: str, data: str) -> dict[str, Any]
         }
         | _beside(config.task, result.answers),
         "history": result.history,
-        "model": _plain(config.model_config()),
+        "model": asdict(config.model_config()),
         "config": config.to_dict(),
         "versions": {name: metadata.version(name) for name in ("torch", "numpy", "safetensors")}
         | {"python": platform.python_version()},
@@ -98,7 +97,7 @@ def make_card(result: TrainResult, *, command: str, data: str) -> dict[str, Any]
 
 
 def _beside(task: Task, answers: AnswerAccuracy | None) -> dict[str, Any]:
-    """What a loss is to be compared with."""
+    """Numbers to compare the loss with."""
     if isinstance(task, CopyMixture):
         return {"bayes_optimal": task.bayes_loss()}
     if answers is None:
@@ -113,7 +112,7 @@ def _beside(task: Task, answers: AnswerAccuracy | None) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """The name of the processor a tensor lives on, for provenance."""
+    """The name of a processor, for provenance."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = platform.processor() or platform.machine()
@@ -130,27 +129,27 @@ def device_name(device: torch.device) -> str:
 def save_checkpoint(model: CausalLM, card: dict[str, Any], path: str | os.PathLike) -> Path:
     """Write `path`.safetensors and `path`.json, whole or not at all; the card comes last.
 
-    One after the other writes where several do at once, so that a reader finds one's two files.
+    Several writers take turns, so that a reader always finds two files of the same writer.
 
     Parameters
     ----------
     model : CausalLM
-        Whose weights to keep.
+        Model whose weights are saved.
     card : dict
-        From `make_card`; sha256 and card_sha256 are added.
+        Card from `make_card`; sha256 and card_sha256 are added.
     path : path-like
-        Without an ending, in an existing folder.
+        Path without an ending, in an existing folder.
 
     Returns
     -------
     Path
-        The file of the weights.
+        Path of the weights.
 
     Raises
     ------
     ValueError
-        If it could not be loaded again: weights that are not finite, not float32, or not those of
-        the model in the card; a card that is no JSON.
+        If the files could not be loaded again: weights that are not finite, not float32, or not
+        those of the model in the card; a card that is not JSON.
 
     Examples
     --------
@@ -170,7 +169,7 @@ def save_checkpoint(model: CausalLM, card: dict[str, Any], path: str | os.PathLi
     if not path.parent.is_dir():
         raise ValueError(f"path must lie in an existing folder, got {path}")
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    # Before anything is written: what cannot be loaded must not cost the checkpoint it replaces.
+    # Before anything is written: weights that cannot be loaded must not replace a checkpoint.
     _model(path.name, card["model"], tensors)
     weights = save_tensors(tensors, metadata={"format": "pt"})
     card = {**card, "format": CARD_FORMAT, "sha256": hashlib.sha256(weights).hexdigest()}
@@ -189,16 +188,16 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     Parameters
     ----------
     path : path-like
-        With or without one of the two endings.
+        Path with or without one of the two endings.
 
     Raises
     ------
     FileNotFoundError
         If the weights or the card are missing.
     ValueError
-        If the file is a pickle, its sha256 differs from the card's, it is no safetensors file,
-        the card is damaged or of another format, or the weights are not finite or do not fit the
-        model it names.
+        If the file is a pickle or not a safetensors file, its sha256 differs from the card's, the
+        card is damaged or of another format, or the weights are not finite or do not fit its
+        model.
 
     Examples
     --------
@@ -220,7 +219,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
     with suppress(_OtherWeights):
         return _load(stem.name, read)
-    # Replaced between reading the one and the other, or damaged: nobody writes at a second look.
+    # Damaged, or replaced between the two reads: under the lock nobody can write.
     with locked(stem.parent):
         return _load(stem.name, read)
 
@@ -247,9 +246,9 @@ def load_pretrained(name: str) -> Checkpoint:
     Raises
     ------
     KeyError
-        If there is none of that name; the message lists those there are.
+        If there is no checkpoint of that name; the message lists those that exist.
     ValueError
-        If the file was damaged since it was shipped.
+        If the file was damaged after it was shipped.
 
     Examples
     --------
@@ -283,15 +282,15 @@ def _load(name: str, read: Callable[[str], bytes]) -> Checkpoint:
 
 
 def _model(name: str, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> CausalLM:
-    """The model of a card, on the meta device, once it is known that `tensors` fit it.
+    """The model of a card on the meta device, after a check that `tensors` fit it.
 
-    Nothing here costs more than the tensors do, whatever sizes the card gives.
+    The cost is bounded by the size of the tensors, whatever sizes the card gives.
     """
     try:
         config = ModelConfig(**values)
         wrong = _misfit(config, tensors)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise ValueError(f"{name}.json describes no model: {error}") from error
+        raise ValueError(f"{name}.json does not describe a model: {error}") from error
     if wrong:
         raise ValueError(f"{name}.safetensors does not fit the model in its card: {wrong}")
     for key, tensor in tensors.items():
@@ -303,10 +302,10 @@ def _model(name: str, values: dict[str, Any], tensors: dict[str, torch.Tensor]) 
 
 
 def _misfit(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> str:
-    """What is wrong with `tensors` as weights of a model; "" if nothing."""
+    """What is wrong with `tensors` as weights of a model; "" if they fit."""
     heads = max(config.num_heads, config.num_kv_heads or 1)
     held = sum(tensor.numel() for tensor in tensors.values())
-    # Sizes cost nothing on the meta device, but layers and heads take time even there.
+    # On the meta device sizes cost nothing, but many layers and heads take time even there.
     if heads > held:
         return f"must hold numbers for {heads} heads, got {held} in all"
     with torch.device("meta"):
@@ -349,23 +348,20 @@ def _read_card(name: str, content: bytes) -> dict[str, Any]:
         )
     for key in ("model", "config"):
         if not isinstance(card[key], dict):
-            raise ValueError(f"{name}.json describes no {key}: got {reprlib.repr(card[key])}")
+            got = reprlib.repr(card[key])
+            raise ValueError(f"{name}.json must hold {key} as an object, got {got}")
     if card.get("card_sha256", digest) != digest:
         raise ValueError(
-            f"{name}.json was changed since it was saved: its card_sha256 is of another card"
+            f"{name}.json was changed after it was saved: its card_sha256 is of another card"
         )
     return card
 
 
 def _card_sum(card: dict[str, Any]) -> str:
-    """The sha256 of a card's content, however its text is laid out."""
+    """The sha256 of a card's content, independent of the layout of its text."""
     content = {key: value for key, value in card.items() if key != "card_sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _no_number(constant: str) -> float:
-    raise ValueError(f"{constant} is no number")
-
-
-def _plain(config: ModelConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+    raise ValueError(f"{constant} is not a number")

@@ -1,40 +1,41 @@
-"""What determines a training run: task, model, optimiser, seed. Pure data, no torch objects."""
+"""What determines a training run: task, model, optimiser, seed. Plain data, no torch objects."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from goatviz import checks
 from goatviz.models import ModelConfig
 from goatviz.tasks import TASKS, CopyMixture, Task
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A run, reproducible from these numbers alone on one device.
+    """A recipe from which a run can be reproduced on one device.
 
     Attributes
     ----------
     task : Task
-        The data: `CopyMixture`, `Passkey`, `Needle`, `Text`, `DNA`.
+        The data: a `CopyMixture`, `Passkey`, `Needle`, `Text` or `DNA`.
     positions : str
-        Position scheme, see `goatviz.models.POSITION_SCHEMES`.
+        Position scheme, one of `goatviz.models.POSITION_SCHEMES`.
     embed_dim, num_layers, num_heads, content_dim, mlp_ratio, skip
-        As in `ModelConfig`.
+        See `ModelConfig`.
     prior_rank, sink_rank, prior_init
-        The GOAT prior.
+        The GOAT prior, see `ModelConfig`.
     steps, batch_size : int
-        Optimiser steps, and sequences in each.
+        Number of optimiser steps, and of sequences in each.
     learning_rate : float
-        Peak; linear warm-up over `warmup` steps, then a cosine down to a tenth.
+        Peak rate: linear warm-up over `warmup` steps, then a cosine down to a tenth.
     prior_learning_rate : float or None
-        Peak for the prior's parameters; None: `learning_rate`.
+        Peak rate of the prior's parameters; None: `learning_rate`.
     weight_decay : float
-        On matrices only, never on the prior.
+        Decay of matrices only, never of the prior.
     clip : float
         Largest gradient norm.
     seed : int
-        Weights from `seed`, data from `seed + 1`, held-out data from a stream of their own.
+        Seed of the weights; the data use `seed + 1`, held-out data a stream of their own.
     """
 
     task: Task = field(default_factory=CopyMixture)
@@ -63,10 +64,7 @@ class TrainConfig:
                 f"task must be one of {', '.join(t.__name__ for t in TASKS.values())}, "
                 f"got {type(self.task).__name__}"
             )
-        for name in ("steps", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        checks.integer_fields(self, steps=1, batch_size=1)
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -82,7 +80,7 @@ class TrainConfig:
         self.model_config()
 
     def model_config(self) -> ModelConfig:
-        """The model this run trains."""
+        """The config of the model that this run trains."""
         return ModelConfig(
             vocab_size=self.task.vocab_size,
             training_length=self.task.length,
@@ -99,14 +97,14 @@ class TrainConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, for JSON; the task's name stands among its own."""
+        """Nested plain values, for JSON; those of the task include its name."""
         values = asdict(self)
         values["task"] = {"name": self.task.name, **values["task"]}
         return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """Inverse of `to_dict`; a task without a name is a copy mixture.
+        """The inverse of `to_dict`; a task without a name is a copy mixture.
 
         Raises
         ------

@@ -1,7 +1,7 @@
-"""Held-out evaluation, of losses and of answers, at any length.
+"""Held-out evaluation of losses and of answers, at any length.
 
-Long sequences go through the key-value cache chunk by chunk: memory grows with the length times
-the chunk, never with its square, and the numbers are those of the full pass.
+Long sequences go through the key-value cache chunk by chunk: memory grows with length times chunk,
+never with the square of the length, and the numbers equal those of a full pass.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from goatviz import checks
 from goatviz.attention.positions import InterpolatedRotaryEmbedding
 from goatviz.models import CausalLM
 from goatviz.tasks import Task
 
-#: Added to a run's seed for held-out data: a stream no training run of that seed ever draws from.
+#: Added to a run's seed for held-out data: a stream that no training run of that seed draws from.
 HELD_OUT_STREAM = 1_000_003
 #: Tokens that go through the model at a time.
 CHUNK = 1024
 
 
 class HeldOutLoss(NamedTuple):
-    """Mean loss in nats per token, its standard error over sequences, and how many there were."""
+    """Mean loss in nats per token, its standard error over sequences, and their number."""
 
     mean: float
     standard_error: float
@@ -34,16 +35,16 @@ class HeldOutLoss(NamedTuple):
 
 
 class AnswerAccuracy(NamedTuple):
-    """Right answers under teacher forcing: counts of examples and of their tokens.
+    """Right answers under teacher forcing, counted by example and by token.
 
     Attributes
     ----------
     examples, right : int
-        Sequences, and those whose whole answer is right.
+        Number of sequences, and of those whose whole answer is right.
     tokens, right_tokens : int
-        Tokens of answers, and those that are right given the true ones before.
+        Number of answer tokens, and of those predicted right from the true tokens before.
     log_probability : float
-        Mean log-probability of an answer's token, nats.
+        Mean log-probability of an answer token, nats.
     """
 
     examples: int
@@ -54,12 +55,12 @@ class AnswerAccuracy(NamedTuple):
 
     @property
     def strict(self) -> float:
-        """Share of whole answers that are right."""
+        """Fraction of answers that are right as a whole."""
         return self.right / self.examples
 
     @property
     def token(self) -> float:
-        """Share of tokens that are right."""
+        """Fraction of answer tokens that are right."""
         return self.right_tokens / self.tokens
 
 
@@ -77,28 +78,22 @@ def evaluate(
     Parameters
     ----------
     model : CausalLM
-        Left in evaluation mode.
+        Model to evaluate; it is left in evaluation mode.
     task : Task
-        A task of any length; a sequence without a target that counts is left out.
+        A task of any length. Sequences in which every target is masked are left out.
     sequences, batch_size : int
-        How many, and how many at a time.
+        Number of sequences, and of those in one batch.
     seed : int
         Seed of the sequences.
 
     Raises
     ------
     ValueError
-        If sequences is below 2, or fewer than two have targets.
+        If `sequences` is below 2, or fewer than two have targets.
     """
-    if sequences < 2:
-        raise ValueError(f"sequences must be at least 2, got {sequences}")
-    model.eval()
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
+    checks.integer("sequences", sequences, low=2)
     losses = []
-    for start in range(0, sequences, batch_size):
-        count = min(batch_size, sequences - start)
-        ids = task.sample(count, generator=generator).to(device)
+    for ids in _batches(model, task, sequences, batch_size, seed):
         counted = counts(ids, task)
         sums = (next_token_loss(model, ids) * counted).sum(dim=-1)
         targets = counted.sum(dim=-1)
@@ -116,13 +111,14 @@ def prefill(model: CausalLM, ids: Tensor, *, chunk: int = CHUNK, last: int | Non
     Parameters
     ----------
     model : CausalLM
-        Its mode is left alone.
+        Model to run, in whichever mode it is.
     ids : Tensor
         Integers, shape (batch, length).
     chunk : int
-        Tokens at a time.
+        Number of tokens at a time.
     last : int, optional
-        Return the logits of the last positions only, which saves most of the memory.
+        Number of positions at the end whose logits are returned, which saves most of the memory;
+        default all.
 
     Returns
     -------
@@ -165,27 +161,27 @@ def evaluate_answers(
     depth: float | None = None,
     chunk: int = CHUNK,
 ) -> AnswerAccuracy:
-    """Accuracy of the answers on fresh sequences, the true answer being fed back.
+    """Accuracy of the answers on fresh sequences, under teacher forcing.
 
     Parameters
     ----------
     model : CausalLM
-        Left in evaluation mode.
+        Model to evaluate; it is left in evaluation mode.
     task : Task
-        `Passkey` or `Needle`, of any length.
+        A `Passkey` or `Needle` of any length.
     examples, batch_size : int
-        How many, and how many at a time.
+        Number of sequences, and of those in one batch.
     seed : int
         Seed of the sequences.
     depth : float, optional
-        Where the pair stands, see `Passkey.sample`.
+        Position of the pair in the filler, see `Passkey.sample`.
     chunk : int
-        Tokens that go through the model at a time.
+        Number of tokens that go through the model at a time.
 
     Raises
     ------
-    ValueError
-        If the task has no answers, or `examples` is below 1.
+    TypeError, ValueError
+        If the task has no answers, or a number is below 1.
 
     Examples
     --------
@@ -197,17 +193,11 @@ def evaluate_answers(
     """
     if not task.answer_length:
         raise ValueError(f"task must have answers (passkey, needle), got {task.name}")
-    if examples < 1:
-        raise ValueError(f"examples must be at least 1, got {examples}")
-    model.eval()
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
+    checks.positive_int("examples", examples)
     span = task.answer_length
     right = right_tokens = 0
     total = 0.0
-    for start in range(0, examples, batch_size):
-        count = min(batch_size, examples - start)
-        ids = task.sample(count, generator=generator, depth=depth).to(device)
+    for ids in _batches(model, task, examples, batch_size, seed, depth=depth):
         logits = prefill(model, ids[:, :-1], chunk=chunk, last=span).double()
         wanted = ids[:, -span:]
         same = logits.argmax(-1) == wanted
@@ -224,11 +214,11 @@ def sequence_loss(model: CausalLM, ids: Tensor, *, chunk: int = CHUNK) -> Tensor
     Parameters
     ----------
     model : CausalLM
-        Its mode is left alone.
+        Model to run, in whichever mode it is.
     ids : Tensor
         Integers, shape (batch, length + 1).
     chunk : int
-        Tokens at a time: the logits of no more are ever held.
+        Number of tokens at a time; the logits of no more than these are ever held.
 
     Returns
     -------
@@ -250,10 +240,21 @@ def sequence_loss(model: CausalLM, ids: Tensor, *, chunk: int = CHUNK) -> Tensor
     return torch.cat(kept, dim=1)
 
 
+def _batches(
+    model: CausalLM, task: Task, count: int, size: int, seed: int, **options: float | None
+) -> Iterator[Tensor]:
+    """Fresh sequences in batches, for a model in evaluation mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, count, size):
+        drawn = task.sample(min(size, count - start), generator=generator, **options)
+        yield drawn.to(device)
+
+
 def _chunks(model: CausalLM, ids: Tensor, chunk: int) -> Iterator[tuple[int, Tensor]]:
-    """Where each chunk starts, and its logits, through one cache."""
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"chunk must be an integer of at least 1, got {chunk!r}")
+    """The start of each chunk and its logits, through one cache."""
+    checks.positive_int("chunk", chunk)
     cache = model.new_cache()
     with squeezed_to(model, ids.shape[-1]):
         for start in range(0, ids.shape[-1], chunk):
@@ -262,7 +263,7 @@ def _chunks(model: CausalLM, ids: Tensor, chunk: int) -> Iterator[tuple[int, Ten
 
 @contextmanager
 def squeezed_to(model: nn.Module, length: int) -> Iterator[None]:
-    """Let interpolated positions reach `length`, all chunks alike, and put them back after."""
+    """Let interpolated positions reach `length`, the same for all chunks, and undo that after."""
     rotaries = [m for m in model.modules() if isinstance(m, InterpolatedRotaryEmbedding)]
     before = [rotary.target_length for rotary in rotaries]
     try:
@@ -275,13 +276,13 @@ def squeezed_to(model: nn.Module, length: int) -> Iterator[None]:
 
 
 def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
-    """Cross-entropy of every next token, nats, shape (batch, length - 1)."""
+    """Cross-entropy of every next token, nats; shape (batch, length) for ids of length + 1."""
     logits = model(ids[:, :-1])
     return F.cross_entropy(logits.float().mT, ids[:, 1:], reduction="none")
 
 
 def counts(ids: Tensor, task: Task) -> Tensor:
-    """Which predicted tokens count: booleans, shape (batch, length) for ids of length + 1."""
+    """Whether each target is not masked: booleans, shape (batch, length) for ids of length + 1."""
     targets = ids[:, 1:]
     if task.masked is None:
         return torch.ones_like(targets, dtype=torch.bool)
@@ -289,14 +290,14 @@ def counts(ids: Tensor, task: Task) -> Tensor:
 
 
 def loss_weights(ids: Tensor, task: Task) -> Tensor:
-    """What each predicted token of a batch counts in the loss; sums to 1, or 0 without targets.
+    """Weight of each predicted token in the loss of a batch; they sum to 1, or 0 without targets.
 
     Parameters
     ----------
     ids : Tensor
         The whole batch of an optimiser step, shape (batch, length + 1).
     task : Task
-        Its weights, and the targets it masks.
+        Task that gives the weights of positions and the id of masked targets.
 
     Returns
     -------
@@ -308,7 +309,7 @@ def loss_weights(ids: Tensor, task: Task) -> Tensor:
     if targets is None:
         return counted / counted.sum().clamp_min(1)
     if task.masked is None:
-        # The same for every sequence: nothing to be summed over the batch.
+        # All sequences have the same weights: no sum over the batch is needed.
         return (targets.to(ids.device) / len(ids)).expand(counted.shape)
     weights = counted * targets.to(ids.device)
     return weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
@@ -317,19 +318,19 @@ def loss_weights(ids: Tensor, task: Task) -> Tensor:
 def task_loss(
     model: nn.Module, ids: Tensor, task: Task, *, weights: Tensor | None = None
 ) -> Tensor:
-    """What training minimises: the weighted sum over predicted tokens, nats, a number.
+    """The loss that training minimises: a weighted sum over predicted tokens, a scalar in nats.
 
     Parameters
     ----------
     model : nn.Module
-        From ids to logits.
+        Module from ids to logits.
     ids : Tensor
-        Shape (batch, length + 1).
+        A batch or a part of it, shape (rows, length + 1).
     task : Task
-        Its weights.
+        Task that gives the weights.
     weights : Tensor, optional
-        Rows of the whole batch's `loss_weights` that belong to `ids`, where these are a part of
-        it; default: `ids` are the whole batch.
+        Rows of the `loss_weights` of the whole batch that belong to `ids`; default: `ids` are the
+        whole batch.
     """
     each = next_token_loss(model, ids)
     return (each * (loss_weights(ids, task) if weights is None else weights)).sum()

@@ -1,8 +1,8 @@
-"""How a run is carried out: device, processes, precision, memory. What is computed stays the same.
+"""How a run is carried out: device, processes, precision, memory. The computation stays the same.
 
-Built on accelerate. Every process draws the whole batch of a step and works on its own rows, whose
-share of the loss is that in the whole batch: any number of processes and of micro-batches descends
-along the same gradient.
+Built on accelerate. Every process draws the whole batch of a step and works on its own rows, each
+weighted as in the whole batch, so any number of processes and micro-batches follows the same
+gradient.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from goatviz import checks
 from goatviz.models import CausalLM
 from goatviz.training.config import TrainConfig
 from goatviz.training.evaluation import loss_weights, task_loss
@@ -23,33 +24,33 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-#: What torch.compile compiles with.
+#: Backend of torch.compile.
 COMPILER = "inductor"
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How to carry out a run; none of this belongs to its recipe.
+    """How to carry out a run; none of this is part of its recipe.
 
     Attributes
     ----------
     device : {"cpu", "cuda"} or None
-        None: a GPU if there is one. Which of several is said by CUDA_VISIBLE_DEVICES or, with
-        several processes, by accelerate.
+        None: a GPU if there is one. CUDA_VISIBLE_DEVICES chooses among several or, for several
+        processes, accelerate does.
     mixed_precision : {"no", "bf16"} or None
-        Precision of the forward and backward pass; weights stay float32. None: as `accelerate
-        launch` says, "no" without it.
+        Precision of the forward and backward pass; weights stay float32. None: the setting of
+        `accelerate launch`, or "no" without it.
     accumulation : int
-        Micro-batches of a step, one after the other: less memory for the same batch.
+        Number of micro-batches in a step, one after the other: less memory for the same batch.
     compile : bool
         Use torch.compile.
     checkpoint_activations : bool
-        Compute each block again in the backward pass: less memory, about a third more time.
+        Recompute each block in the backward pass: less memory, about a third more time.
 
     Raises
     ------
-    ValueError
-        If a value is none of these.
+    TypeError, ValueError
+        If a value is not one of these.
 
     Examples
     --------
@@ -70,21 +71,11 @@ class Execution:
             raise ValueError("device must be cpu where there is no GPU, got 'cuda'")
         if self.mixed_precision not in ("no", "bf16", None):
             raise ValueError(f"mixed_precision must be no or bf16, got {self.mixed_precision!r}")
-        value = self.accumulation
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"accumulation must be an integer of at least 1, got {value!r}")
+        checks.integer_fields(self, accumulation=1)
 
 
 class Engine:
-    """One process's part of a run; from `start`.
-
-    Attributes
-    ----------
-    accelerator : accelerate.Accelerator
-        The accelerator of this process.
-    execution : Execution
-        What was asked for.
-    """
+    """One process's part of a run; made by `start`."""
 
     def __init__(self, accelerator: Accelerator, execution: Execution) -> None:
         self.accelerator = accelerator
@@ -92,21 +83,21 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """Device of this process."""
         return self.accelerator.device
 
     @property
     def processes(self) -> int:
-        """How many there are."""
+        """Number of processes."""
         return self.accelerator.num_processes
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and reports."""
+        """Whether this is the process that writes and reports."""
         return self.accelerator.is_main_process
 
     def describe(self) -> dict[str, Any]:
-        """For the card of a run."""
+        """The execution, for the card of a run."""
         return {
             "processes": self.processes,
             "mixed_precision": self.accelerator.mixed_precision,
@@ -127,12 +118,12 @@ class Engine:
     def prepare(
         self, model: CausalLM, optimizer: torch.optim.Optimizer
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """What to train; `model` stays the plain one and shares its weights."""
+        """The model and optimiser to train with; `model` stays plain and shares the weights."""
         model.checkpoint_activations = self.execution.checkpoint_activations
         return self.accelerator.prepare(model, optimizer)
 
     def release(self, prepared: nn.Module, model: CausalLM) -> None:
-        """Make `model` again what it was before `prepare`."""
+        """Undo what `prepare` did to `model`."""
         self.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False, keep_torch_compile=False)
         model.checkpoint_activations = False
 
@@ -144,7 +135,7 @@ class Engine:
         data: torch.Generator,
         step: int,
     ) -> float:
-        """One optimiser step on the next batch; the whole batch's loss in nats."""
+        """Take one optimiser step on the next batch; return the loss of the batch in nats."""
         ids = config.task.sample(config.batch_size, generator=data).to(self.device)
         weights = loss_weights(ids, config.task)
         rows = slice(self.accelerator.process_index, None, self.processes)
@@ -157,7 +148,7 @@ class Engine:
             with self.accelerator.no_sync(prepared) if wait else nullcontext():
                 loss = task_loss(prepared, some, config.task, weights=share)
                 total = total + loss.detach()
-                # Gradients are averaged over processes, and their parts are to be summed.
+                # accelerate averages gradients over processes, but these parts must be summed.
                 self.accelerator.backward(loss * self.processes)
         total = self.accelerator.reduce(total, "sum")
         if not bool(torch.isfinite(total)):
@@ -169,12 +160,12 @@ class Engine:
 
 @contextmanager
 def start(execution: Execution) -> Iterator[Engine]:
-    """An engine for this process, as alone or as launched by accelerate or torchrun.
+    """An engine for this process, alone or launched by accelerate or torchrun.
 
     Raises
     ------
     ValueError
-        If what was launched contradicts `execution`.
+        If the settings of the launcher contradict `execution`.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -195,12 +186,12 @@ def start(execution: Execution) -> Iterator[Engine]:
         if accelerator.gradient_accumulation_steps != 1:
             raise ValueError(
                 "accumulation is an option of the run: leave gradient accumulation out of "
-                f"accelerate's own, got {accelerator.gradient_accumulation_steps} steps there"
+                f"accelerate's settings, got {accelerator.gradient_accumulation_steps} steps there"
             )
         yield Engine(accelerator, execution)
     finally:
-        # accelerate keeps one state a process, and would refuse another device or precision to the
-        # next run in it. A state that was there before is not ours, and processes stay connected.
+        # accelerate keeps one state per process, and would refuse another device or precision to
+        # the next run. A state from before is not ours, and several processes stay connected.
         if ours and PartialState._shared_state and PartialState().num_processes == 1:
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()

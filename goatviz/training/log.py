@@ -1,7 +1,7 @@
 """The log of a run: a JSON line every few steps, and TensorBoard where it is installed.
 
-The file survives a kill: a resumed run drops the lines that were written after the state it starts
-from, and writes them again.
+The file survives a kill: a resumed run drops the lines written after the state it starts from,
+and writes them again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from goatviz import checks
 from goatviz.files import whole_file
 
 if TYPE_CHECKING:
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class RunLog:
-    """A JSON-lines file, and a TensorBoard folder beside it; made and used within `start`.
+    """A JSON-lines file, and a TensorBoard folder beside it; for use within `start`.
 
     Parameters
     ----------
     path : path-like
         File in an existing folder, ending in .jsonl.
     first : int
-        Number of steps done before: lines of later steps are dropped; 0 starts a new log.
+        Number of steps done before. Lines of later steps are dropped; 0 starts a new log.
     tensorboard : bool or None
         Whether to write a TensorBoard folder, named `path` without its ending; None: if TensorBoard
         is installed.
@@ -34,7 +35,7 @@ class RunLog:
     Raises
     ------
     ValueError
-        If `path` has another ending or no folder.
+        If `path` has another ending, or its folder does not exist.
     ImportError
         If TensorBoard is asked for and not installed.
     """
@@ -42,11 +43,7 @@ class RunLog:
     def __init__(
         self, path: str | os.PathLike, *, first: int = 0, tensorboard: bool | None = None
     ) -> None:
-        self.path = Path(path)
-        if self.path.suffix != ".jsonl":
-            raise ValueError(f"log must end in .jsonl, got {self.path.name!r}")
-        if not self.path.parent.is_dir():
-            raise ValueError(f"log must lie in an existing folder, got {self.path}")
+        self.path = checks.output_file("log", path, ".jsonl")
         self._tracker = _tensorboard(self.path, first) if tensorboard is not False else None
         if tensorboard and self._tracker is None:
             raise ImportError(
@@ -89,14 +86,14 @@ def _tensorboard(path: Path, first: int) -> TensorBoardTracker | None:
 
     if not is_tensorboard_available():
         return None
-    # Events after `first` are purged: the run logs them again.
+    # Events after `first` are dropped: the run logs them again.
     tracker = TensorBoardTracker(path.stem, path.parent, purge_step=first + 1)
     tracker.start()
     return tracker
 
 
 def _lines_until(path: Path, step: int) -> list[str]:
-    """The lines of a log up to a step, without a last line that a kill cut short."""
+    """The lines of a log up to a step, except a last line that a kill cut short."""
     if step == 0 or not path.exists():
         return []
     kept = []

@@ -1,7 +1,7 @@
 """The training loop.
 
-Data come from the task by seed, so that two position schemes with one seed see the same tokens in
-the same order.
+Data are drawn from the task by seed, so two position schemes with the same seed see the same tokens
+in the same order.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from goatviz import checks
 from goatviz.models import CausalLM
 from goatviz.priors.base import Prior
 from goatviz.tasks import Task
@@ -43,21 +44,21 @@ class TrainResult:
     Attributes
     ----------
     model : CausalLM
-        In evaluation mode.
+        The model in evaluation mode.
     config : TrainConfig
-        What was run.
+        The recipe of the run.
     history : list of dict
-        step, loss (nats per token), learning_rate, at regular steps.
+        Values of step, loss (nats per token) and learning_rate, at regular steps.
     held_out : HeldOutLoss
-        On sequences never trained on.
+        Loss on sequences that were not trained on.
     answers : AnswerAccuracy or None
-        On sequences never trained on; None for tasks without answers.
+        Accuracy on sequences that were not trained on; None for tasks without answers.
     wall_time : float
         Seconds, evaluation included.
     execution : dict
-        processes, mixed_precision, accumulation, compile, checkpoint_activations.
+        Values of processes, mixed_precision, accumulation, compile and checkpoint_activations.
     is_main : bool
-        Whether this process is the one that writes files; True for a single one.
+        Whether this is the process that writes files; True if there is only one.
     """
 
     model: CausalLM
@@ -82,9 +83,9 @@ def train(
     log_every: int = 10,
     tensorboard: bool | None = None,
 ) -> TrainResult:
-    """Train a model from scratch, or go on with a run that was stopped.
+    """Train a model from scratch, or continue a run that was stopped.
 
-    Started by `accelerate launch` or `torchrun`, all processes train one model, on one batch.
+    Processes started by `accelerate launch` or `torchrun` train one model on the same batches.
 
     Parameters
     ----------
@@ -93,36 +94,38 @@ def train(
     execution : Execution, optional
         Device, precision and memory; default: a GPU if there is one, everything else off.
     progress : bool
-        Show a bar with loss, tokens per second and time left, and the memory that is expected.
+        Show a bar with loss, tokens per second and time left, and an estimate of the memory.
     state : path-like, optional
-        File, in an existing folder, that keeps the unfinished run; it ends in .safetensors. Remove
+        File in an existing folder, ending in .safetensors, that keeps the unfinished run. Remove
         it when the result is safe.
     save_every : int
-        Steps between two writings of `state`; it is also written after the last step.
+        Steps from one writing of `state` to the next; it is also written after the last step.
     resume : bool
-        Go on from `state`: the result is that of a run never stopped, bit for bit on one machine.
+        Continue from `state`: on one machine the result equals, bit for bit, that of a run that
+        was never stopped.
     log : path-like, optional
-        File, in an existing folder, for one JSON line every `log_every` steps: step, loss (nats per
-        token), learning_rate, tokens_per_second, seconds; it ends in .jsonl. `resume` continues it.
+        File in an existing folder, ending in .jsonl, for one JSON line every `log_every` steps:
+        step, loss (nats per token), learning_rate, tokens_per_second, seconds. `resume` continues
+        it.
     log_every : int
-        Steps between two lines of `log`.
+        Steps from one line of `log` to the next.
     tensorboard : bool or None
-        Whether to write the same to TensorBoard, in the folder named as `log` without its ending;
+        Whether to write the same values to TensorBoard, in a folder named `log` without its ending;
         None: if it is installed.
 
     Raises
     ------
     FloatingPointError
-        If the loss stops being finite; it names the step.
+        If the loss is no longer finite; the message names the step.
     MemoryError
-        If the run will not fit into memory; it says the estimate.
+        If the run will not fit into memory; the message gives the estimate.
     FileNotFoundError
         If there is no `state` to resume.
     FileExistsError
-        If there is a `state` and `resume` was not asked for.
-    ValueError
-        If `state` is damaged or belongs to another config, an argument does not fit, or the task's
-        data are not what they should be.
+        If there is a `state` and `resume` is False.
+    TypeError, ValueError
+        If `state` is damaged or belongs to another config, an argument is out of range, or the
+        task cannot read its data.
     OSError
         If `state` cannot be written; the one written before is still there.
 
@@ -133,13 +136,12 @@ def train(
     >>> len(train(tiny, progress=False).history)
     2
     """
-    if not isinstance(config, TrainConfig):
-        raise TypeError(f"config must be a TrainConfig, got {type(config).__name__}")
+    checks.instance("config", config, TrainConfig, "a TrainConfig")
     execution = Execution() if execution is None else execution
-    if not isinstance(execution, Execution):
-        raise TypeError(f"execution must be an Execution, got {type(execution).__name__}")
-    state = _check_state(state, save_every, resume)
-    _check_count("log_every", log_every)
+    checks.instance("execution", execution, Execution, "an Execution")
+    checks.positive_int("save_every", save_every)
+    checks.positive_int("log_every", log_every)
+    state = _check_state(state, resume)
     with start(execution) as engine:
         engine.check(config)
         _announce_memory(config, engine, progress and engine.is_main)
@@ -153,7 +155,7 @@ def train(
 
 
 class _Reports(NamedTuple):
-    """What a run writes and shows, see `train`."""
+    """What a run writes and shows; see `train`."""
 
     progress: bool
     state: Path | None
@@ -178,7 +180,7 @@ def _run(config: TrainConfig, engine: Engine, held_out: Task, reports: _Reports)
     first, before = 0, 0.0
     if reports.resume:
         first, before, result.history = load_state(reports.state, **parts)
-    # Nobody writes before all have read.
+    # No process writes before all have read.
     engine.accelerator.wait_for_everyone()
     model.train()
     trained, stepper = engine.prepare(model, optimizer)
@@ -252,29 +254,19 @@ def _announce_memory(config: TrainConfig, engine: Engine, aloud: bool) -> None:
         )
 
 
-def _check_state(state: str | os.PathLike | None, save_every: int, resume: bool) -> Path | None:
-    _check_count("save_every", save_every)
+def _check_state(state: str | os.PathLike | None, resume: bool) -> Path | None:
     if state is None:
         if resume:
             raise ValueError("resume needs the state file of the run, got state=None")
         return None
-    path = Path(state)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"state must end in .safetensors, got {path.name!r}")
-    if not path.parent.is_dir():
-        raise ValueError(f"state must lie in an existing folder, got {path}")
+    path = checks.output_file("state", state, ".safetensors")
     if path.exists() and not resume:
         raise FileExistsError(f"state {path} is of an unfinished run: resume it or remove it")
     return path
 
 
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-
-
 def _set_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Scale every group's peak rate; the first group's rate."""
+    """Scale the peak rate of every group; return the rate of the first."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
     return optimizer.param_groups[0]["lr"]

@@ -1,7 +1,8 @@
-"""How much memory a run takes, said before it starts, and how much there is.
+"""How much memory a run will take, and how much there is.
 
-What the backward pass keeps is counted by autograd itself on three tiny forward passes, and is a
-quadratic polynomial of the length; nothing of the run's own size is formed to find out.
+Autograd itself counts the bytes that the backward pass keeps, in forward passes of one sequence at
+three short lengths. They are a quadratic polynomial of the length, so nothing of the run's own
+size is ever formed.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from goatviz.models import CausalLM
 from goatviz.training.config import TrainConfig
 from goatviz.training.evaluation import next_token_loss
 
-# Lengths at which saved tensors are counted; longer than any prior's own constants.
+# Lengths at which saved tensors are counted; long enough that no constant part dominates.
 _PROBES = (64, 128, 256)
-# Logits live three times at their peak: in float32, as log-probabilities and as their gradient.
+# At their peak there are three copies of the logits: float32, log-probabilities, and gradient.
 _LOGIT_COPIES = 3
 
 
 class MemoryEstimate(NamedTuple):
-    """Bytes that one process of a run takes at its peak, beyond torch itself.
+    """Peak memory of one process of a run in bytes, beyond that of torch itself.
 
     Attributes
     ----------
     parameters : float
-        Weights, gradients and the two moments of AdamW.
+        Bytes of weights, gradients and the two moments of AdamW.
     activations : float
-        What a micro-batch keeps for its backward pass, logits included.
+        Bytes that a micro-batch keeps for its backward pass, logits included.
     """
 
     parameters: float
@@ -41,7 +42,7 @@ class MemoryEstimate(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Bytes."""
+        """Bytes of both together."""
         return self.parameters + self.activations
 
 
@@ -59,16 +60,16 @@ def estimate_memory(
     config : TrainConfig
         The recipe.
     parts : int
-        Micro-batches over all processes: processes x accumulation.
+        Number of micro-batches over all processes: processes x accumulation.
     mixed_precision : {"no", "bf16"}
         Precision of the forward pass.
     checkpoint_activations : bool
-        Whether blocks are computed again.
+        Whether the backward pass recomputes the blocks.
 
     Notes
     -----
     Peaks measured on a CPU (resident memory, 3 to 6 layers, with and without checkpointing, lanes
-    and dense bias) lay between 0.9 and 1.6 times the estimate.
+    and dense bias) were 0.9 to 1.6 times the estimate.
 
     Examples
     --------
@@ -79,7 +80,7 @@ def estimate_memory(
     True
     """
     sizes = config.model_config()
-    # One layer and two: the rest are alike.
+    # One layer and two: all further layers are equal.
     kept = [_kept(config, layers, mixed_precision) for layers in (1, 2)]
     block = np.polyval(kept[1] - kept[0], config.task.length)
     ends = np.polyval(2 * kept[0] - kept[1], config.task.length)
@@ -88,7 +89,7 @@ def estimate_memory(
         activations = ends + block + sizes.num_layers * stream
     else:
         activations = ends + sizes.num_layers * block
-    # The gradients of one block live beside what all of them keep.
+    # The gradients of one block exist beside what all blocks keep.
     activations += block
     activations += 4 * (_LOGIT_COPIES - 1) * config.task.length * sizes.vocab_size
     sequences = config.batch_size / parts
@@ -96,11 +97,11 @@ def estimate_memory(
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that a process may still take on a device."""
+    """Bytes that are still free for a process on a device."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     free = float(psutil.virtual_memory().available)
-    # Inside a container the machine's memory is not ours.
+    # A container may allow less than the machine has.
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():
         free = min(free, float(most) - float(used.read_text()))
@@ -108,17 +109,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def check_memory(estimate: MemoryEstimate, free: float, config: TrainConfig) -> None:
-    """Raise a MemoryError that says the estimate, unless it fits.
-
-    Parameters
-    ----------
-    estimate : MemoryEstimate
-        The estimate for one process.
-    free : float
-        Bytes.
-    config : TrainConfig
-        What to name in the message.
-    """
+    """Raise a MemoryError with the estimate for one process, unless it fits into `free` bytes."""
     if estimate.total <= free:
         return
     raise MemoryError(
@@ -163,7 +154,7 @@ def _kept(config: TrainConfig, layers: int, mixed_precision: str) -> np.ndarray:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in held:
                 seen[storage.data_ptr()] = storage.nbytes()
-                # Freed storage would be counted again under the same address.
+                # Kept alive: the address of freed storage could be used, and counted, again.
                 alive.append(tensor)
             return tensor
 

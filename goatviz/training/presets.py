@@ -1,8 +1,9 @@
-"""Recipes by task and size: what `goatviz train TASK --preset SIZE` starts from.
+"""Recipes by task and size, for `goatviz train TASK --preset SIZE`.
 
-"tiny" learns its task in minutes on two cores; "small" wants a quarter of an hour on a GPU;
-"paper" is the setting of Litman and Guo 2026, for a GPU, where the paper has the task. Content has
-the whole head in every scheme, so that parameter counts agree to 2 %; a prior's lanes come on top.
+"tiny" learns its task in minutes on two cores; "small" needs a quarter of an hour on a GPU;
+"paper" is the setting of Litman and Guo 2026 where the paper has the task, for a GPU. In every
+scheme the whole head is content and a prior's lanes are added to it, so that parameter counts
+agree to 2 %.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ PRESETS: dict[str, dict[str, TrainConfig]] = {
             warmup=700,
         ),
     },
-    # R = 2, M = 8 and the uniform start are the paper's; its pieces have 6,000 or 12,000 bases.
+    # R = 2, M = 8 and the uniform start are those of the paper, with 6,000 or 12,000 bases.
     "dna": {
         "tiny": replace(_TINY, task=DNA(length=512), batch_size=8, **_DNA_PRIOR),
         "small": replace(_SMALL, task=DNA(length=2048), batch_size=16, **_DNA_PRIOR),

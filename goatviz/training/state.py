@@ -1,7 +1,7 @@
-"""An unfinished run on disk: everything the next step depends on, in one safetensors file.
+"""An unfinished run on disk: everything that the next step depends on, in one safetensors file.
 
-Written whole or not at all, so that a run killed at any moment finds the last state that was
-complete, and goes on bit for bit. Finished models are the business of `checkpoint`.
+It is written whole or not at all, so a run that is killed at any moment finds its last complete
+state and continues bit for bit. Finished models are the business of `checkpoint`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,7 @@ _GENERATOR = "data.generator"
 
 
 class Progress(NamedTuple):
-    """How far a run has come.
-
-    Attributes
-    ----------
-    step : int
-        Steps done.
-    seconds : float
-        Spent on them.
-    history : list of dict
-        As in `TrainResult`.
-    """
+    """How far a run has come: steps done, seconds spent, and history as in `TrainResult`."""
 
     step: int
     seconds: float
@@ -55,7 +45,7 @@ def save_state(
     Raises
     ------
     OSError
-        If it cannot be written; a state written before is still there.
+        If it cannot be written; an earlier state is still there.
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, entries in optimizer.state_dict()["state"].items():
@@ -83,14 +73,14 @@ def load_state(
     optimizer: torch.optim.Optimizer,
     data: torch.Generator,
 ) -> Progress:
-    """Put model, optimizer and data back to where a run was.
+    """Load the state of a run into its model, optimizer and generator of data.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is damaged, no training state, or of a run with another config.
+        If it is damaged, not a training state, or of a run with another config.
     """
     path = Path(path)
     if not path.exists():

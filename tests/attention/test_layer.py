@@ -241,10 +241,10 @@ def test_every_parameter_learns():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"num_heads": 0}, ValueError, "num_heads must be at least 1"),
+        ({"num_heads": 0}, ValueError, "num_heads must be an integer of at least 1"),
         ({"num_heads": 2.0}, TypeError, "num_heads must be an integer"),
         ({"num_kv_heads": 3}, ValueError, "multiple of num_kv_heads, got 4 and 3"),
-        ({"num_kv_heads": 0}, ValueError, "num_heads must be at least 1, got 0"),
+        ({"num_kv_heads": 0}, ValueError, "num_kv_heads must be an integer of at least 1, got 0"),
         ({"embed_dim": 30}, ValueError, "multiple of num_heads, got 30 and 4"),
         ({"prior": "goat"}, TypeError, "prior must be a goatviz Prior, got str"),
         ({"prior": ALiBiPrior(4)}, ValueError, r"1 or 2 heads \(num_kv_heads\), got 4"),

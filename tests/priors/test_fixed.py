@@ -77,7 +77,7 @@ def test_alibi_refuses_slopes(slopes):
 
 @pytest.mark.parametrize("make", [UniformPrior, ALiBiPrior, BucketPrior, alibi_slopes])
 def test_head_counts(make):
-    with pytest.raises(ValueError, match="num_heads must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_heads must be an integer of at least 1, got 0"):
         make(0)
     for bad in (2.0, True, "2"):
         with pytest.raises(TypeError, match="num_heads must be an integer"):

@@ -112,13 +112,17 @@ def test_starts():
     ("arguments", "error", "words"),
     [
         ({"rank": -1}, ValueError, "rank must be an integer of at least 0, got -1"),
-        ({"rank": 1.5}, ValueError, "rank must be"),
-        ({"training_length": 0}, ValueError, "training_length must be at least 1, got 0"),
-        ({"training_length": 8.0}, TypeError, "training_length must be an integer, got float"),
-        ({"training_length": None}, TypeError, "got NoneType"),
-        ({"hidden": 0}, ValueError, "hidden must be at least 1, got 0"),
-        ({"init": "zero"}, ValueError, "init must be 'seeded' or 'uniform', got 'zero'"),
-        ({"num_heads": 0}, ValueError, "num_heads must be at least 1"),
+        ({"rank": 1.5}, TypeError, "rank must be"),
+        (
+            {"training_length": 0},
+            ValueError,
+            "training_length must be an integer of at least 1, got 0",
+        ),
+        ({"training_length": 8.0}, TypeError, "training_length must be an integer .*, got 8.0"),
+        ({"training_length": None}, TypeError, "got None"),
+        ({"hidden": 0}, ValueError, "hidden must be an integer of at least 1, got 0"),
+        ({"init": "zero"}, ValueError, "init must be one of seeded, uniform; got 'zero'"),
+        ({"num_heads": 0}, ValueError, "num_heads must be an integer of at least 1"),
     ],
 )
 def test_sink_errors(arguments, error, words):

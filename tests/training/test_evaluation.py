@@ -150,11 +150,11 @@ def test_evaluate_is_the_mean_cross_entropy():
 
 def test_errors():
     model = small_model()
-    with pytest.raises(ValueError, match="sequences must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="sequences must be an integer of at least 2, got 1"):
         evaluate(model, TASK, sequences=1)
     with pytest.raises(ValueError, match="task must have answers .*, got copy-mixture"):
         evaluate_answers(model, TASK)
-    with pytest.raises(ValueError, match="examples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="examples must be an integer of at least 1, got 0"):
         evaluate_answers(model, Needle(), examples=0)
     ids = torch.zeros(1, 5, dtype=torch.long)
     with pytest.raises(ValueError, match="chunk must be an integer of at least 1, got 0"):
