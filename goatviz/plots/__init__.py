@@ -1,7 +1,7 @@
-"""Drawing results: each `draw_*` takes one, returns one plotly Figure, and computes nothing.
+"""Drawing results: each `draw_*` takes a result and returns a plotly Figure; none computes results.
 
-Figures ask the network for nothing. This package never imports torch, so results draw on a
-machine without it.
+Figures need no network, and this package never imports torch: results can be drawn on a machine
+without it.
 """
 
 from goatviz.plots.explanation import draw_explanation

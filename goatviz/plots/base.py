@@ -1,13 +1,14 @@
-"""A picture as data, and its lowering to a plotly figure: the only place that knows of layout.
+"""A picture as data, and its lowering to a plotly figure: the only place that knows about layout.
 
-A `Panel` holds traces on one pair of axes and the words around them. `single`, `grid` and `menu`
-give panels their place: titles, legends, colour bars and captions are measured for the narrowest
-width that a figure is shown at, so that nothing overlaps there; a wider page only gives more room.
+A `Panel` holds traces on one pair of axes and the text around them. `single`, `grid` and `menu`
+arrange panels: titles, legends, colour bars and captions are measured for the narrowest width at
+which a figure is shown, so that nothing overlaps there; a wider page only gives more room.
 """
 
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import math
 import textwrap
@@ -23,25 +24,25 @@ from goatviz.plots.figure import MENU_HEIGHT, Figure
 
 Trace = dict[str, Any]
 
-#: The narrowest figure, in pixels: a narrow notebook, and the default of an image export.
+#: Smallest width of a figure, in pixels: a narrow notebook, and the default of an image export.
 NARROWEST = 660
-#: The narrowest that stands beside others.
+#: Smallest width of a figure beside others.
 NARROW = 340
-#: Bytes of JSON that a figure with a menu may hold.
+#: Largest number of bytes of JSON in a figure with a menu.
 LIMIT_BYTES = 2_000_000
 
-_EDGE = 10  # Pixels between text and the figure's edge.
-_LINE = 15  # Pixels that a line of small text is high.
-_ROW = 20  # Pixels that a row of a legend is high.
-_SYMBOL = 46  # Pixels that plotly adds to a legend entry's text for its symbol.
+_EDGE = 10  # Pixels between text and the edge of the figure.
+_LINE = 15  # Height of a line of small text in pixels.
+_ROW = 20  # Height of a row of a legend in pixels.
+_SYMBOL = 46  # Pixels that plotly adds to the text of a legend entry for its symbol.
 _TEMPLATE = style.TEMPLATE.to_plotly_json()
-# Kinds of numbers that plotly takes in binary form.
+# Types of numbers that plotly reads in binary form.
 _BINARY = ("f4", "f8", "i1", "i2", "i4", "u1", "u2", "u4")
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Traces on one pair of axes, and what is said around them.
+    """Traces on one pair of axes, and the text around them.
 
     Attributes
     ----------
@@ -50,17 +51,18 @@ class Panel:
     traces : sequence of dict
         plotly traces without axis names; see `goatviz.plots.marks`.
     x, y : mapping
-        plotly's axis settings; each has a "title" with its unit, such as "lag [tokens]".
+        plotly's axis settings, each with a "title" that has its unit, such as "lag [tokens]".
     note : str
         One or two lines below the title, plain text.
     caption : sequence of str
-        Sentences below the figure, plain text; those that several panels share are shown once.
+        Sentences below the figure, plain text; those that panels share are shown once.
     shapes, annotations : sequence of dict
-        plotly's, with references "x", "y", "x domain" or "y domain" of this panel.
+        plotly's shapes and annotations, with references "x", "y", "x domain" or "y domain" of this
+        panel.
     height : int
-        Pixels of the plot area.
+        Height of the plot area in pixels.
     masked : bool
-        Whether the ground between the cells of a map stands for what is not allowed.
+        Whether the ground shows where a map has no cells because they are masked.
     """
 
     title: str
@@ -77,20 +79,21 @@ class Panel:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a menu offers: panels under a label.
+    """An entry of a menu: panels under a label.
 
     Attributes
     ----------
     label : str
-        "head 3"; within its group no other entry has it.
+        Text of the entry, such as "head 3", unique within its group.
     panels : sequence of Panel
-        As many for every entry.
+        Panels of the entry; every entry has the same number.
     group : str
-        "layer 2". Several groups are a first menu, and their entries a second one.
+        Text of the group, such as "layer 2". If there are several groups, a first menu chooses the
+        group and a second one its entry.
     subtitle : str
-        Below the figure's title, plain text.
+        Plain text below the title of the figure.
     rank : float
-        The menu opens on the entry with the highest, and so does each group.
+        The menu, and each group, opens on the entry with the highest rank.
     """
 
     label: str
@@ -102,7 +105,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Words:
-    """The text around all panels of a figure, plain."""
+    """Plain text around all panels of a figure."""
 
     title: str = ""
     subtitle: str = ""
@@ -110,14 +113,14 @@ class Words:
 
 
 def single(panel: Panel, *, width: int = NARROWEST) -> Figure:
-    """One panel as a figure of its own, its title and note above.
+    """One panel as a figure, with its title and note above.
 
     Parameters
     ----------
     panel : Panel
-        What is drawn.
+        Panel to draw.
     width : int
-        The narrowest width that the figure is shown at, pixels.
+        Smallest width at which the figure is shown, pixels.
 
     Examples
     --------
@@ -128,19 +131,19 @@ def single(panel: Panel, *, width: int = NARROWEST) -> Figure:
 
 
 def as_figure(drawn: Panel | Sequence[Panel] | Figure) -> Figure:
-    """A panel, or some below each other, as a figure narrow enough to stand beside others."""
+    """A panel, or several below each other, as a figure narrow enough to stand beside others."""
     if isinstance(drawn, Figure):
         return drawn
     return _figure(*_column([drawn] if isinstance(drawn, Panel) else drawn, NARROW))
 
 
 def as_json(drawn: Panel | Sequence[Panel] | go.Figure) -> str:
-    """`as_figure` as plotly's JSON, without a Figure on the way: for sliders.
+    """`as_figure` as plotly's JSON, but without making a Figure: fast enough for sliders.
 
     Raises
     ------
     TypeError
-        If it is neither a plotly Figure nor a panel or several.
+        If `drawn` is neither a plotly Figure nor panels.
     """
     if isinstance(drawn, go.Figure):
         return drawn.to_json(validate=False)
@@ -158,9 +161,8 @@ def grid(
     *,
     columns: int = 2,
     linked: str = "",
-    width: int = NARROWEST,
 ) -> Figure:
-    """Panels side by side and below each other, in reading order, under one title and legend.
+    """Panels in rows, in reading order, under one title and with one legend.
 
     Parameters
     ----------
@@ -169,11 +171,9 @@ def grid(
     words : Words
         Title, subtitle and caption of the figure.
     columns : int
-        Panels in a row.
+        Number of panels in a row.
     linked : {"", "x", "y", "xy"}
-        Axes that zoom together, as far as they have one title.
-    width : int
-        The narrowest width that the figure is shown at, pixels.
+        Axes that zoom together, if they have the same title.
 
     Raises
     ------
@@ -183,34 +183,27 @@ def grid(
     if not panels:
         raise ValueError("panels must hold at least one panel, got none")
     words = _with_captions(words, panels)
-    place = _Place([panels], [words], columns, width, menus=0)
+    place = _Place([panels], [words], columns, NARROWEST, menus=0)
     return _figure(*place.lower(panels, words, linked))
 
 
-def menu(
-    entries: Sequence[Entry],
-    words: Words,
-    *,
-    columns: int = 2,
-    linked: str = "",
-    width: int = NARROWEST,
-) -> Figure:
-    """One figure of which a reader chooses the entry: by layer and head, say, in two menus.
+def menu(entries: Sequence[Entry], words: Words, *, columns: int = 2) -> Figure:
+    """One figure with a menu of entries, or with two menus, such as one of layers and one of heads.
 
-    Only one entry is drawn; a choice replaces the numbers that differ, by plotly alone, so that
-    it works in a saved page too. The figure opens on the entry of the highest rank.
+    The figure opens on the entry of the highest rank. Only one entry is drawn at a time; plotly.js
+    alone replaces the numbers that differ, so that menus work in a saved page too.
 
     Parameters
     ----------
     entries : sequence of Entry
-        At least one; a single one has no menu.
-    words, columns, linked, width
-        As in `grid`; an entry's subtitle follows that of `words`.
+        At least one; a single entry has no menu.
+    words, columns
+        As in `grid`; the subtitle of an entry follows that of `words`.
 
     Raises
     ------
     ValueError
-        If there is no entry, or entries differ in their number of panels.
+        If there is no entry, or entries have different numbers of panels.
     """
     if not entries:
         raise ValueError("entries must hold at least one entry, got none")
@@ -220,9 +213,9 @@ def menu(
     groups = list(dict.fromkeys(entry.group for entry in entries))
     texts = [_words_of(entry, words) for entry in entries]
     menus = 0 if len(entries) == 1 else 1 if len(groups) == 1 else 2
-    place = _Place([entry.panels for entry in entries], texts, columns, width, menus=menus)
+    place = _Place([entry.panels for entry in entries], texts, columns, NARROWEST, menus=menus)
     lowered = [
-        place.lower(entry.panels, text, linked) for entry, text in zip(entries, texts, strict=True)
+        place.lower(entry.panels, text, "") for entry, text in zip(entries, texts, strict=True)
     ]
     opening = max(range(len(entries)), key=lambda at: entries[at].rank)
     data, layout, updates = _differences(lowered, opening)
@@ -232,7 +225,7 @@ def menu(
 
 
 def _column(panels: Sequence[Panel], width: int) -> tuple[list[Trace], dict[str, Any]]:
-    """Panels below each other, the first one's title and note above them all."""
+    """Panels below each other, under the title and note of the first."""
     first, *others = panels
     words = _with_captions(Words(first.title, first.note), panels)
     first = replace(first, title="", note="")
@@ -264,7 +257,7 @@ def _words_of(entry: Entry, words: Words) -> Words:
 
 
 def _with_captions(words: Words, panels: Sequence[Panel]) -> Words:
-    """Words with the panels' captions; what several panels say is said once."""
+    """Words with the captions of the panels, each sentence once."""
     caption = [*words.caption, *(line for panel in panels for line in panel.caption)]
     return replace(words, caption=list(dict.fromkeys(caption)))
 
@@ -272,23 +265,11 @@ def _with_captions(words: Words, panels: Sequence[Panel]) -> Words:
 # --- places ---
 
 
-@dataclass
-class _Cell:
-    """Pixels that a panel needs around its plot area."""
-
-    header: int = 0
-    left: int = 0
-    right: int = 0
-    below: int = 0
-    height: int = 0
-
-    def widen(self, other: _Cell) -> None:
-        for name in vars(self):
-            setattr(self, name, max(getattr(self, name), getattr(other, name)))
-
-
 class _Place:
-    """Where everything goes, the same for all entries of a menu."""
+    """The place of everything in a figure, the same for all entries of a menu.
+
+    Columns and rows have the room that their neediest panel in any entry needs.
+    """
 
     def __init__(
         self,
@@ -301,41 +282,27 @@ class _Place:
     ) -> None:
         count = len(alternatives[0])
         self.columns = min(columns, count)
-        self.width, self.menus = width, menus
-        cells = [_Cell() for _ in range(count)]
-        for panels in alternatives:
-            for cell, panel in zip(cells, panels, strict=True):
-                cell.widen(_measured(panel))
-        # Columns and rows share the room that their neediest panel asks for.
-        self.left, self.right = (
-            [
-                max(getattr(cell, side) for cell in cells[at :: self.columns])
-                for at in range(self.columns)
-            ]
-            for side in ("left", "right")
-        )
-        inner = width - self.left[0] - self.right[-1]
+        self.width = width
+        needs = [_measured(panel) for panels in alternatives for panel in panels]
+        column = np.tile(np.arange(count) % self.columns, len(alternatives))
+        row = np.tile(np.arange(count) // self.columns, len(alternatives))
+        left, right, below, height = np.array(needs).T
+        self.left, self.right = (_largest(side, column) for side in (left, right))
+        self.inner = width - self.left[0] - self.right[-1]
         gaps = sum(self.right[:-1]) + sum(self.left[1:])
-        self.plot_width = (inner - gaps) / self.columns
-        room = self.plot_width + min(self.right)
-        self.rows = [cells[at : at + self.columns] for at in range(0, count, self.columns)]
-        self.headers = [0] * len(self.rows)
-        for panels in alternatives:
-            for at, panel in enumerate(panels):
-                row = at // self.columns
-                self.headers[row] = max(self.headers[row], _heading(panel, room)[1])
-        self.room = room
+        self.plot_width = (self.inner - gaps) / self.columns
+        self.room = self.plot_width + min(self.right)
+        headings = [_heading(panel, self.room)[1] for panels in alternatives for panel in panels]
+        self.headers = _largest(np.array(headings), row)
         subtitle = max(len(self.subtitle(text)) for text in words)
         title = max(len(self.title(text)) for text in words)
         self.top = _EDGE + (4 + 20 * title if title else 0) + _LINE * subtitle + 6
         self.top += MENU_HEIGHT if menus else 0
         self.legend_width, self.legend_rows = self._legend(alternatives)
         self.caption_lines = max(len(self.caption(text)) for text in words)
-        last = max(cell.below for cell in self.rows[-1])
-        self.foot = last + _ROW * self.legend_rows + (6 if self.legend_rows else 0)
+        heights, belows = _largest(height, row), _largest(below, row)
+        self.foot = belows[-1] + _ROW * self.legend_rows + (6 if self.legend_rows else 0)
         self.bottom = self.foot + _LINE * self.caption_lines + (_EDGE if self.caption_lines else 4)
-        heights = [max(cell.height for cell in row) for row in self.rows]
-        belows = [max(cell.below for cell in row) for row in self.rows]
         belows[-1] = 0
         self.plot_height = sum(heights) + sum(belows) + sum(self.headers[1:])
         self.top += self.headers[0]
@@ -357,15 +324,14 @@ class _Place:
         return [part for line in lines for part in line]
 
     def across(self, column: int) -> tuple[float, float]:
-        """Where a column's plot area begins and ends, as shares of the plot's width."""
-        inner = self.width - self.left[0] - self.right[-1]
+        """Where the plot area of a column begins and ends, as fractions of the plot's width."""
         start = column * self.plot_width + sum(self.right[:column]) + sum(self.left[1 : column + 1])
-        return start / inner, min((start + self.plot_width) / inner, 1.0)
+        return start / self.inner, min((start + self.plot_width) / self.inner, 1.0)
 
     def _legend(self, alternatives: Sequence[Sequence[Panel]]) -> tuple[int, int]:
-        """Pixels of a legend's texts, 0 where they stand in one row as they are; and rows.
+        """The width of legend texts in pixels, or 0 if they all fit in one row; and the rows.
 
-        plotly gives a row the width of the plot, and the entries of several rows one width.
+        A row is as wide as the plot. In several rows plotly gives every entry the same width.
         """
         rows = [
             {trace["name"]: None for panel in panels for trace in panel.traces if _in_legend(trace)}
@@ -374,7 +340,7 @@ class _Place:
         most = max(map(len, rows))
         if not most:
             return 0, 0
-        room = self.width - self.left[0] - self.right[-1]
+        room = self.inner
         if max(sum(_text_width(name, 12) + _SYMBOL for name in names) for names in rows) <= room:
             return 0, 1
         widest = max(_text_width(name, 11) for names in rows for name in names) + 4
@@ -416,7 +382,7 @@ class _Place:
         if caption:
             layout["annotations"].append(self._caption(caption))
         layout["showlegend"] = any(_in_legend(trace) for trace in data)
-        # Lines look as they are drawn, unless there are marks too small to tell their colour.
+        # Legend symbols look like the traces, unless marks are too small to show their colour.
         tiny = any(
             _in_legend(one) and np.min(one.get("marker", {}).get("size", 9)) < 5 for one in data
         )
@@ -478,7 +444,7 @@ class _Place:
         }
 
     def _axis(self, side: str, settings: Mapping[str, Any], panel: Panel) -> dict[str, Any]:
-        """The panel's axis with as many ticks as have room."""
+        """The axis of a panel, with as many ticks as there is room for."""
         axis = dict(settings)
         if isinstance(axis.get("title"), str):
             axis["title"] = {"text": axis["title"]}
@@ -498,13 +464,18 @@ class _Place:
         needed = 15 if upright else max(map(_text_width, texts), default=0) + 8
         step = math.ceil(needed * len(texts) / max(pixels, 1))
         if step > 1:
-            # The last one stays: it says how far the axis goes.
+            # The last tick stays: it shows where the axis ends.
             axis["ticktext"], axis["tickvals"] = texts[::-step][::-1], places[::-step][::-1]
         return axis
 
 
-def _measured(panel: Panel) -> _Cell:
-    """Pixels that a panel's axes and colour bar need."""
+def _largest(pixels: np.ndarray, groups: np.ndarray) -> list[int]:
+    """The largest number in each group 0, 1, …"""
+    return [int(pixels[groups == group].max()) for group in range(groups.max() + 1)]
+
+
+def _measured(panel: Panel) -> tuple[int, int, int, int]:
+    """Pixels that a panel needs: left of its plot area, right of it, below it, and its height."""
     y_texts = panel.y.get("ticktext")
     left = 70 if y_texts is None else 30 + max(map(_text_width, y_texts), default=0)
     below = 46
@@ -522,11 +493,11 @@ def _measured(panel: Panel) -> _Cell:
         if bar is not None:
             texts = [*bar.get("ticktext", ["0.000"]), bar.get("title", {}).get("text", "")]
             right = max(right, 28 + max(map(_text_width, texts)))
-    return _Cell(0, int(left), int(right), below, panel.height)
+    return int(left), int(right), below, panel.height
 
 
 def _heading(panel: Panel, room: float) -> tuple[str, int]:
-    """A panel's title and note as one annotation's text, and the pixels that it needs."""
+    """A panel's title and note as the text of one annotation, and its height in pixels."""
     title = wrapped(panel.title, room, 14)
     note = wrapped(panel.note, room, 11)
     lines = [f"<b>{line}</b>" for line in title]
@@ -567,7 +538,7 @@ def _ground() -> dict[str, Any]:
 
 
 def _referred(mark: Mapping[str, Any], number: str) -> dict[str, Any]:
-    """A shape or annotation whose references are those of its panel in the figure."""
+    """A shape or annotation with the references of its panel in the figure."""
     moved = {"showarrow": False, **mark} if "text" in mark else dict(mark)
     for side in "xy":
         _, _, domain = str(mark.get(f"{side}ref", side)).partition(" ")
@@ -582,7 +553,7 @@ def _placed(
     upward: tuple[float, float],
     seen: set[tuple[str, str]],
 ) -> Trace:
-    """A trace on its panel's axes; of equal legend entries the first is shown."""
+    """A trace on the axes of its panel; only the first of equal legend entries is shown."""
     moved = {**trace, "xaxis": f"x{number}", "yaxis": f"y{number}"}
     bar = _bar_of(trace)
     if bar is not None:
@@ -618,7 +589,7 @@ def _placed(
 
 
 def _bar_of(trace: Trace) -> dict[str, Any] | None:
-    """The colour bar that a trace shows, if it does."""
+    """The colour bar of a trace, or None if it shows none."""
     if trace.get("type") == "heatmap" and trace.get("showscale", True):
         return dict(trace.get("colorbar", {}))
     marker = trace.get("marker", {})
@@ -640,7 +611,7 @@ def _menus(
     updates: Sequence[list[Any]],
     place: _Place,
 ) -> list[dict[str, Any]]:
-    """One menu of entries; or one of groups, and for each of them one of its entries."""
+    """One menu of entries; or one of groups, and for each group a menu of its entries."""
     members = {
         group: [at for at, entry in enumerate(entries) if entry.group == group] for group in groups
     }
@@ -658,8 +629,7 @@ def _menus(
         active = members[group].index(leading[chosen])
         shown[f"updatemenus[{chosen + 1}].active"] = active
         first.append(_button(group, [data, {**layout, **shown}, traces]))
-    inner = place.width - place.left[0] - place.right[-1]
-    beside = (max(map(_text_width, groups)) + 62) / inner
+    beside = (max(map(_text_width, groups)) + 62) / place.inner
     menus = [_menu(first, at_group, 0.0, place)]
     for chosen, group in enumerate(groups):
         buttons = [_button(entries[at].label, updates[at]) for at in members[group]]
@@ -692,59 +662,48 @@ def _menu(buttons: list[dict[str, Any]], active: int, x: float, place: _Place) -
 def _differences(
     lowered: Sequence[tuple[list[Trace], dict[str, Any]]], opening: int
 ) -> tuple[list[Trace], dict[str, Any], list[list[Any]]]:
-    """The traces of all entries merged, the opening's layout, and each entry's update.
+    """The traces of all entries merged, the layout of the opening, and the update of each entry.
 
-    Traces are matched by axes, type and name; an entry without one of them hides it.
+    Traces are matched by axes, type and name; an entry that lacks a trace hides it.
     """
     keyed = [_keyed(data) for data, _ in lowered]
     keys = list(dict.fromkeys(key for traces in [keyed[opening], *keyed] for key in traces))
+    hidden = {"visible": False}
     flat = [
-        [_flat({"visible": True, **traces[key]}) if key in traces else None for key in keys]
-        for traces in keyed
+        [_flat({"visible": True} | traces.get(key, hidden)) for key in keys] for traces in keyed
     ]
-    varying: list[list[str]] = []
-    for at in range(len(keys)):
-        known = [entry[at] for entry in flat if entry[at] is not None]
-        names = dict.fromkeys(name for entry in known for name in entry)
-        some_hidden = len(known) < len(flat)
-        varying.append(
-            [
-                name
-                for name in names
-                if (some_hidden and name == "visible")
-                or any(not _same(entry.get(name), known[0].get(name)) for entry in known)
-            ]
-        )
-    traces = [at for at, names in enumerate(varying) if names]
+    varying = []
+    for entries in zip(*flat, strict=True):
+        names = ["visible"] if hidden in entries else []
+        names += _varying([entry for entry in entries if entry != hidden])
+        varying.append(names)
+    changed = [at for at, names in enumerate(varying) if names]
     attributes = list(dict.fromkeys(name for names in varying for name in names))
     data = []
     for key in keys:
-        shown = keyed[opening].get(key)
-        if shown is None:
-            template = next(entry[key] for entry in keyed if key in entry)
-            shown = {**template, "visible": False}
-        data.append(shown)
-    layouts = [_flat_layout(layout) for _, layout in lowered]
-    names = dict.fromkeys(name for layout in layouts for name in layout)
-    moving = [
-        name
-        for name in names
-        if any(not _same(layout.get(name), layouts[0].get(name)) for layout in layouts)
+        template = next(traces[key] for traces in keyed if key in traces)
+        data.append(keyed[opening].get(key, template | hidden))
+    layouts = [
+        _flat({name: value for name, value in layout.items() if name != "template"})
+        for _, layout in lowered
     ]
+    moving = _varying(layouts)
     updates = []
     for entry, layout in zip(flat, layouts, strict=True):
-        values = {}
-        for name in attributes:
-            row = []
-            for at in traces:
-                source = entry[at]
-                if source is None:
-                    # Hidden: only that counts.
-                    source = {"visible": False}
-                row.append(_packed(source.get(name)))
-            values[name] = row
-        updates.append([values, {name: _packed(layout.get(name)) for name in moving}, traces])
+        values = {name: [entry[at].get(name) for at in changed] for name in attributes}
+        updates.append([values, {name: layout.get(name) for name in moving}, changed])
     return data, dict(lowered[opening][1]), updates
+
+
+def _varying(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the settings in which some entries differ."""
+
+    def differ(name: str) -> bool:
+        first = entries[0].get(name)
+        others = (entry.get(name) for entry in entries[1:])
+        return any(type(other) is not type(first) or other != first for other in others)
+
+    return [name for name in dict.fromkeys(itertools.chain(*entries)) if differ(name)]
 
 
 def _keyed(data: Sequence[Trace]) -> dict[tuple[Any, ...], Trace]:
@@ -757,38 +716,21 @@ def _keyed(data: Sequence[Trace]) -> dict[tuple[Any, ...], Trace]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names; arrays and lists are leaves."""
+    """Nested settings by their dotted names, as a menu's button can hold them.
+
+    Arrays are packed; they and lists, such as those of annotations and shapes, stay whole.
+    """
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             flat |= _flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = value
+            flat[f"{prefix}{name}"] = _packed(value)
     return flat
 
 
-def _flat_layout(layout: Mapping[str, Any]) -> dict[str, Any]:
-    """A layout by dotted names, annotations and shapes whole."""
-    return _flat({name: value for name, value in layout.items() if name != "template"})
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        one, other = np.asarray(one), np.asarray(other)
-        return (
-            one.shape == other.shape
-            and one.dtype == other.dtype
-            and (
-                one.tobytes() == other.tobytes()
-                if one.dtype != object
-                else bool((one == other).all())
-            )
-        )
-    return type(one) is type(other) and one == other
-
-
 def _packed(value: Any) -> Any:
-    """A value as a menu's button can hold it: arrays in plotly's binary form."""
+    """A value as JSON can hold it: arrays in plotly's binary form."""
     if not isinstance(value, np.ndarray):
         return value
     kind = f"{value.dtype.kind}{value.dtype.itemsize}"
@@ -802,7 +744,7 @@ def _packed(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON does not know, as plotly reads it."""
+    """A value that JSON cannot hold, as plotly reads it."""
     if isinstance(value, np.ndarray):
         return _packed(value)
     return _TEMPLATE if value is style.TEMPLATE else value.item()

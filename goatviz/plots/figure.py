@@ -1,7 +1,7 @@
 """The plotly Figure that goatviz returns: how it is shown, saved and exported as an image.
 
-It asks no network for anything, its text follows a dark page, and its menus, which an image cannot
-use, are left out there. What is in a figure is the business of the other modules.
+It needs no network, its text turns light on a dark page, and an image of it has no menus. Other
+modules decide what a figure contains.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from goatviz import checks
 from goatviz.files import whole_file
 from goatviz.plots import style
 
-#: plotly.js options of every goatviz figure; plotly's "Share chart" button uploads the data.
+#: plotly.js options of every goatviz figure. Plotly's "Share chart" button would upload the data.
 CONFIG = {"showSendToCloud": False, "displaylogo": False, "responsive": True}
-#: Pixels that a row of menus is high.
+#: Height of a row of menus in pixels.
 MENU_HEIGHT = 40
 _STYLE = f"<style>{style.ADAPTIVE_CSS}</style>"
 _PAGE_STYLE = f"""<style>
@@ -31,21 +31,21 @@ _PAGE_STYLE = f"""<style>
 
 
 class Figure(go.Figure):
-    """A plotly Figure that stays on this machine wherever it is shown or written."""
+    """A plotly Figure that needs no network and sends nothing, wherever it is shown or saved."""
 
     def choose(self, *, layer: int | None = None, head: int | None = None) -> Figure:
-        """The figure of one layer and head out of its menus, without menus.
+        """The figure of one layer and head of its menus, without menus.
 
         Parameters
         ----------
         layer, head : int, optional
-            Entries of the menus. Default: what the figure opens on; of a layer alone, the head
-            that its menu opens on.
+            Entries of the menus. Default: those on which the figure opens, or, if only the layer
+            is given, the head on which the menu of that layer opens.
 
         Raises
         ------
         ValueError
-            If the figure has no menu with such an entry; the message lists what there is.
+            If the figure has no menu with such an entry; the message lists the entries.
         """
         plain = self.to_dict()
         menus = plain["layout"].pop("updatemenus", ())
@@ -67,7 +67,7 @@ class Figure(go.Figure):
     def as_image(
         self, *, layer: int | None = None, head: int | None = None, theme: str = "light"
     ) -> Figure:
-        """The figure as an image shows it: one choice, no menus, an opaque ground.
+        """The figure as an image shows it: one layer and head, no menus, an opaque ground.
 
         Parameters
         ----------
@@ -89,7 +89,7 @@ class Figure(go.Figure):
         theme: str = "light",
         **kwargs: Any,
     ) -> bytes:
-        """As plotly's (kaleido is needed), of one choice and without menus; see `as_image`."""
+        """As in plotly (needs kaleido), but of one layer and head; see `as_image`."""
         image = self.as_image(layer=layer, head=head, theme=theme)
         return pio.to_image(go.Figure(image), *args, **kwargs)
 
@@ -101,27 +101,27 @@ class Figure(go.Figure):
         theme: str = "light",
         **kwargs: Any,
     ) -> None:
-        """As plotly's (kaleido is needed), of one choice and without menus; see `as_image`."""
+        """As in plotly (needs kaleido), but of one layer and head; see `as_image`."""
         image = self.as_image(layer=layer, head=head, theme=theme)
         pio.write_image(go.Figure(image), *args, **kwargs)
 
     def show(self, *args: Any, **kwargs: Any) -> None:
-        """As plotly's, without the cloud button."""
+        """As in plotly, without the cloud button."""
         pio.show(self, *args, **{"config": CONFIG, **kwargs})
 
     def to_html(self, *args: Any, **kwargs: Any) -> str:
-        """As plotly's, without the cloud button and without MathJax from a CDN."""
+        """As in plotly, without the cloud button and without MathJax from a CDN."""
         text = pio.to_html(self, *args, **{"config": CONFIG, "include_mathjax": False, **kwargs})
         head, separator, rest = text.partition("</head>")
         return f"{head}{_STYLE}{separator}{rest}" if separator else f"{_STYLE}{text}"
 
     def write_html(self, *args: Any, **kwargs: Any) -> None:
-        """As plotly's, without the cloud button and without MathJax from a CDN."""
+        """As in plotly, without the cloud button and without MathJax from a CDN."""
         pio.write_html(self, *args, **{"config": CONFIG, "include_mathjax": False, **kwargs})
 
     def _ipython_display_(self) -> None:
         if pio.renderers.render_on_display and pio.renderers.default:
-            # plotly shows a figure as JSON, which has no room for a style sheet.
+            # plotly shows a figure as JSON, which cannot hold a style sheet.
             from IPython.display import HTML, display
 
             display(HTML(_STYLE))
@@ -139,7 +139,7 @@ class Figure(go.Figure):
 def _menu_of(
     menus: Sequence[dict[str, Any]], what: str, layer: int | None
 ) -> dict[str, Any] | None:
-    """The menu whose entries are layers or heads; of several menus of heads, the layer's."""
+    """The menu of layers or of heads; if there are several menus of heads, that of the layer."""
     named = [menu for menu in menus if menu["buttons"][0]["label"].startswith(f"{what} ")]
     if what == "layer" or len(named) < 2:
         return named[0] if named else None
@@ -150,7 +150,7 @@ def _menu_of(
 def _update(
     figure: dict[str, Any], data: dict[str, list[Any]], layout: dict[str, Any], traces: list[int]
 ) -> None:
-    """Apply a menu button's update to a figure as plain data, as plotly.js does."""
+    """Apply the update of a menu's button to a figure's plain data, as plotly.js does."""
     for name, values in data.items():
         for at, value in zip(traces, values, strict=True):
             _set(figure["data"][at], name, value)
@@ -175,19 +175,19 @@ def save_html(figure: go.Figure, path: str | os.PathLike) -> Path:
     Parameters
     ----------
     figure : plotly.graph_objects.Figure
-        From any `plot_*` or `draw_*`.
+        Figure from any `plot_*` or `draw_*`.
     path : path-like
-        Ends in .html, in an existing folder.
+        File in an existing folder, ending in .html.
 
     Returns
     -------
     Path
-        The file (about 5 MB: plotly.js is inside).
+        Path of the file (about 5 MB, since it contains plotly.js).
 
     Raises
     ------
     TypeError
-        If `figure` is no plotly Figure.
+        If `figure` is not a plotly Figure.
     ValueError
         If `path` does not end in .html or its folder does not exist.
 

@@ -1,7 +1,7 @@
-"""Accuracy of answers against length, with intervals; and against length and depth, as maps.
+"""Accuracy of answers by length, with intervals, and by length and depth, as maps.
 
-Panels of the "length_sweep" and "needle_grid" results. Lengths stand on a binary scale; training
-length and chance are marked, and hovering says how many examples a number rests on.
+Panels of the "length_sweep" and "needle_grid" results. The scale of lengths is binary; training
+length and chance are marked, and hovering shows the number of examples behind a value.
 """
 
 from __future__ import annotations
@@ -24,44 +24,44 @@ from goatviz.plots.schemes import (
     Focus,
     chance_line,
     chosen,
+    drawn_schemes,
     ends_of,
     interval_line,
-    length_axis,
+    interval_text,
+    over_lengths,
     run_dots,
-    spread,
-    trained_marks,
     trained_note,
 )
 from goatviz.results import LENGTH_SWEEP, NEEDLE_GRID, Schema, check_result
 
 MEASURES = {"strict": "whole answers right", "token": "answer tokens right"}
 UNITS = {"strict": "examples", "token": "tokens"}
-#: Lengths of a map whose cells still have room for their number.
+#: Largest number of lengths at which the cells of a map have room for their number.
 MAX_WRITTEN = 8
 
 
 def draw_length(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:
-    """Draw accuracy against length: lines over all runs, a small mark for each run.
+    """Draw accuracy by length: a line over all runs, and a small mark for each run.
 
     Parameters
     ----------
     sweep : xarray.Dataset
         From `goatviz.length_sweep`.
     measure : {"strict", "token"}
-        Whole answers, or their tokens.
+        Whether whole answers are counted, or their tokens.
 
     Returns
     -------
     Figure
-        Whiskers are 95 % Wilson intervals over all runs; vertical lines mark training lengths, the
-        dotted line chance.
+        Whiskers are 95 % Wilson intervals over all runs. Vertical lines mark training lengths, and
+        the dotted line is chance.
 
     Raises
     ------
     TypeError
         If `sweep` is not a length sweep.
     ValueError
-        If there is no such measure, or nothing was measured.
+        If `measure` is unknown, or nothing was measured.
     """
     _check(sweep, LENGTH_SWEEP, measure)
     panel = accuracy_panel(sweep, measure=measure)
@@ -82,32 +82,32 @@ def draw_extrapolation(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:
 
 
 def draw_needle(grid: xr.Dataset, *, measure: str = "token") -> Figure:
-    """Draw accuracy against length and depth: one map for each scheme, one scale for all.
+    """Draw accuracy by length and depth: a map for each scheme, all on one scale.
 
     Parameters
     ----------
     grid : xarray.Dataset
         From `goatviz.needle_grid`.
     measure : {"token", "strict"}
-        Tokens of answers, or whole answers.
+        Whether tokens of answers are counted, or whole answers.
 
     Returns
     -------
     Figure
-        Depth runs downwards; the colour bar marks chance.
+        Depth increases downwards; chance is marked in the colour bar.
 
     Raises
     ------
     TypeError
         If `grid` is not a needle grid.
     ValueError
-        If there is no such measure, or nothing was measured.
+        If `measure` is unknown, or nothing was measured.
     """
     _check(grid, NEEDLE_GRID, measure)
     schemes = [str(scheme) for scheme in grid["scheme"].values]
     columns = min(2, len(schemes))
     panels = [
-        map_panel(grid, scheme, measure=measure, bar=at == columns - 1)
+        replace(map_panel(grid, scheme, measure=measure, bar=at == columns - 1), note="")
         for at, scheme in enumerate(schemes)
     ]
     subtitle = (
@@ -115,7 +115,6 @@ def draw_needle(grid: xr.Dataset, *, measure: str = "token") -> Figure:
         f"{grid.attrs['training_length']} tokens"
     )
     words = Words(f"Depth and length: {grid.attrs['task']}", subtitle)
-    panels = [replace(panel, note="") for panel in panels]
     return panel_grid(panels, words, columns=columns, linked="xy")
 
 
@@ -132,24 +131,23 @@ def _check(result: xr.Dataset, schema: Schema, measure: str) -> None:
 def accuracy_panel(
     result: xr.Dataset, focus: Focus = ALL_ALIKE, *, measure: str = "strict"
 ) -> Panel:
-    """Accuracy against length for every scheme, and a small mark for each of several runs.
+    """Accuracy by length for every scheme, and a small mark for each of several runs.
 
     Parameters
     ----------
     result : xarray.Dataset
-        A length sweep; or a needle grid at one depth, or over all of them.
+        A length sweep, or a needle grid at one depth or over all depths.
     focus : Focus
-        What is looked at.
+        What is chosen.
     measure : {"strict", "token"}
-        Whole answers, or their tokens.
+        Whether whole answers are counted, or their tokens.
     """
     lengths, places = result["length"].values, np.log2(result["length"].values)
-    schemes = [str(scheme) for scheme in result["scheme"].values]
-    traces: list[Trace] = []
-    for at, scheme in enumerate(schemes):
-        if focus.shows(scheme):
-            x = spread(places, at, len(schemes))
-            traces += _accuracy(result.isel(scheme=at), scheme, x, measure, focus)
+    traces = [
+        trace
+        for scheme, one, x in drawn_schemes(result, places, focus)
+        for trace in accuracy_lines(one, scheme, x, measure, focus)
+    ]
     traces.append(chance_line(float(result.attrs[f"chance_{measure}"]), ends_of(places)))
     where = ""
     if result.attrs["schema"] == NEEDLE_GRID.name:
@@ -160,34 +158,31 @@ def accuracy_panel(
     panel = Panel(
         "Accuracy by length",
         traces,
-        length_axis(lengths, trained),
-        {"title": f"share of {MEASURES[measure]} [1]", "range": [-0.04, 1.06]},
+        y={"title": f"share of {MEASURES[measure]} [1]", "range": [-0.04, 1.06]},
         note=f"{where}{scale_of(result)} examples; 95 % (Wilson); {trained_note(trained)}",
         caption=_missing(result),
-        shapes=trained_marks(trained),
         height=300,
     )
-    return chosen(panel, places, focus.length and float(np.log2(focus.length)), focus)
+    return over_lengths(panel, lengths, trained, focus)
 
 
-def _accuracy(
+def accuracy_lines(
     one: xr.Dataset, scheme: str, x: np.ndarray, measure: str, focus: Focus
 ) -> list[Trace]:
-    """A scheme's line, and the marks of its runs."""
+    """The line of a scheme, and the marks of its runs."""
     name, unit = style.escape(scheme), UNITS[measure]
     several = "run" in one.dims
-    pooled = f"mean_{measure}" if several else measure
     count = one[unit].values
-    runs = int((one["examples"].values.sum(axis=1) > 0).sum()) if several else 0
+    runs = int((count.sum(axis=1) > 0).sum()) if several else 0
     traces = [
         interval_line(
             scheme,
             x,
-            [one[f"{pooled}{end}"].values for end in ("", "_low", "_high")],
+            one,
+            f"mean_{measure}" if several else measure,
             focus,
-            hover=f"{name}, %{{customdata[0]:,}} tokens<br>%{{y:.3f}} (%{{customdata[1]:.3f}} to "
-            f"%{{customdata[2]:.3f}})<br>%{{customdata[3]:,}} {unit}, "
-            + (f"{runs} run(s)" if several else "all runs"),
+            hover=f"{name}, %{{customdata[0]:,}} tokens<br>%{{y:.3f}} {interval_text('.3f')}<br>"
+            f"%{{customdata[3]:,}} {unit}, " + (f"{runs} run(s)" if several else "all runs"),
             detail=[one["length"].values, count.sum(axis=0) if several else count],
         )
     ]
@@ -200,37 +195,25 @@ def _accuracy(
 
 
 def depth_panel(result: xr.Dataset, focus: Focus, *, measure: str = "strict") -> Panel:
-    """Accuracy against depth at the chosen length, for every scheme.
-
-    Parameters
-    ----------
-    result : xarray.Dataset
-        From `goatviz.needle_grid`.
-    focus : Focus
-        What is looked at; its length is the one that is drawn.
-    measure : {"strict", "token"}
-        Whole answers, or their tokens.
-    """
+    """Accuracy of a needle grid by depth, for every scheme at the length that is chosen."""
     depths = 100 * result["depth"].values
-    schemes = [str(scheme) for scheme in result["scheme"].values]
     at_length = result.isel(length=result["length"].values == focus.length)
-    traces: list[Trace] = []
-    for at, scheme in enumerate(schemes if at_length.sizes["length"] else []):
-        if not focus.shows(scheme):
-            continue
-        one = at_length.isel(scheme=at, length=0)
-        traces.append(
-            interval_line(
-                scheme,
-                spread(depths, at, len(schemes)),
-                [one[f"{measure}{end}"].values for end in ("", "_low", "_high")],
-                focus,
-                hover=f"{style.escape(scheme)}, depth %{{customdata[0]:g}} %<br>%{{y:.3f}} "
-                "(%{customdata[1]:.3f} to %{customdata[2]:.3f})<br>%{customdata[3]:,} "
-                + UNITS[measure],
-                detail=[depths, one[UNITS[measure]].values],
-            )
+    known = at_length.sizes["length"] > 0
+    traces = [
+        interval_line(
+            scheme,
+            x,
+            one,
+            measure,
+            focus,
+            hover=f"{style.escape(scheme)}, depth %{{customdata[0]:g}} %<br>%{{y:.3f}} "
+            f"{interval_text('.3f')}<br>%{{customdata[3]:,}} {UNITS[measure]}",
+            detail=[depths, one[UNITS[measure]].values],
         )
+        for scheme, one, x in (
+            drawn_schemes(at_length.isel(length=0), depths, focus) if known else ()
+        )
+    ]
     ends = ends_of(depths)
     traces.append(chance_line(float(result.attrs[f"chance_{measure}"]), ends))
     empty = not int(at_length["examples"].sum())
@@ -258,7 +241,7 @@ def map_panel(
     measure: str = "strict",
     bar: bool = True,
 ) -> Panel:
-    """Accuracy of one scheme over depth and length, the chosen cell framed.
+    """Accuracy of one scheme by length and depth.
 
     Parameters
     ----------
@@ -267,17 +250,17 @@ def map_panel(
     scheme : str
         Scheme that is drawn.
     focus : Focus, optional
-        What is looked at: its cell is framed; without a depth, the column of its length.
+        Length and depth whose cell is framed; without a depth, the column of the length is.
     measure : {"strict", "token"}
-        Whole answers, or their tokens.
+        Whether whole answers are counted, or their tokens.
     bar : bool
         Whether the colour bar is shown.
 
     Returns
     -------
     Panel
-        Cells are counted from 0, as in a click: lengths to the right, depths downwards. Those that
-        were not measured are grey.
+        The axes count lengths (to the right) and depths (downwards) from 0. Cells that were not
+        measured are grey.
     """
     one = result.sel(scheme=scheme)
     lengths, depths = one["length"].values, one["depth"].values
@@ -293,7 +276,7 @@ def map_panel(
         framed[slice(None) if focus.depth is None else depths == focus.depth] = (
             lengths == focus.length
         )
-        traces += _frame(framed)
+        traces += marks.double_frame(columns, rows, framed, name="chosen")
     return Panel(
         scheme,
         traces,
@@ -310,7 +293,7 @@ def map_panel(
 
 
 def _cells(one: xr.Dataset, measure: str, bar: bool, chance: float) -> Trace:
-    """The cells of a map, their shares written in where there is room."""
+    """The cells of a map, with their values written in where there is room."""
     unit, values = UNITS[measure], one[measure].values.astype(float)
     length, depth = np.meshgrid(one["length"].values, 100 * one["depth"].values)
     detail = [length, depth, one[f"{measure}_low"], one[f"{measure}_high"], one[unit]]
@@ -342,45 +325,25 @@ def _cells(one: xr.Dataset, measure: str, bar: bool, chance: float) -> Trace:
     )
 
 
-def _frame(framed: np.ndarray) -> list[Trace]:
-    """The outline of a block of cells, in two colours: one of them is seen on every cell."""
-    rows, columns = np.nonzero(framed)
-    if not rows.size:
-        return []
-    left, right = columns.min() - 0.46, columns.max() + 0.46
-    top, bottom = rows.min() - 0.46, rows.max() + 0.46
-    return [
-        {
-            "type": "scatter",
-            "x": [left, right, right, left, left],
-            "y": [top, top, bottom, bottom, top],
-            "mode": "lines",
-            "name": "chosen",
-            "line": {"color": color, "width": width},
-            "showlegend": False,
-            "hoverinfo": "skip",
-        }
-        for color, width in (("#000000", 5), ("#ffffff", 2))
-    ]
-
-
 # --- words ---
 
 
+def _examples(result: xr.Dataset) -> xr.DataArray:
+    """Number of examples in each cell, all runs together."""
+    return result["examples"].sum("run" if "run" in result["examples"].dims else ())
+
+
 def _missing(result: xr.Dataset) -> list[str]:
-    """A caption that names the schemes which were not measured at every length."""
-    count = result["examples"]
-    count = count.sum("run") if "run" in count.dims else count
-    gaps = (count == 0).any("length")
+    """A caption that names the schemes that were not measured at every length."""
+    gaps = (_examples(result) == 0).any("length")
     names = [str(scheme) for scheme in result["scheme"].values[gaps.values]]
     return [f"Not measured at every length: {', '.join(names)}."] if names else []
 
 
 def scale_of(result: xr.Dataset) -> str:
-    """How many examples a cell has, all runs: the smallest and the largest number."""
-    count = result["examples"]
-    count = count.sum("run") if "run" in count.dims else count
-    some = count.values[count.values > 0]
+    """The smallest and the largest number of examples in a cell, all runs together."""
+    count = _examples(result).values
+    some = count[count > 0]
     if not some.size:
         return "n = 0"
     low, high = int(some.min()), int(some.max())

@@ -1,7 +1,7 @@
 """Named marks: the small pieces that panels are composed of.
 
-A mark turns arrays into plotly traces of one look, as plain dicts; it knows nothing of layers,
-heads or results. Texts are escaped by whoever knows that they are texts.
+A mark turns arrays into plotly traces of one look, as plain dicts; it knows nothing about layers,
+heads or results. Names and hover texts must be escaped by the caller.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ Trace = dict[str, Any]
 
 #: Probabilities below this share one colour on a logarithmic scale.
 FLOOR = 1e-4
-#: Cells that have no colour of their own, and what they get instead.
+#: Values that are not on the colour scale, and their colours.
 SPECIAL = {
     "NaN": style.NOT_A_NUMBER,
     "−∞": style.MINUS_INFINITY,
     "+∞": style.PLUS_INFINITY,
 }
-#: Tokens along an axis that still have room for their text, and characters of one.
+#: Largest number of tokens along an axis with room for their text, and of characters of a token.
 MAX_TOKENS, MAX_CHARACTERS = 32, 12
-#: Characters of one token in a hover text.
+#: Largest number of characters of a token in a hover text.
 HOVERED_CHARACTERS = 60
 _STEPS = np.linspace(0.0, 1.0, 49)
 _LOG_COLORS = [
@@ -51,7 +51,7 @@ def curve(
     width: float = 2.0,
     **trace: Any,
 ) -> Trace:
-    """A line through all points; `hover` is what a reader sees at each."""
+    """A line through all points; `hover` is plotly's template for each."""
     return {
         "type": "scatter",
         "x": compact(x),
@@ -95,7 +95,7 @@ def points(
     size: float = 9,
     **trace: Any,
 ) -> Trace:
-    """Markers; without `hover` they do not answer the mouse."""
+    """Markers; without `hover` they do not react to the mouse."""
     answer = {"hovertemplate": f"{hover}<extra></extra>"} if hover else {"hoverinfo": "skip"}
     return {
         "type": "scatter",
@@ -107,6 +107,14 @@ def points(
         **answer,
         **trace,
     }
+
+
+def ring(
+    x: np.ndarray, y: np.ndarray, *, name: str, color: str, size: float, width: float, **trace: Any
+) -> Trace:
+    """An open circle around each point."""
+    mark = points(x, y, name=name, color=color, symbol="circle-open", size=size, **trace)
+    return mark | {"marker": {**mark["marker"], "line": {"width": width}}}
 
 
 def stems(
@@ -146,7 +154,7 @@ def bars(x: np.ndarray, y: np.ndarray, *, name: str, color: str, hover: str, **t
 def heatmap(
     x: np.ndarray, y: np.ndarray, z: np.ndarray, *, name: str, hover: str, **trace: Any
 ) -> Trace:
-    """Cells of numbers; what is not finite stays empty. `{value}` in `hover` is the cell's."""
+    """Cells of numbers, empty where not finite; `{value}` in `hover` stands for the number."""
     hover = hover if "{value" not in hover else hover.replace("{value}", "%{z:.4g}")
     return {
         "type": "heatmap",
@@ -164,7 +172,7 @@ def heatmap(
 def signed_map(
     x: np.ndarray, y: np.ndarray, z: np.ndarray, *, name: str, hover: str, unit: str, **trace: Any
 ) -> Trace:
-    """A map of log-priors or scores: diverging, centred at 0, with its colour bar."""
+    """A map of log-priors or scores on a diverging scale centred at 0, with its colour bar."""
     limit = style.symmetric_limit(np.asarray(z, dtype=np.float32))
     return heatmap(
         x,
@@ -184,10 +192,10 @@ def signed_map(
 def probability_map(
     x: np.ndarray, y: np.ndarray, p: np.ndarray, *, name: str, hover: str, **trace: Any
 ) -> Trace:
-    """A map of probabilities: sequential, logarithmic down to `FLOOR`, exact on hover.
+    """A map of probabilities on a sequential scale, logarithmic down to `FLOOR`; exact on hover.
 
-    The values stay probabilities; the logarithm is in the spacing of the colours. Its colour bar
-    is a mark of its own, `probability_bar`.
+    The values are probabilities, and the spacing of the colours is logarithmic. The colour bar is
+    a separate mark, `probability_bar`.
     """
     return heatmap(
         x, y, p, name=name, hover=hover, colorscale=_LOG_COLORS, zmin=0.0, zmax=1.0, **trace
@@ -195,7 +203,7 @@ def probability_map(
 
 
 def probability_bar(title: str = "prob.") -> Trace:
-    """The colour bar of every `probability_map`, in decades."""
+    """The colour bar of a `probability_map`, in decades."""
     decades = np.arange(round(np.log10(FLOOR)), 1)
     ticks = [f"≤{FLOOR:g}"] + [f"{10.0**d:g}" for d in decades[1:]]
     return colour_bar(
@@ -217,9 +225,9 @@ def count_map(
     hover: str,
     **trace: Any,
 ) -> Trace:
-    """A map of counts: transparent at 0, then logarithmic up to `most`, exact on hover.
+    """A map of counts: transparent at 0, then logarithmic up to `most`; exact on hover.
 
-    It is grey and the ground shows through, so that curves of any colour can lie on it.
+    It is a translucent grey, so that curves of any colour can lie on it.
     """
     most = max(most, 2.0)
     return heatmap(
@@ -237,7 +245,7 @@ def count_map(
 
 
 def count_bar(most: float, title: str) -> Trace:
-    """The colour bar of every `count_map` up to `most`, in decades."""
+    """The colour bar of a `count_map` up to `most`, in decades."""
     top = float(np.log10(max(most, 2.0)))
     decades = np.arange(np.floor(top) + 1)
     return colour_bar(
@@ -262,10 +270,10 @@ def special_cells(
     where: str = "query %{y}, key %{x}",
     **trace: Any,
 ) -> list[Trace]:
-    """Allowed cells that have no colour of their own: NaN, minus or plus infinity, with legends.
+    """Allowed cells that are NaN, minus or plus infinity, each with an entry in the legend.
 
-    What is not allowed stays empty: `Panel.masked` gives it a ground. `where` is how hovering
-    names a cell.
+    Cells that are not allowed stay empty; `Panel.masked` gives them a ground. `where` names a cell
+    on hovering.
     """
     places = (
         allowed & np.isnan(values),
@@ -291,7 +299,7 @@ def flat_cells(
     hover: str = "",
     **trace: Any,
 ) -> Trace:
-    """Cells of one colour; what hovering says defaults to their name."""
+    """Cells of one colour; `hover` defaults to their name."""
     return heatmap(
         x,
         y,
@@ -304,9 +312,9 @@ def flat_cells(
 
 
 def cell_numbers(x: np.ndarray, y: np.ndarray, shares: np.ndarray) -> Trace:
-    """Two decimals in three characters on the cells of a map in the sequential scale, 0 to 1.
+    """Numbers in the cells of a sequential map from 0 to 1: two decimals in three characters.
 
-    Black or white, whichever has a contrast of 4.5:1.
+    They are black or white, whichever has a contrast of 4.5:1.
     """
     row, column = np.nonzero(np.isfinite(shares))
     values = shares[row, column]
@@ -325,40 +333,41 @@ def cell_numbers(x: np.ndarray, y: np.ndarray, shares: np.ndarray) -> Trace:
 
 
 def legend_square(name: str, color: str) -> Trace:
-    """A legend entry for cells of one colour, without data of its own."""
+    """A legend entry for cells of one colour, without data."""
     return points([None], [None], name=name, color=color, symbol="square", size=11)
 
 
 def cell_texts(
     x: np.ndarray, y: np.ndarray, z: np.ndarray, texts: np.ndarray, *, most: float
 ) -> list[Trace]:
-    """Texts in the cells of a sequential map from 0 to `most`, black or white by their ground.
+    """Texts in the cells of a sequential map from 0 to `most`, black or white for contrast.
 
-    Their size fits the cells; where that would be too small plotly leaves them out.
+    Their size fits the cells; plotly leaves them out where they would be too small.
     """
-    red, green, blue = np.moveaxis(np.array(style.colour_table()[1:]) / 255, -1, 0) ** 2.2
-    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-    step = np.clip(np.nan_to_num(z) / most, 0.0, 1.0) * (len(luminance) - 1)
-    # Black and white have the same contrast, 4.6:1, against a ground of this luminance.
-    light = luminance[step.astype(int)] > 0.179
-    return [
-        {
-            **flat_cells(x, y, where & np.isfinite(z), name=name, color="rgba(0,0,0,0)"),
-            "text": np.where(where, texts, "").tolist(),
-            "texttemplate": "%{text}",
-            "textfont": {"color": color},
-            "hoverinfo": "skip",
-            "hovertemplate": None,
-        }
-        for name, color, where in (("black", "#000000", light), ("white", "#ffffff", ~light))
-        if (where & np.isfinite(z)).any()
-    ]
+    shares = np.clip(np.nan_to_num(z) / most, 0.0, 1.0)
+    inks = np.array([style.ink_on(color) for color in style.sequential(shares.ravel())])
+    traces = []
+    for name, color in (("black", "#000000"), ("white", "#ffffff")):
+        where = (inks == color).reshape(z.shape)
+        if (where & np.isfinite(z)).any():
+            cells = flat_cells(x, y, where & np.isfinite(z), name=name, color="rgba(0,0,0,0)")
+            traces.append(
+                {
+                    **cells,
+                    "text": np.where(where, texts, "").tolist(),
+                    "texttemplate": "%{text}",
+                    "textfont": {"color": color},
+                    "hoverinfo": "skip",
+                    "hovertemplate": None,
+                }
+            )
+    return traces
 
 
 def frames(
     x: np.ndarray, y: np.ndarray, where: np.ndarray, *, name: str, color: str, **trace: Any
 ) -> Trace:
-    """A frame just inside each chosen cell of a map whose cells are one unit wide."""
+    """A frame just inside each chosen cell of a map with cells one unit wide."""
     row, col = np.nonzero(where)
     around = 0.43 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1], [np.nan, np.nan]])
     return {
@@ -373,10 +382,32 @@ def frames(
     }
 
 
+def double_frame(x: np.ndarray, y: np.ndarray, where: np.ndarray, *, name: str) -> list[Trace]:
+    """The outline of a block of cells one unit wide, white on black: visible on every colour."""
+    rows, columns = np.nonzero(where)
+    if not rows.size:
+        return []
+    left, right = x[columns.min()] - 0.46, x[columns.max()] + 0.46
+    top, bottom = y[rows.min()] - 0.46, y[rows.max()] + 0.46
+    return [
+        {
+            "type": "scatter",
+            "x": [left, right, right, left, left],
+            "y": [top, top, bottom, bottom, top],
+            "name": name,
+            "mode": "lines",
+            "line": {"color": color, "width": width},
+            "showlegend": False,
+            "hoverinfo": "skip",
+        }
+        for color, width in (("#000000", 5), ("#ffffff", 2))
+    ]
+
+
 def dots(
     x: np.ndarray, y: np.ndarray, where: np.ndarray, *, name: str, color: str, **trace: Any
 ) -> Trace:
-    """A dot in each chosen cell of a map that is too fine for `frames`."""
+    """A dot in each chosen cell of a map too fine for `frames`."""
     row, col = np.nonzero(where)
     size = 3 if max(where.shape) <= 64 else 1.5
     return points(compact(x[col]), compact(y[row]), name=name, color=color, size=size, **trace)
@@ -386,7 +417,7 @@ def dots(
 
 
 def upright(x: float, *, dash: str = "dash", color: str = style.INK) -> dict[str, Any]:
-    """A shape: a vertical line from the bottom to the top of the axes."""
+    """A shape: a vertical line across the axes."""
     return {
         "type": "line",
         "x0": x,
@@ -399,14 +430,14 @@ def upright(x: float, *, dash: str = "dash", color: str = style.INK) -> dict[str
     }
 
 
-def level(y: float, *, dash: str = "dash", color: str = style.INK) -> dict[str, Any]:
-    """A shape: a horizontal line from one end of the axes to the other."""
-    line = upright(y, dash=dash, color=color)
+def level(y: float, *, color: str = style.INK) -> dict[str, Any]:
+    """A shape: a horizontal line across the axes."""
+    line = upright(y, color=color)
     return line | {"x0": 0, "x1": 1, "xref": "x domain", "y0": y, "y1": y, "yref": "y"}
 
 
 def shade(low: float, high: float) -> dict[str, Any]:
-    """A shape: a band behind everything, from one place on the horizontal axis to another."""
+    """A shape: a vertical band behind everything, from one place on the axis to another."""
     return {
         "type": "rect",
         "x0": low,
@@ -423,7 +454,7 @@ def shade(low: float, high: float) -> dict[str, Any]:
 
 
 def notice(text: str) -> dict[str, Any]:
-    """An annotation in the middle of empty axes; `text` is plain."""
+    """An annotation in the middle of empty axes, from plain text."""
     return {
         "text": style.escape(text),
         "x": 0.5,
@@ -438,12 +469,12 @@ def notice(text: str) -> dict[str, Any]:
 
 
 def tick_format(positions: np.ndarray) -> str:
-    """Positions as they are, or in thousands and millions where those would not fit."""
+    """The format of positions: in full, or in thousands and millions if that would not fit."""
     return "~s" if len(positions) and np.max(positions) >= 10_000 else ",d"
 
 
 def token_ticks(positions: np.ndarray, tokens: np.ndarray, dim: str) -> dict[str, Any]:
-    """Tokens as ticks where they have room: positions stay numbers, since tokens repeat."""
+    """Ticks at positions with tokens as texts, if there is room; tokens may repeat."""
     if len(positions) > MAX_TOKENS:
         return {}
     texts = [shortened(str(token)) for token in tokens]
@@ -458,7 +489,7 @@ def shortened(token: str, characters: int = MAX_CHARACTERS) -> str:
 
 
 def hovered(tokens: np.ndarray) -> np.ndarray:
-    """Tokens as a hover text has room for them, escaped: an array of objects."""
+    """Tokens shortened for a hover text and escaped, an array of objects."""
     return np.array([shortened(str(token), HOVERED_CHARACTERS) for token in tokens], object)
 
 
@@ -466,28 +497,28 @@ def hovered(tokens: np.ndarray) -> np.ndarray:
 
 
 def finite_or_empty(values: np.ndarray) -> np.ndarray:
-    """float32 with NaN where plotly has no colour to give."""
+    """Values as float32, with NaN for infinities, which plotly cannot colour."""
     values = np.asarray(values, dtype=np.float32)
     return np.where(np.isfinite(values), values, np.float32(np.nan))
 
 
 def compact(values: np.ndarray) -> np.ndarray:
-    """Coordinates in the smallest type that plotly encodes and that is still exact."""
+    """Coordinates in the smallest exact type that plotly encodes."""
     values = np.asarray(values)
     if values.dtype.kind in "iu" and values.size and np.abs(values).max() < 2**31:
         return values.astype(np.int32)
-    # Bin centres are halves: exact in float32 up to 2^23 tokens.
+    # Centres of bins may be halves: exact in float32 up to 2^23 tokens.
     return values.astype(np.float32) if np.abs(values).max(initial=0.0) < 2**23 else values
 
 
 def translucent(color: str, alpha: float) -> str:
-    """A hex colour with an opacity."""
+    """A hexadecimal colour with an opacity."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
 
 
 def colour_bar(name: str, **marker: Any) -> Trace:
-    """A colour bar without data of its own."""
+    """A colour bar without data."""
     return {
         "type": "scatter",
         "x": [None],

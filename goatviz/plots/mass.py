@@ -1,6 +1,6 @@
-"""What the attention that must give an answer rests on, against length, beside what came out right.
+"""Attention mass behind an answer by length, beside the accuracy of the answer.
 
-Panels of the "mass_sweep" result: its means follow one head of each run, chosen once.
+Panels of the "mass_sweep" result, whose means follow one head of each run.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ import xarray as xr
 from goatviz.plots import style
 from goatviz.plots.base import Panel, Words, grid
 from goatviz.plots.figure import Figure
+from goatviz.plots.length import accuracy_lines
 from goatviz.plots.marks import Trace
 from goatviz.plots.schemes import (
     ALL_ALIKE,
     Focus,
     chance_line,
-    chosen,
+    drawn_schemes,
     ends_of,
     interval_line,
-    length_axis,
+    interval_text,
+    over_lengths,
     run_dots,
     scheme_look,
-    spread,
-    trained_marks,
     trained_note,
 )
 from goatviz.results import MASS_SWEEP, check_result
 
-#: What a mass sweep's panels show.
+#: Titles of the panels of a mass sweep, by group of keys.
 GROUPS = {
     "answer": "Mass on the answer",
     "recent": "Mass on the last {recent} keys",
@@ -37,7 +37,7 @@ GROUPS = {
 
 
 def draw_mass(sweep: xr.Dataset) -> Figure:
-    """Draw accuracy, and the mass on answer, recent keys and first key, against length.
+    """Draw accuracy, and the mass on answer, recent keys and first key, by length.
 
     Parameters
     ----------
@@ -47,9 +47,9 @@ def draw_mass(sweep: xr.Dataset) -> Figure:
     Returns
     -------
     Figure
-        Four panels. Each mass is that of one head of each run: the one with most of it at the
-        training length, or at the shortest length where that was not measured. Open marks on
-        dotted lines are the same head's prior alone.
+        Four panels. Each mass is that of one head of each run: the head with most of it at the
+        training length, or at the shortest length if that was not measured. Open marks on dotted
+        lines are the prior alone of the same head.
 
     Raises
     ------
@@ -71,25 +71,27 @@ def draw_mass(sweep: xr.Dataset) -> Figure:
 
 
 def mass_panel(sweep: xr.Dataset, focus: Focus = ALL_ALIKE, *, of: str = "accuracy") -> Panel:
-    """Answer tokens right, or the mass on a group of keys, against length.
+    """The share of answer tokens that are right, or the mass on a group of keys, by length.
 
     Parameters
     ----------
     sweep : xarray.Dataset
         From `goatviz.mass_sweep`.
     focus : Focus
-        What is looked at.
+        What is chosen.
     of : {"accuracy", "answer", "recent", "first"}
-        Which of them.
+        Quantity that is drawn.
     """
-    places = np.log2(sweep["length"].values)
-    schemes = [str(scheme) for scheme in sweep["scheme"].values]
-    lines = _accuracy if of == "accuracy" else _masses
-    traces: list[Trace] = []
-    for at, scheme in enumerate(schemes):
-        if focus.shows(scheme):
-            x = spread(places, at, len(schemes))
-            traces += lines(sweep.isel(scheme=at), scheme, x, of, focus)
+    lengths, places = sweep["length"].values, np.log2(sweep["length"].values)
+    traces = [
+        trace
+        for scheme, one, x in drawn_schemes(sweep, places, focus)
+        for trace in (
+            accuracy_lines(one, scheme, x, "token", focus)
+            if of == "accuracy"
+            else _masses(one, scheme, x, of, focus)
+        )
+    ]
     if of == "accuracy":
         traces.append(chance_line(float(sweep.attrs["chance_token"]), ends_of(places)))
         title, note, axis = "Answer tokens right", "95 % (Wilson)", "share of tokens [1]"
@@ -102,45 +104,13 @@ def mass_panel(sweep: xr.Dataset, focus: Focus = ALL_ALIKE, *, of: str = "accura
             "Masses are those of one head of each run: the one with most of it at "
             f"{int(sweep['reference_length']):,} tokens. Open marks: its prior alone.",
         ]
-    trained = sweep.attrs["training_length"]
-    panel = Panel(
-        title,
-        traces,
-        length_axis(sweep["length"].values, trained),
-        {"title": axis, "range": [-0.04, 1.06]},
-        note=note,
-        caption=caption,
-        shapes=trained_marks(trained),
-        height=220,
-    )
-    return chosen(panel, places, focus.length and float(np.log2(focus.length)), focus)
-
-
-def _accuracy(one: xr.Dataset, scheme: str, x: np.ndarray, of: str, focus: Focus) -> list[Trace]:
-    """A scheme's share of answer tokens that are right."""
-    name, tokens = style.escape(scheme), one["tokens"].values
-    runs = int((tokens.sum(axis=1) > 0).sum())
-    traces = [
-        interval_line(
-            scheme,
-            x,
-            [one[f"mean_token{end}"].values for end in ("", "_low", "_high")],
-            focus,
-            hover=f"{name}, %{{customdata[0]:,}} tokens<br>%{{y:.3f}} (%{{customdata[1]:.3f}} to "
-            f"%{{customdata[2]:.3f}})<br>%{{customdata[3]:,}} tokens of answers, {runs} run(s)",
-            detail=[one["length"].values, tokens.sum(axis=0)],
-        )
-    ]
-    if focus.runs and runs > 1:
-        detail = np.stack([np.repeat(one["run"].values, len(x)), tokens.ravel()], axis=-1)
-        hover = f"{name}, run %{{customdata[0]}}<br>%{{y:.3f}}<br>%{{customdata[1]:,}} tokens"
-        dots = one["token"].values
-        traces.append(run_dots(scheme, x, dots, focus, hover=hover, detail=detail))
-    return traces
+    y = {"title": axis, "range": [-0.04, 1.06]}
+    panel = Panel(title, traces, y=y, note=note, caption=caption, height=220)
+    return over_lengths(panel, lengths, sweep.attrs["training_length"], focus)
 
 
 def _masses(one: xr.Dataset, scheme: str, x: np.ndarray, of: str, focus: Focus) -> list[Trace]:
-    """A scheme's mass on a group of keys, and its prior's, in the leading head of each run."""
+    """The mass on a group of keys in the leading head of each run, and that of its prior."""
     pairs = zip(one[f"{of}_layer"].values, one[f"{of}_head"].values, strict=True)
     heads = [f"{layer}.{head}" for layer, head in pairs if layer >= 0]
     name = f"{style.escape(scheme)}, layer.head {', '.join(heads)}"
@@ -155,10 +125,11 @@ def _masses(one: xr.Dataset, scheme: str, x: np.ndarray, of: str, focus: Focus) 
         line = interval_line(
             scheme,
             x,
-            [one[f"mean_{plan}{of}_mass{end}"].values for end in ("", "_low", "_high")],
+            one,
+            f"mean_{plan}{of}_mass",
             focus,
             hover=f"{name}, {what}<br>%{{customdata[0]:,}} tokens<br>%{{y:.4f}} "
-            f"(%{{customdata[1]:.4f}} to %{{customdata[2]:.4f}})<br>{len(heads)} run(s)",
+            f"{interval_text('.4f')}<br>{len(heads)} run(s)",
             detail=[one["length"].values],
             **settings,
         )

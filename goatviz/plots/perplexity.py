@@ -1,7 +1,7 @@
-"""Loss on documents against length, or against position in the longest windows, with intervals.
+"""Loss on documents by length, or by position in the longest windows, with intervals.
 
-Panels of the "perplexity_sweep" and "loss_difference" results. A mean over a window mixes early
-tokens, which have little context at any length, with late ones; positions take them apart.
+Panels of the "perplexity_sweep" and "loss_difference" results. The mean over a window mixes early
+tokens, which have little context at any length, with late ones; the loss by position does not.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from goatviz.plots.marks import Trace
 from goatviz.plots.schemes import (
     ALL_ALIKE,
     Focus,
-    chosen,
+    drawn_schemes,
     ends_of,
     interval_line,
-    length_axis,
+    interval_text,
+    over_lengths,
     reference_line,
     run_dots,
-    spread,
-    trained_marks,
     trained_note,
 )
 from goatviz.results import PERPLEXITY_SWEEP, check_result
 
 KINDS = ("length", "position")
-#: What is drawn of a loss, and its axis title.
+#: Titles of the axis by measure of the loss.
 MEASURES = {"loss": "loss [nats/token]", "perplexity": "perplexity [1]"}
-# Fields by kind and measure, and what counts their tokens.
+# Fields by kind and measure, and the fields with their numbers of tokens.
 _FIELDS = {
     ("length", "loss"): "mean_loss",
     ("length", "perplexity"): "perplexity",
@@ -52,20 +51,20 @@ def draw_perplexity(sweep: xr.Dataset, *, kind: str = "length") -> Figure:
     sweep : xarray.Dataset
         From `goatviz.perplexity_sweep`.
     kind : {"length", "position"}
-        Against the length of the window, or against the position in the longest one.
+        Whether the loss is drawn by length of the window, or by position in the longest windows.
 
     Returns
     -------
     Figure
-        Lines are means over runs and pieces, whiskers 95 % bootstrap intervals over pieces, small
-        marks single runs; hovering says the perplexity.
+        Lines are means over runs and pieces, whiskers are 95 % bootstrap intervals over pieces,
+        and small marks are single runs. Hovering shows the perplexity.
 
     Raises
     ------
     TypeError
         If `sweep` is not a perplexity sweep.
     ValueError
-        If there is no such kind.
+        If `kind` is unknown.
     """
     check_result(sweep, PERPLEXITY_SWEEP)
     checks.one_of("kind", kind, KINDS)
@@ -76,26 +75,25 @@ def draw_perplexity(sweep: xr.Dataset, *, kind: str = "length") -> Figure:
 def loss_panel(
     sweep: xr.Dataset, focus: Focus = ALL_ALIKE, *, kind: str = "length", measure: str = "loss"
 ) -> Panel:
-    """The loss on documents against length, or by position in the longest windows.
+    """The loss on documents by length, or by position in the longest windows.
 
     Parameters
     ----------
     sweep : xarray.Dataset
         From `goatviz.perplexity_sweep`.
     focus : Focus
-        What is looked at.
+        What is chosen.
     kind : {"length", "position"}
-        What the loss is drawn against; runs are known by length alone.
+        Horizontal axis; single runs are drawn by length only.
     measure : {"loss", "perplexity"}
-        Nats, or e to the power of them.
+        Nats, or e to that power.
     """
     ends = sweep[kind].values
-    schemes = [str(scheme) for scheme in sweep["scheme"].values]
-    traces: list[Trace] = []
-    for at, scheme in enumerate(schemes):
-        if focus.shows(scheme):
-            x = spread(np.log2(ends), at, len(schemes))
-            traces += _losses(sweep, scheme, x, kind, measure, focus)
+    traces = [
+        trace
+        for scheme, one, x in drawn_schemes(sweep, np.log2(ends), focus)
+        for trace in _losses(one, scheme, x, kind, measure, focus)
+    ]
     trained = sweep.attrs["training_length"]
     what = {
         "length": "mean loss in windows of a length",
@@ -106,23 +104,22 @@ def loss_panel(
     panel = Panel(
         f"{measure.capitalize()} by {kind}",
         traces,
-        length_axis(ends, trained, {"length": "length", "position": "end of position bin"}[kind]),
-        {"title": MEASURES[measure]},
+        y={"title": MEASURES[measure]},
         note=f"{what}; {sweep.sizes['piece']} pieces; 95 % (bootstrap over pieces); "
         + trained_note(trained),
         caption=[f"Not measured everywhere: {', '.join(missing)}."] if missing else [],
-        shapes=trained_marks(trained),
         height=300,
     )
-    at_length = focus.length if kind == "length" else None
-    return chosen(panel, np.log2(ends), at_length and float(np.log2(at_length)), focus)
+    if kind == "position":
+        return over_lengths(panel, ends, trained, ALL_ALIKE, "end of position bin")
+    return over_lengths(panel, ends, trained, focus)
 
 
 def _losses(
-    sweep: xr.Dataset, scheme: str, x: np.ndarray, kind: str, measure: str, focus: Focus
+    one: xr.Dataset, scheme: str, x: np.ndarray, kind: str, measure: str, focus: Focus
 ) -> list[Trace]:
-    """A scheme's line, and the marks of its runs."""
-    one, name = sweep.sel(scheme=scheme), style.escape(scheme)
+    """The line of a scheme, and the marks of its runs."""
+    name = style.escape(scheme)
     nats, perplexity = "%{{{}:.4f}} nats", "perplexity %{{{}:.3f}}"
     shown, other = (nats, perplexity) if measure == "loss" else (perplexity, nats)
     digits = ".4f" if measure == "loss" else ".3f"
@@ -132,12 +129,12 @@ def _losses(
         interval_line(
             scheme,
             x,
-            [one[f"{_FIELDS[kind, measure]}{end}"].values for end in ("", "_low", "_high")],
+            one,
+            _FIELDS[kind, measure],
             focus,
             hover=f"{name}, {kind} %{{customdata[0]:,}}<br>{shown.format('y')} "
-            f"(%{{customdata[1]:{digits}}} to %{{customdata[2]:{digits}}})<br>"
-            f"{other.format('customdata[3]')}<br>%{{customdata[4]:,}} tokens of "
-            f"{sweep.sizes['piece']} pieces, {runs} run(s)",
+            f"{interval_text(digits)}<br>{other.format('customdata[3]')}<br>"
+            f"%{{customdata[4]:,}} tokens of {one.sizes['piece']} pieces, {runs} run(s)",
             detail=[
                 one[kind].values,
                 one[_FIELDS[kind, opposite]].values,
@@ -154,46 +151,32 @@ def _losses(
 
 
 def difference_panel(difference: xr.Dataset, focus: Focus = ALL_ALIKE) -> Panel:
-    """Loss less that of a reference against length, for every scheme but the reference.
-
-    Parameters
-    ----------
-    difference : xarray.Dataset
-        From `goatviz.loss_difference`.
-    focus : Focus
-        What is looked at.
-    """
+    """The loss by length less that of a reference, for every other scheme."""
     lengths, attrs = difference["length"].values, difference.attrs
-    schemes = [str(scheme) for scheme in difference["scheme"].values]
     reference, places = style.escape(attrs["reference"]), np.log2(lengths)
-    traces: list[Trace] = []
-    for at, scheme in enumerate(schemes):
-        if scheme == attrs["reference"] or not focus.shows(scheme):
-            continue
-        one = difference.isel(scheme=at)
-        traces.append(
-            interval_line(
-                scheme,
-                spread(places, at, len(schemes)),
-                [one[f"difference{end}"].values for end in ("", "_low", "_high")],
-                focus,
-                hover=f"{style.escape(scheme)} less {reference}, length %{{customdata[0]:,}}<br>"
-                "%{y:+.4f} nats (%{customdata[1]:+.4f} to %{customdata[2]:+.4f})<br>"
-                f"{attrs['pieces']} pieces, paired",
-                detail=[lengths],
-            )
+    traces = [
+        interval_line(
+            scheme,
+            x,
+            one,
+            "difference",
+            focus,
+            hover=f"{style.escape(scheme)} less {reference}, length %{{customdata[0]:,}}<br>"
+            f"%{{y:+.4f}} nats {interval_text('+.4f')}<br>{attrs['pieces']} pieces, paired",
+            detail=[lengths],
         )
+        for scheme, one, x in drawn_schemes(difference, places, focus)
+        if scheme != attrs["reference"]
+    ]
     hover = f"{reference}, the reference"
     name = f"{reference} (reference)"
     traces.append(reference_line(0.0, ends_of(places), name=name, hover=hover))
     panel = Panel(
         f"Loss less that of {attrs['reference']}",
         traces,
-        length_axis(lengths, attrs["training_length"]),
-        {"title": "loss difference [nats/token]"},
+        y={"title": "loss difference [nats/token]"},
         note=f"paired over {attrs['pieces']} pieces; below 0 is better; 95 % (bootstrap); "
         + trained_note(attrs["training_length"]),
-        shapes=trained_marks(attrs["training_length"]),
         height=300,
     )
-    return chosen(panel, places, focus.length and float(np.log2(focus.length)), focus)
+    return over_lengths(panel, lengths, attrs["training_length"], focus)

@@ -1,4 +1,4 @@
-"""Pictures of a transport plan: scores, prior, the plan that they make, and one row of it.
+"""Plots of a transport plan: scores, prior, the plan that they give, and one row of it.
 
 Panels of a "plan_slice" and of a "plan_row" result.
 """
@@ -17,9 +17,9 @@ from goatviz.plots.base import Panel, Words, grid
 from goatviz.plots.figure import Figure
 from goatviz.results import PLAN_ROW, PLAN_SLICE, check_result
 
-#: Cells along one side of a map; longer windows are pooled.
+#: Largest number of cells along a side of a map; longer windows are pooled.
 MAX_CELLS = 160
-#: Points of POT's solution that are drawn as rings.
+#: Largest number of points of POT's solution that are drawn as rings.
 MAX_RINGS = 128
 
 
@@ -34,9 +34,9 @@ def draw_plan(plan: xr.Dataset) -> Figure:
     Returns
     -------
     Figure
-        Windows longer than 160 positions are pooled: scores averaged, masses summed over keys
-        and averaged over queries; the caption says so. It also carries the KKT residual, the
-        duality gap and POT's verdict.
+        The caption has the KKT residual, the duality gap and the verdict of POT. Windows longer
+        than 160 positions are pooled, and the caption says so: scores are averaged, masses are
+        summed over keys and averaged over queries.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def draw_plan(plan: xr.Dataset) -> Figure:
         f"Dashed: uniform mass 1/{plan.attrs['n_keys']:,}.",
     ]
     panels = [window.masses("weights"), window.incoming()]
-    # Of weights alone neither scores nor prior are known.
+    # From weights alone neither scores nor prior are known.
     if plan.attrs.get("scores_known", 1):
         panels = [window.scores(), window.masses("prior"), *panels]
         kkt, gap = plan["kkt_residual"].values, np.abs(plan["duality_gap"].values)
@@ -73,7 +73,7 @@ def draw_plan(plan: xr.Dataset) -> Figure:
 
 
 class _Window:
-    """A plan slice pooled to what can be drawn."""
+    """A plan slice, pooled to the number of cells that can be drawn."""
 
     def __init__(self, plan: xr.Dataset) -> None:
         self.plan = plan
@@ -157,7 +157,7 @@ class _Window:
 
 
 def row_panels(row: xr.Dataset) -> list[Panel]:
-    """One query's plan and prior by key, and the scores and the log-prior behind them.
+    """Plan and prior of one query by key, and the scores and log-prior behind them.
 
     Parameters
     ----------
@@ -167,15 +167,15 @@ def row_panels(row: xr.Dataset) -> list[Panel]:
     Returns
     -------
     list of Panel
-        "Mass" has the traces "plan" and "prior" and, where the row has them, "POT" (its own
-        solution), "doubly stochastic" and the mean of several queries; "What makes it" has
-        "score / τ", "log-prior" and the level "−potential / τ", which their sum has where the
-        plan would be 1.
+        The first has the traces "plan" and "prior" and, if the row has them, "POT" (its own
+        solution), "doubly stochastic" and the mean of several queries. The second, "What makes
+        it", has "score / τ", "log-prior" and the level "−potential / τ": where the two add up to
+        this level, the plan would be 1.
 
     Raises
     ------
     TypeError
-        If `row` is no plan row.
+        If `row` is not a plan row.
     """
     check_result(row, PLAN_ROW)
     start, stop = row["key"].values, row["key_stop"].values
@@ -217,7 +217,7 @@ def row_panels(row: xr.Dataset) -> list[Panel]:
 
 
 def _row_hover(row: xr.Dataset) -> tuple[str, dict[str, Any]]:
-    """What hovering says of a point's key, and the texts or numbers that it needs for that."""
+    """The hover text for the key of a point, and the texts or numbers that it refers to."""
     start, stop = row["key"].values, row["key_stop"].values
     if "key_token" in row.variables:
         pairs = zip(start, row["key_token"].values, strict=True)
@@ -226,7 +226,7 @@ def _row_hover(row: xr.Dataset) -> tuple[str, dict[str, Any]]:
     if (stop - start).max() > 1:
         ends = np.stack([start, stop - 1], axis=-1).astype(np.int32)
         return "keys %{customdata[0]:,} to %{customdata[1]:,}", {"customdata": ends}
-    # Numbers say it: texts are most of what a slider would send.
+    # No texts: they would be most of what a slider sends.
     return "key %{x:,}", {}
 
 
@@ -248,7 +248,7 @@ def _masses(row: xr.Dataset) -> list[tuple[str, np.ndarray, Mapping[str, Any]]]:
             "mode": "markers",
             "marker": {"symbol": "circle-open", "size": 9, "color": style.INK},
         }
-        # Hundreds of rings take the page longer than all else: then a broad band below the plan.
+        # Hundreds of rings are slow to draw, so then a broad line lies below the plan.
         band = {"mode": "lines", "line": {"color": "rgba(128,128,128,0.35)", "width": 9}}
         few = row.sizes["key"] <= MAX_RINGS
         curves.insert(0, ("POT", row["solver"].values, rings if few else band))

@@ -1,7 +1,7 @@
-"""Pictures of a prior: its key-only term, kernel and spectrum, its plan and margin, head by head.
+"""Plots of a prior, head by head: key-only term, kernel, spectrum, plan and margin.
 
-A panel takes one head of a "prior_profile" result, or a "prior_mix" result, which has the learned
-prior beside the scaled one. `draw_prior` draws a profile, its heads in menus.
+A panel takes one head of a "prior_profile" result, or a "prior_mix" result, which holds the learned
+prior beside the scaled one. `draw_prior` draws a profile with menus of its heads.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from goatviz.results import PRIOR_PROFILE, check_result
 
 PanelOf = Callable[[xr.Dataset], Panel]
 
-#: The smallest probability that the last query's axis reaches.
+#: Smallest probability on the axis of the last query.
 LEAST = 1e-8
 _DECADES = np.arange(-8, 1)
 _LEARNED = "#8c9299"
-#: Cells along one side of a map and points of a curve, from fine to coarse.
+#: Numbers of cells along a side of a map and of points of a curve, from fine to coarse.
 _DETAILS = ((128, 1024), (96, 512), (64, 384), (48, 256), (32, 160), (24, 96), (16, 32))
 
 
@@ -38,15 +38,15 @@ def draw_prior(profile: xr.Dataset, *, kind: str = "decomposition") -> Figure:
     profile : xarray.Dataset
         From `goatviz.prior_profile`, or a selection of its layers and heads.
     kind : {"decomposition", "heads", "kernel", "matrix"}
-        The four panels of the paper's Figure 1; all layers and heads at a glance; the kernel
-        against the lag with its spectrum; the log-prior and the induced plan, large.
+        The four panels of the paper's Figure 1; all layers and heads at a glance; the kernel by
+        lag with its spectrum; or large maps of the log-prior and of the induced plan.
 
     Returns
     -------
     Figure
-        Layer and head are chosen inside it. Of more heads than it can hold it has the leading
-        ones, and its caption says how many: by their margin at the last query, or by the range of
-        their kernel for kind="kernel".
+        Menus choose the layer and head. If there are more heads than a figure can hold, the menus
+        have those with the largest margin at the last query (for kind="kernel", the largest range
+        of the kernel), and the caption gives their number.
 
     Raises
     ------
@@ -71,23 +71,23 @@ def draw_prior(profile: xr.Dataset, *, kind: str = "decomposition") -> Figure:
 
 
 def prior_detail(kind: str, heads: int, layers: int) -> tuple[int, int]:
-    """Cells along one side of a map, and points of a curve, at which so many heads fit a figure.
+    """The numbers of cells along a side of a map and of points of a curve that fit a figure.
 
     Parameters
     ----------
     kind : str
         As in `draw_prior`.
     heads : int
-        All heads of all layers together.
+        Number of heads in all layers together.
     layers : int
-        A menu of layers holds one head of each once more.
+        Number of layers; their menu holds one more copy of a head for each.
     """
     fit = [d for d in _DETAILS if (heads + layers) * _bytes(kind, *d) < LIMIT_BYTES]
     return fit[0] if fit else _DETAILS[-1]
 
 
 def _bytes(kind: str, cells: int, points: int) -> float:
-    """What a head adds to a figure, at most: float32 in base64, escaped, and what is around it."""
+    """Upper bound for the bytes of a head in a figure: float32 in base64, escaped, and settings."""
     maps = 2 * (log_prior in PRIOR_KINDS[kind])
     curves = 5 * (kernel in PRIOR_KINDS[kind]) + 3 * (sink in PRIOR_KINDS[kind])
     return 6.5 * (maps * cells**2 + curves * points) + 1500
@@ -134,7 +134,7 @@ def _explained(head: xr.Dataset) -> str:
 
 
 def _rank(profile: xr.Dataset, kind: str) -> tuple[np.ndarray, str]:
-    """What tells most, by layer and head, and the rule in words."""
+    """The rank of each layer and head in the menus, and its rule in words."""
     if kind == "kernel":
         low, high = profile["kernel_low"].min("lag"), profile["kernel_high"].max("lag")
         return (high - low).values, "the head whose kernel has the largest range"
@@ -152,7 +152,7 @@ def _lengths(profile: xr.Dataset) -> str:
 
 
 def _beside(profile: xr.Dataset) -> list[str]:
-    """What has to be said whatever is drawn: layers left out, and notes."""
+    """Caption lines for every kind: layers left out, and notes."""
     attrs, layers = profile.attrs, profile.sizes["layer"]
     lines = []
     if layers < attrs.get("num_layers", layers):
@@ -180,13 +180,7 @@ def _pooling(profile: xr.Dataset, kind: str) -> list[str]:
 
 
 def sink(head: xr.Dataset) -> Panel:
-    """The key-only term u(j).
-
-    Parameters
-    ----------
-    head : xarray.Dataset
-        One layer and head of a prior profile, or a prior mix.
-    """
+    """The key-only term u(j) of one head."""
     x, hover, extra = _points(head, "key")
     color = style.LINES[0]
     hover += "<br>u = %{y:.4g} nats"
@@ -201,9 +195,9 @@ def sink(head: xr.Dataset) -> Panel:
 
 
 def kernel(head: xr.Dataset) -> Panel:
-    """The function of the lag κ(i − j), with its relative part and recency where it has both."""
+    """The kernel κ(i − j), with its relative and recency parts if it has both."""
     if not np.isfinite(head["kernel"].values).all():
-        # A causal layer among others that have negative lags too.
+        # A causal layer in a profile that has negative lags for other layers.
         head = head.isel(lag=np.isfinite(head["kernel"].values))
     x, hover, extra = _points(head, "lag")
     color = style.LINES[1]
@@ -229,9 +223,9 @@ def kernel(head: xr.Dataset) -> Panel:
 
 
 def spectrum(head: xr.Dataset) -> Panel:
-    """Amplitudes of the relative term by period; the dotted line is the length."""
+    """Amplitudes of the relative term by period; a dotted line marks the length."""
     frequency = head["frequency"].values
-    # A frequency of 0 is a constant, which changes no weight.
+    # A frequency of 0 gives a constant, which changes no weight.
     known = np.isfinite(frequency) & (frequency > 0)
     frequency = frequency[known]
     period, length = 2 * np.pi / frequency, head.attrs["length"]
@@ -246,7 +240,7 @@ def spectrum(head: xr.Dataset) -> Panel:
     traces.append(
         marks.stems(period, y, name="amplitude", color=style.LINES[4], hover=text, **extra)
     )
-    # An axis needs something to span where there is no Fourier term.
+    # Without a Fourier term the axis still needs a range.
     low, high = (period.min(), period.max()) if len(period) else (2.0, 2.0 * length)
     x = {
         "title": "period 2π/ω [tokens]",
@@ -259,7 +253,7 @@ def spectrum(head: xr.Dataset) -> Panel:
         ],
     }
     y = _nats("amplitude") | {"rangemode": "tozero"} | ({} if len(period) else {"range": [0, 1]})
-    # Slower waves than the text is long are slopes to it.
+    # A wave with a period beyond the length is only a slope within it.
     label = {"text": "length", "x": float(np.log10(length)), "xanchor": "right"}
     label |= {"y": 1, "yref": "y domain", "yanchor": "top"}
     return Panel(
@@ -273,7 +267,7 @@ def spectrum(head: xr.Dataset) -> Panel:
 
 
 def margin(head: xr.Dataset) -> Panel:
-    """The lead of each query's top key and, in a mix, what content can overcome."""
+    """The margin of the top key of each query and, in a mix, the reach of content."""
     queries = head["query"].values
     traces = _learned(head, queries, "margin", "query")
     keys = head["margin_key"].values.astype(np.int32)
@@ -298,13 +292,13 @@ def margin(head: xr.Dataset) -> Panel:
 
 
 def last_query(mix: xr.Dataset) -> Panel:
-    """The last row of a prior mix, as learned and scaled, and what content can make of it."""
+    """The last row of a prior mix, learned and scaled, and the range that content allows."""
     start, stop = mix["last_key"].values, mix["last_stop"].values
     last, learned = mix["last"].values, mix["learned_last"].values
     low, high = mix["last_low"].values, mix["last_high"].values
     least = max(float(min(last.min(), learned.min(), low.min())), LEAST)
     pooled = np.flatnonzero(stop - start > 1)
-    # Bins lie as far apart as single keys: at a million keys both ends can still be read.
+    # Bins are as wide as single keys, so that both ends are legible even at a million keys.
     x = np.arange(len(start)) if len(pooled) else start
     axis: dict[str, Any] = {"title": "key j [tokens]", "tickformat": ",d"}
     shapes, hover = [], "key %{x:,}"
@@ -363,9 +357,9 @@ MIX_PANELS: dict[str, PanelOf] = {
 
 
 def _points(head: xr.Dataset, dim: str) -> tuple[np.ndarray, str, dict[str, Any]]:
-    """Where a curve's points lie, what hovering says of them, and what only some curves have.
+    """The places of a curve's points, the start of their hover text, and further settings.
 
-    A curve alone needs no legend; one of bins tells their ends.
+    A single curve has no legend; a curve of bins has their ends as customdata.
     """
     start, stop = head[dim].values, head[f"{dim}_stop"].values
     several = f"learned_{'sink' if dim == 'key' else 'kernel'}" in head.variables
@@ -380,7 +374,7 @@ def _points(head: xr.Dataset, dim: str) -> tuple[np.ndarray, str, dict[str, Any]
 def _spread(
     head: xr.Dataset, x: np.ndarray, field: str, color: str, extra: dict[str, Any]
 ) -> list[marks.Trace]:
-    """Least to largest in each bin, where there are bins."""
+    """The range from smallest to largest value in each bin, if there are bins."""
     if "customdata" not in extra:
         return []
     low, high = head[f"{field}_low"].values, head[f"{field}_high"].values
@@ -433,7 +427,7 @@ def _rotary_periods(head: xr.Dataset) -> list[marks.Trace]:
 
 
 def _learned(head: xr.Dataset, x: np.ndarray, field: str, dim: str) -> list[marks.Trace]:
-    """The same curve as learned, where the result has it."""
+    """The learned curve, if the result has it."""
     if f"learned_{field}" not in head.variables:
         return []
     y = marks.finite_or_empty(head[f"learned_{field}"].values)
@@ -452,7 +446,7 @@ def _nats(what: str) -> dict[str, Any]:
 
 
 def _decade(exponent: int) -> str:
-    """A power of ten in the size of the other ticks, which plotly's own is not."""
+    """A power of ten at the size of other ticks; plotly's own are larger."""
     if exponent > -4:
         return f"{10.0**exponent:g}"
     return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

@@ -1,7 +1,7 @@
-"""Maps of a prior: the plan it induces, its log-prior, and one number for every head.
+"""Maps of a prior: the induced plan, the log-prior, and one number for every head.
 
-Panels of one head of a "prior_profile" result or of a "prior_mix" result; and a profile pooled to
-what can be drawn.
+Panels of one head of a "prior_profile" result or of a "prior_mix" result, and the pooling of a
+profile to the number of cells and points that can be drawn.
 """
 
 from __future__ import annotations
@@ -16,18 +16,12 @@ from goatviz import bins
 from goatviz.plots import marks, style
 from goatviz.plots.base import Panel
 
-#: Heads whose numbers have room in the cells of a map.
+#: Largest number of heads at which the cells of a map have room for numbers.
 MAX_NUMBERS = 64
 
 
 def plan(head: xr.Dataset) -> Panel:
-    """The induced prior: queries by keys, logarithmic in colour.
-
-    Parameters
-    ----------
-    head : xarray.Dataset
-        One layer and head of a prior profile, or a prior mix.
-    """
+    """The induced prior of one head by query and key, on a logarithmic colour scale."""
     trace = marks.probability_map(
         _key_places(head),
         head["query"].values,
@@ -39,7 +33,7 @@ def plan(head: xr.Dataset) -> Panel:
 
 
 def log_prior(head: xr.Dataset) -> Panel:
-    """The log-prior less its mean over each row, of one head of a prior profile."""
+    """The log-prior of one head less its mean over each row."""
     trace = marks.signed_map(
         _key_places(head),
         head["query"].values,
@@ -80,7 +74,7 @@ def _bin_width(head: xr.Dataset) -> int:
 
 
 def _key_places(head: xr.Dataset) -> np.ndarray:
-    """Middles of the bins, evenly spaced: a page draws such maps several times as fast."""
+    """Centres of the bins, evenly spaced, since plotly.js draws such maps several times as fast."""
     start, width = head["key_bin"].values, _bin_width(head)
     return start if width == 1 else start + (width - 1) / 2
 
@@ -94,13 +88,9 @@ def _cell_hover(head: xr.Dataset) -> str:
 
 
 def head_panels(profile: xr.Dataset) -> list[Panel]:
-    """Layers by heads: the top key at the last query, slope, range and what is explained.
+    """Maps by layer and head: the top key of the last query, slope, range, explained variance.
 
-    Parameters
-    ----------
-    profile : xarray.Dataset
-        A prior profile with dimensions layer and head. What is 0 for every head is left out, as
-        is what the profile does not know.
+    A quantity that is 0 for every head, or that the profile lacks, has no map.
     """
     last = profile.isel(query=-1)
     top = last["margin_key"].values
@@ -175,7 +165,7 @@ def _head_map(
 
 
 def _numbered(what: str, numbers: np.ndarray) -> dict[str, Any]:
-    """An axis of layers or heads in the order of the result, which need not be all of them."""
+    """An axis of the layers or heads of a result, in its order."""
     texts = [str(number) for number in numbers]
     return {"title": what, "tickvals": list(range(len(texts))), "ticktext": texts}
 
@@ -184,10 +174,10 @@ def _numbered(what: str, numbers: np.ndarray) -> dict[str, Any]:
 
 
 def coarser(profile: xr.Dataset, cells: int, points: int) -> xr.Dataset:
-    """The profile with at most so many rows, key bins and points of a curve.
+    """The profile with no more than so many rows, key bins and points of a curve.
 
-    Rows are left out, the last one never. Curves keep means, least and largest; in maps mass is
-    summed and the log-prior averaged over the keys that a query may see.
+    Rows are skipped, except the last. Curves keep means, smallest and largest values. In maps mass
+    is summed, and the log-prior is averaged over the keys that a query may see.
     """
     sizes = profile.sizes
     if max(sizes["query"], sizes["key_bin"]) > cells:
@@ -213,9 +203,10 @@ def _coarser_maps(profile: xr.Dataset, cells: int) -> xr.Dataset:
     )
     keys = np.where(allowed, np.clip(ends - start, 1, None)[:, None], 0)
     seen = bins.bin_sum(keys, edges)
+    mass = bins.bin_sum(np.where(allowed, profile["probability"].values, 0.0), edges)
     maps = {
         "allowed": seen > 0,
-        "probability": np.where(seen > 0, _summed(profile["probability"], allowed, edges), np.nan),
+        "probability": np.where(seen > 0, mass.astype(np.float32), np.nan),
     }
     for field in ("log_prior", "row_centred"):
         weighted = np.where(allowed, keys * profile[field].values, 0.0)
@@ -227,13 +218,9 @@ def _coarser_maps(profile: xr.Dataset, cells: int) -> xr.Dataset:
     return _replaced(profile, "key_bin", start[edges[:-1]], replaced)
 
 
-def _summed(field: xr.DataArray, allowed: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    return bins.bin_sum(np.where(allowed, field.values, 0.0), edges).astype(np.float32)
-
-
 def _coarser_curves(profile: xr.Dataset, dim: str, points: int) -> xr.Dataset:
     start, stop = profile[dim].values, profile[f"{dim}_stop"].values
-    # What is near key 0 and lag 0 stays exact; lags of both directions have that in the middle.
+    # Bins near key 0 and lag 0 stay exact, unless lag 0 is in the middle, between both directions.
     one_sided = start[0] >= 0
     edges = (
         bins.curve_edges(0, len(start), points)
@@ -248,10 +235,10 @@ def _coarser_curves(profile: xr.Dataset, dim: str, points: int) -> xr.Dataset:
         if field in profile.variables:
             total = bins.bin_sum(profile[field].values * width, edges)
             replaced[field] = (profile[field].dims, total / bins.bin_sum(width, edges))
-    low, _ = bins.bin_range(profile[f"{means[0]}_low"].values, edges)
-    _, high = bins.bin_range(profile[f"{means[0]}_high"].values, edges)
-    replaced[f"{means[0]}_low"] = (("layer", "head", dim), low)
-    replaced[f"{means[0]}_high"] = (("layer", "head", dim), high)
+    dims = ("layer", "head", dim)
+    for end, at in (("low", 0), ("high", 1)):
+        field = f"{means[0]}_{end}"
+        replaced[field] = (dims, bins.bin_range(profile[field].values, edges)[at])
     replaced[f"{dim}_stop"] = ((dim,), stop[edges[1:] - 1])
     return _replaced(profile, dim, start[edges[:-1]], replaced)
 
@@ -259,6 +246,6 @@ def _coarser_curves(profile: xr.Dataset, dim: str, points: int) -> xr.Dataset:
 def _replaced(
     profile: xr.Dataset, dim: str, places: np.ndarray, variables: Mapping[str, Any]
 ) -> xr.Dataset:
-    """The profile with another coordinate along a dimension, and what has it."""
+    """The profile with another coordinate along a dimension, and its variables replaced."""
     kept = profile.drop_dims(dim)
     return kept.assign_coords({dim: places}).assign(variables)

@@ -1,29 +1,30 @@
-"""What sweeps over schemes and lengths share: how a scheme looks, the axis of lengths, the focus.
+"""What figures of sweeps share: the looks of position schemes, the axis of lengths, the focus.
 
-A scheme's colour, dash and marker stand in one table, the same in every figure. A `Focus` says
-which scheme a reader looks at, and what becomes of the others.
+One table holds the colour, dash and marker of each scheme, the same in every figure. A `Focus`
+says which scheme, length and depth are chosen, and how the other schemes are drawn.
 """
 
 from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from goatviz.plots import marks, style
 from goatviz.plots.base import Panel
 from goatviz.plots.marks import Trace
 
-#: What becomes of the schemes that were not chosen.
+#: How the schemes that are not chosen are drawn.
 OTHERS = ("shown", "dimmed", "hidden")
 _DIM = 0.4
-# Share of a step of the axis over which the schemes at one place are spread.
+# Fraction of a step of the axis over which the schemes at one place are spread.
 _SPREAD = 0.4
-# Half the width of the band at the chosen place, as a share of a step.
+# Half the width of the band at the chosen place, as a fraction of a step.
 _BAND = 0.26
 
 
@@ -32,7 +33,7 @@ _BAND = 0.26
 
 @dataclass(frozen=True)
 class Look:
-    """How a scheme is drawn: colour, dash and marker all tell it apart."""
+    """How a scheme is drawn: it differs from others in colour, dash and marker."""
 
     color: str
     dash: str
@@ -49,8 +50,8 @@ class Look:
 
 
 _BLUE, _VERMILION, _GREEN, _PINK, _OCHRE, _TEAL, _BROWN, _PURPLE = style.LINES
-#: Looks by name of the position scheme. GOAT is the most prominent; "none" and "uniform" both know
-#: no positions and share a colour.
+#: Looks by name of the position scheme. GOAT is the most prominent; "none" and "uniform", which use
+#: no positions, share a colour.
 SCHEMES = {
     "goat": Look(_VERMILION, "solid", "circle", 3.0, 10.0),
     "rope": Look(_BLUE, "dash", "square"),
@@ -71,7 +72,7 @@ _OTHER_LOOKS = tuple(
 
 
 def scheme_look(name: str) -> Look:
-    """The look of a scheme; an unknown one has a look that follows from its name alone.
+    """The look of a scheme; that of an unknown scheme depends on its name alone.
 
     Examples
     --------
@@ -87,18 +88,18 @@ def scheme_look(name: str) -> Look:
 
 @dataclass(frozen=True)
 class Focus:
-    """What a reader looks at.
+    """What is chosen in a figure of several schemes.
 
     Attributes
     ----------
     scheme : str
         Scheme that is drawn stronger than the others; empty: all alike.
     others : {"shown", "dimmed", "hidden"}
-        What becomes of the other schemes.
+        How the other schemes are drawn.
     length : int, optional
         Length that is marked.
     depth : float, optional
-        Depth that is marked, as a share of the text before the answer.
+        Depth that is marked, as a fraction of the text before the answer.
     runs : bool
         Whether single runs are shown.
 
@@ -115,18 +116,18 @@ class Focus:
     runs: bool = True
 
     def shows(self, scheme: str) -> bool:
-        """Whether that scheme is drawn at all."""
+        """Whether a scheme is drawn at all."""
         return scheme == self.scheme or self.others != "hidden"
 
     def look(self, scheme: str) -> Look:
-        """The look of that scheme, stronger if it is the chosen one."""
+        """The look of a scheme, stronger if it is the chosen one."""
         look = scheme_look(scheme)
         if scheme != self.scheme:
             return look
         return replace(look, width=look.width + 1.5, size=look.size + 2)
 
     def opacity(self, scheme: str) -> dict[str, float]:
-        """plotly's opacity of that scheme's traces, if it is not 1."""
+        """plotly's opacity of a scheme's traces, if it is not 1."""
         dim = self.others == "dimmed" and scheme != self.scheme
         return {"opacity": _DIM} if dim else {}
 
@@ -137,10 +138,21 @@ ALL_ALIKE = Focus()
 # --- traces ---
 
 
+def drawn_schemes(
+    result: xr.Dataset, places: np.ndarray, focus: Focus
+) -> Iterator[tuple[str, xr.Dataset, np.ndarray]]:
+    """The name, part of the result and places on the axis of every scheme that is drawn."""
+    schemes = [str(scheme) for scheme in result["scheme"].values]
+    for at, scheme in enumerate(schemes):
+        if focus.shows(scheme):
+            yield scheme, result.isel(scheme=at), spread(places, at, len(schemes))
+
+
 def interval_line(
     scheme: str,
     x: np.ndarray,
-    ends: Sequence[np.ndarray],
+    one: xr.Dataset,
+    field: str,
     focus: Focus,
     *,
     hover: str,
@@ -155,20 +167,22 @@ def interval_line(
         Name of the scheme.
     x : array
         Places on the axis.
-    ends : sequence of three arrays
-        Values, and the lower and upper ends of their intervals.
+    one : xarray.Dataset
+        The scheme's part of a result.
+    field : str
+        Field of the values; those of its intervals end in "_low" and "_high".
     focus : Focus
-        What is looked at.
+        What is chosen.
     hover : str
-        plotly's template: `%{customdata[0]}` is the first of `detail`, 1 and 2 are the interval's
-        ends, then comes the rest of `detail`.
+        plotly's template. `%{customdata[0]}` is the first of `detail`, 1 and 2 are the ends of the
+        interval (see `interval_text`), and the rest of `detail` follows.
     detail : sequence of array
-        The place as a number, and what else `hover` names.
+        The place as a number, and other values that `hover` shows.
     **trace
         Further settings of the trace.
     """
     place, *others = detail
-    values, low, high = ends
+    values, low, high = (one[f"{field}{end}"].values for end in ("", "_low", "_high"))
     return {
         "type": "scatter",
         "x": x,
@@ -178,12 +192,24 @@ def interval_line(
         "mode": "lines+markers",
         **focus.look(scheme).line(),
         **focus.opacity(scheme),
-        "error_y": whiskers(values, low, high),
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": high - values,
+            "arrayminus": values - low,
+            "width": 4,
+            "thickness": 1.5,
+        },
         "customdata": np.stack([place, low, high, *others], axis=-1),
         "hovertemplate": f"{hover}<extra></extra>",
         "zorder": 2 if scheme == "goat" else 1,
         **trace,
     }
+
+
+def interval_text(digits: str) -> str:
+    """The interval of an `interval_line`, for its hover text."""
+    return f"(%{{customdata[1]:{digits}}} to %{{customdata[2]:{digits}}})"
 
 
 def run_dots(
@@ -206,26 +232,14 @@ def run_dots(
     )
 
 
-def whiskers(mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict[str, Any]:
-    """From the lower end of intervals to the upper."""
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": high - mean,
-        "arrayminus": mean - low,
-        "width": 4,
-        "thickness": 1.5,
-    }
-
-
 def chance_line(chance: float, ends: Sequence[float]) -> Trace:
-    """What guessing reaches, from one end of the axis to the other."""
+    """The accuracy of guessing, from one end of the axis to the other."""
     text = f"chance ({chance:.3g})"
     return reference_line(chance, ends, name=text, hover=f"chance {chance:.3g}")
 
 
 def reference_line(y: float, ends: Sequence[float], *, name: str, hover: str) -> Trace:
-    """A dotted level with an entry in the legend."""
+    """A dotted horizontal line with an entry in the legend."""
     return {
         "type": "scatter",
         "x": list(ends),
@@ -241,17 +255,17 @@ def reference_line(y: float, ends: Sequence[float], *, name: str, hover: str) ->
 
 
 def spread(places: np.ndarray, at: int, schemes: int) -> np.ndarray:
-    """Places of one of several schemes, moved so that whiskers stand beside each other."""
+    """Places of one of several schemes, shifted so that whiskers stand side by side."""
     return places + step_of(places) * _SPREAD * ((at + 0.5) / schemes - 0.5)
 
 
 def step_of(places: np.ndarray) -> float:
-    """The smallest distance of neighbouring places; 1 where there is one alone."""
+    """The smallest distance between neighbouring places; 1 if there is only one."""
     return float(np.diff(places).min()) if len(places) > 1 else 1.0
 
 
 def ends_of(places: np.ndarray) -> list[float]:
-    """Where an axis with these places begins and ends."""
+    """The range of an axis with these places."""
     step = step_of(places)
     return [float(places.min()) - 0.45 * step, float(places.max()) + 0.45 * step]
 
@@ -274,7 +288,7 @@ def length_axis(lengths: np.ndarray, trained: str, title: str = "length") -> dic
 
 
 def trained_numbers(text: str) -> list[int]:
-    """Training lengths as a result's attribute names them."""
+    """Training lengths from the attribute of a result."""
     return [int(part) for part in str(text).split(",")]
 
 
@@ -284,8 +298,17 @@ def trained_marks(trained: str) -> list[dict[str, Any]]:
 
 
 def trained_note(trained: str) -> str:
-    """What those lines are."""
+    """The meaning of those lines, for a note."""
     return f"dashed: trained at {trained} tokens"
+
+
+def over_lengths(
+    panel: Panel, lengths: np.ndarray, trained: str, focus: Focus, title: str = "length"
+) -> Panel:
+    """A panel with an axis of lengths; training lengths and the chosen length are marked."""
+    panel = replace(panel, x=length_axis(lengths, trained, title), shapes=trained_marks(trained))
+    place = None if focus.length is None else float(np.log2(focus.length))
+    return chosen(panel, np.log2(lengths), place, focus)
 
 
 def chosen(panel: Panel, places: np.ndarray, place: float | None, focus: Focus) -> Panel:
@@ -298,20 +321,9 @@ def chosen(panel: Panel, places: np.ndarray, place: float | None, focus: Focus) 
         if trace.get("legendgroup") == focus.scheme and trace["mode"] == "lines+markers":
             near = np.flatnonzero(np.abs(trace["x"] - place) < half)
             if near.size and np.isfinite(trace["y"][near[0]]):
-                rings.append(_ring(trace["x"][near[0]], trace["y"][near[0]]))
+                at = [trace["x"][near[0]]], [trace["y"][near[0]]]
+                look = {"color": style.INK, "size": 19, "width": 2, "showlegend": False}
+                rings.append(marks.ring(*at, name="chosen", **look))
             break
     shapes = [*panel.shapes, marks.shade(place - half, place + half)]
     return replace(panel, traces=[*panel.traces, *rings], shapes=shapes)
-
-
-def _ring(x: float, y: float) -> Mapping[str, Any]:
-    return {
-        "type": "scatter",
-        "x": [x],
-        "y": [y],
-        "mode": "markers",
-        "name": "chosen",
-        "marker": {"symbol": "circle-open", "size": 19, "color": style.INK, "line": {"width": 2}},
-        "showlegend": False,
-        "hoverinfo": "skip",
-    }

@@ -1,6 +1,4 @@
-"""Curves of a "sink_profile": the sink rate over the threshold, the importance of every key, and
-the first key's mass over the content range.
-"""
+"""Curves of a "sink_profile": sink rate, importance of every key, and signal against sink."""
 
 from __future__ import annotations
 
@@ -16,33 +14,33 @@ from goatviz.plots import marks, style
 from goatviz.plots.base import Panel
 from goatviz.plots.sink_maps import SINK, head_note, part_of
 
-#: Points of one importance curve; longer inputs are pooled.
+#: Largest number of points of an importance curve; longer inputs are pooled.
 MAX_POINTS = 400
-#: More keys than this are drawn on logarithmic axes.
+#: Largest number of keys on linear axes; more have logarithmic ones.
 MAX_LINEAR = 64
-#: Bins of content range and of mass of one density.
+#: Largest numbers of bins of content range and of mass.
 MAX_BINS = (64, 64)
-#: Layers or heads that a legend can hold; more are told by a colour bar.
+#: Largest number of layers or heads in a legend; more have a colour bar.
 MAX_LEGEND = 6
-#: Where the axes of importances and their intervals end, if they are logarithmic.
+#: Lowest value on logarithmic axes of importance.
 FLOOR = 1e-7
 
 _HEAD = style.LINES[3]
 
 
-# --- over the threshold ---
+# --- by threshold ---
 
 
 def rate_panel(profile: xr.Dataset, chosen: tuple[int, int] | None = None) -> Panel:
-    """The model's sink rate over the threshold, and that of its parts.
+    """The sink rate of the model and of its parts by threshold.
 
     Parameters
     ----------
     profile : xarray.Dataset
         A sink profile with all its dimensions.
     chosen : tuple of int, optional
-        Labels of a layer and a head, whose rate is drawn beside the model's; default each layer,
-        and of a single layer each head.
+        Labels of the layer and head whose rate is drawn beside the model's. Default: every layer,
+        or every head if there is only one layer.
 
     Returns
     -------
@@ -72,13 +70,13 @@ def rate_panel(profile: xr.Dataset, chosen: tuple[int, int] | None = None) -> Pa
 
 
 def _threshold(profile: xr.Dataset, x: np.ndarray, y: np.ndarray) -> marks.Trace:
-    """The threshold, across whatever it is compared with."""
+    """The line of the threshold."""
     text = f"threshold ε = {profile.attrs['threshold']:g}"
     return marks.curve(x, y, name=text, color=SINK, dash="dot", width=1.5, hover=text)
 
 
 def _interval_text(profile: xr.Dataset) -> str:
-    """What the intervals are, or why there are none."""
+    """The kind of the intervals, or the reason why there are none."""
     if profile.attrs["n_inputs"] == 1:
         return "One input: no interval."
     return f"Interval: {_confidence(profile)}, over the inputs."
@@ -127,7 +125,7 @@ def _model_rates(profile: xr.Dataset, thresholds: np.ndarray) -> list[marks.Trac
 
 
 def _parts(profile: xr.Dataset, thresholds: np.ndarray) -> tuple[list[marks.Trace], str]:
-    """The rate of each layer, or of each head of a single one, and what the caption says."""
+    """The rate of each layer, or of each head of a single layer, and a line of the caption."""
     layers, heads = profile["layer"].values, profile["head"].values
     if len(layers) == 1:
         kept = np.flatnonzero(profile["present"].values[0])
@@ -139,7 +137,7 @@ def _parts(profile: xr.Dataset, thresholds: np.ndarray) -> tuple[list[marks.Trac
     else:
         return [], ""
     few = len(ids) <= MAX_LEGEND
-    # Neither the darkest nor the brightest: both grounds must show every curve.
+    # Neither the darkest nor the brightest colours: curves must be visible on both grounds.
     places = np.linspace(0.2, 0.85, len(ids))
     colors = (
         [style.LINES[(at + 3) % len(style.LINES)] for at in range(len(ids))]
@@ -170,7 +168,7 @@ def _part(
 
 
 def _order_bar(name: str, ids: np.ndarray, colors: Sequence[str]) -> marks.Trace:
-    """A colour bar of curves in an order; at most about eight of them are named."""
+    """A colour bar for ordered curves, with at most about eight ticks."""
     step = -(-len(ids) // 8)
     return marks.colour_bar(
         f"{name} bar",
@@ -185,7 +183,7 @@ def _order_bar(name: str, ids: np.ndarray, colors: Sequence[str]) -> marks.Trace
     )
 
 
-# --- over the keys ---
+# --- by key ---
 
 
 def importance_panel(
@@ -196,18 +194,18 @@ def importance_panel(
     points: int = MAX_POINTS,
     key: int | None = None,
 ) -> Panel:
-    """The importance of every key in one head, and what uniform attention would give it.
+    """The importance of every key in one head, and its importance under uniform attention.
 
     Parameters
     ----------
     profile : xarray.Dataset
         A sink profile with all its dimensions.
     layer, head : int
-        Labels of the profile.
+        Labels of the layer and head.
     points : int
-        Bins of keys, at most: of each the largest importance is drawn, at its key.
+        Largest number of bins of keys; the largest importance in each is drawn, at its key.
     key : int, optional
-        Label of a key that is marked.
+        Label of a key to be marked.
 
     Returns
     -------
@@ -253,17 +251,17 @@ def importance_panel(
 
 
 def is_logarithmic(keys: np.ndarray) -> bool:
-    """Whether there are so many keys that their axis is logarithmic in key + 1."""
+    """Whether the axis of so many keys is logarithmic in key + 1."""
     return len(keys) > MAX_LINEAR
 
 
 def key_places(keys: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Where some keys stand along the axis of all."""
+    """Places of some keys along the axis of all keys."""
     return at + 1 if is_logarithmic(keys) else at
 
 
 class _Importance:
-    """One head's importances, pooled between edges."""
+    """The importances of one head, pooled into bins of keys."""
 
     def __init__(self, part: xr.Dataset, edges: np.ndarray) -> None:
         self.part, self.edges, self.keys = part, edges, part["key"].values
@@ -277,7 +275,7 @@ class _Importance:
         return key_places(self.keys, keys)
 
     def traces(self, confidence: str) -> list[marks.Trace]:
-        """The importances, and below them their interval."""
+        """The interval of the importances, and the importances on top of it."""
         at, edges, keys = self.at, self.edges, self.keys
         columns = [keys[at], self.part["observers"].values[at]]
         hover = "key %{customdata[0]:,d}" + ("" if self.tokens is None else " “%{text}”")
@@ -312,7 +310,7 @@ class _Importance:
             name="importance",
             color=style.LINES[0],
             hover=f"{hover}<br>seen by %{{customdata[1]:,d}} queries",
-            # A single key that stands out is a dot; the first one stands on the axis.
+            # Markers show a single key with a high importance, such as the first one on the axis.
             mode="lines" if is_logarithmic(keys) else "lines+markers",
             marker={"size": 4, "color": style.LINES[0]},
             customdata=np.stack(columns, axis=-1).astype(np.float32),
@@ -321,7 +319,7 @@ class _Importance:
         return [*traces, curve]
 
     def uniform(self) -> marks.Trace:
-        """Importance under uniform attention, at the first key of every bin and at the last."""
+        """Importance under uniform attention, at the first key of every bin and the last key."""
         at = np.unique(np.append(self.edges[:-1], len(self.keys) - 1))
         return marks.curve(
             self.x(self.keys[at]),
@@ -335,17 +333,16 @@ class _Importance:
         )
 
     def ring(self, key: int, *, named: bool) -> marks.Trace:
-        """A ring around one key's importance; the first needs no name in the legend."""
-        ring = marks.points(
+        """A ring around the importance of one key, with a name in the legend or without."""
+        return marks.ring(
             self.x(np.array([key])),
             self.part["importance"].sel(key=[key]).values,
             name=f"key {key:,}",
             color=_HEAD,
-            symbol="circle-open",
             size=11,
+            width=2.5,
             showlegend=named,
         )
-        return ring | {"marker": {**ring["marker"], "line": {"width": 2.5}}}
 
     def axes(self) -> tuple[dict[str, Any], dict[str, Any]]:
         keys = self.keys
@@ -356,7 +353,7 @@ class _Importance:
             if self.tokens is not None:
                 along |= marks.token_ticks(keys, self.tokens, "key")
             return along, upward | {"rangemode": "tozero"}
-        # Decades, and between them 2 and 5 where there is room.
+        # Ticks at decades, and at 2 and 5 between them where there is room.
         steps = (1, 2, 5) if keys[-1] <= 20_000 else (1,)
         wanted = np.array([0, *(step * 10**decade for decade in range(10) for step in steps)])
         wanted = wanted[(wanted >= keys[0]) & (wanted <= keys[-1])]
@@ -371,7 +368,7 @@ class _Importance:
         return along, upward | {"type": "log", "dtick": 1, "range": [np.log10(bottom), 0.15]}
 
 
-# --- over the content range ---
+# --- by content range ---
 
 
 def signal_panel(
@@ -382,32 +379,32 @@ def signal_panel(
     shape: tuple[int, int] = MAX_BINS,
     most: float | None = None,
 ) -> Panel:
-    """Queries by content range and by the first key's mass, bounds of that mass, and means.
+    """The mass of the first key by content range: density of queries, bounds, and means.
 
     Parameters
     ----------
     profile : xarray.Dataset
         A sink profile with all its dimensions.
     layer, head : int
-        Labels of the profile; without a head, all heads of the layer together.
+        Labels of the layer and head; without a head, all heads of the layer together.
     shape : tuple of int
-        Bins of content range and of mass, at most.
+        Largest numbers of bins of content range and of mass.
     most : float, optional
-        Where the scale of counts ends; default at the largest.
+        Upper end of the scale of counts; default: the largest count.
 
     Returns
     -------
     Panel
         Its traces are "queries", "lowest possible", "highest possible", and the means "first
-        key", "largest" and "last ..."; none where no query counts.
+        key", "largest" and "last ..."; there are none if no query counts.
     """
     signal = _Signal(profile, layer, head, shape)
     caption = ["Grey: queries by content range w and by the mass of the first key."]
     traces = signal.bounds()
     if traces:
         caption.append(
-            "Lowest and highest possible: the exact range of that mass over all contents of a "
-            "bin's widest range, σ(logit π ∓ w), π its least and its largest prior mass; the "
+            "Lowest and highest possible: the exact range of that mass, σ(logit π ∓ w), for the "
+            "widest content range w of a bin and the least and largest prior mass π in it; the "
             "paper's looser form is π·exp(∓w)."
         )
     empty = not signal.count.any()
@@ -429,7 +426,7 @@ def signal_panel(
 
 
 class _Signal:
-    """The signal of one head, or of all heads of a layer, pooled over content range."""
+    """The signal of one head, or of all heads of a layer, pooled into bins of content range."""
 
     def __init__(
         self, profile: xr.Dataset, layer: int, head: int | None, shape: tuple[int, int]
@@ -471,7 +468,7 @@ class _Signal:
         )
 
     def bounds(self) -> list[marks.Trace]:
-        """The first key's least and largest mass, of all queries of a bin together."""
+        """The least and largest possible mass of the first key, over all queries of a bin."""
         last = self.cuts[1:] - 1
         traces = []
         for name, end, dash in (
@@ -494,7 +491,7 @@ class _Signal:
         return traces
 
     def means(self, attrs: Mapping[str, Any]) -> list[marks.Trace]:
-        """Mean masses over the content range."""
+        """Mean masses by content range."""
         curves = [
             ("first key (mean)", "first", SINK, "solid"),
             ("largest (mean)", "largest", style.LINES[0], "longdash"),
@@ -516,7 +513,7 @@ class _Signal:
                     dash=dash,
                     width=2.5,
                     hover=f"content range %{{x:.3g}}<br>{name} %{{y:.4g}}",
-                    # A bin without neighbours would be a line without length.
+                    # A bin without neighbours would be invisible as a line.
                     mode="lines+markers",
                     marker={"size": 4, "color": color},
                 )

@@ -1,4 +1,4 @@
-"""Maps of a "sink_profile": layers and heads by a value in [0, 1], queries and keys by weight."""
+"""Maps of a "sink_profile": a value in [0, 1] of every head, and mean weights by query and key."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from goatviz import bins
 from goatviz.plots import marks, style
 from goatviz.plots.base import Panel
 
-#: Cells along one side of a map of queries and keys; longer ones are pooled.
+#: Largest number of cells along a side of a map of queries and keys; longer maps are pooled.
 MAX_SIDE = 160
-#: Layers and heads whose cells still have room for a number.
+#: Largest number of layers and heads at which cells have room for a number.
 MAX_NUMBERS = 12
-#: Layers and heads whose cells can be framed; in smaller cells a sink is a dot.
+#: Largest number of layers and heads at which cells are framed; a smaller cell has a dot.
 MAX_FRAMES = 24
-#: What stands for sinks.
+#: Colour of sinks.
 SINK = style.LINES[1]
 
-#: Maps by their kind: field, title, trace, hover text.
+#: Maps by kind: field, title, trace, hover text.
 MAPS = {
     "logits": ("map_logits", "Mean attention logits", "logit", "logit {value} nats"),
     "probabilities": (
@@ -46,18 +46,18 @@ def heads_panel(
     marked: bool = True,
     bar: bool = True,
 ) -> Panel:
-    """A value of every head, and which of them exceed the threshold.
+    """A map of a value of every head, with marks on those above the threshold.
 
     Parameters
     ----------
     profile : xarray.Dataset
         A sink profile with all its dimensions.
     title, what, note : str
-        What the values are, as a title and on hovering, and what is said of them.
+        Title of the panel, name of the values on hovering, and note.
     values : ndarray, shape (layers, heads)
         Probabilities.
     chosen : tuple of int, optional
-        Labels of a layer and a head that are framed.
+        Labels of the layer and head to be framed.
     marked : bool
         Whether values above the threshold are marked as sinks.
     bar : bool
@@ -98,17 +98,7 @@ def heads_panel(
     if chosen is not None:
         layer, head = chosen
         rows, columns = profile["layer"].values == layer, profile["head"].values == head
-        # Dark below white: one of them is seen on every colour.
-        for color, width in (("#000000", 5), ("#ffffff", 2.5)):
-            frame = marks.frames(
-                x,
-                y,
-                np.outer(rows, columns),
-                name="chosen head",
-                color=color,
-                showlegend=False,
-            )
-            traces.append(frame | {"line": {"color": color, "width": width}})
+        traces += marks.double_frame(x, y, np.outer(rows, columns), name="chosen head")
     heads = {"title": "head", "range": [x[0] - 0.5, x[-1] + 0.5]}
     layers = {"title": "layer", "range": [y[-1] + 0.5, y[0] - 0.5]}
     return Panel(
@@ -123,12 +113,12 @@ def heads_panel(
 
 
 def places(ids: np.ndarray) -> np.ndarray:
-    """Places of cells: the ids themselves where they follow one another, else their order."""
+    """Places of cells: the ids themselves if they are consecutive, else their order."""
     return ids if np.all(np.diff(ids) == 1) else np.arange(len(ids))
 
 
 def _cells(profile: xr.Dataset, x: np.ndarray, y: np.ndarray) -> tuple[str, dict[str, Any]]:
-    """How a hover text names a cell, and what all cells share."""
+    """The name of a cell on hovering, and the settings that all cells share."""
     layers, heads = profile["layer"].values, profile["head"].values
     gap = 1 if max(len(x), len(y)) <= MAX_FRAMES else 0
     look: dict[str, Any] = {"xgap": gap, "ygap": gap}
@@ -139,7 +129,7 @@ def _cells(profile: xr.Dataset, x: np.ndarray, y: np.ndarray) -> tuple[str, dict
 
 
 def _id_ticks(at: np.ndarray, ids: np.ndarray) -> dict[str, Any]:
-    """Ticks at every id, or at every second, fourth, … such that at most twelve are left."""
+    """Ticks at every id, or at every second, fourth, …, so that there are at most twelve."""
     step = 1
     while len(ids) > 12 * step:
         step *= 2
@@ -150,18 +140,18 @@ def _id_ticks(at: np.ndarray, ids: np.ndarray) -> dict[str, Any]:
 
 
 def map_panel(profile: xr.Dataset, kind: str, layer: int, head: int, side: int) -> Panel:
-    """The mean logits or weights of the first tokens in one head.
+    """A map of the mean logits or weights of the first tokens in one head.
 
     Parameters
     ----------
     profile : xarray.Dataset
         A sink profile with all its dimensions, and with maps.
     kind : {"logits", "probabilities"}
-        Which map.
+        Quantity that is drawn.
     layer, head : int
-        Labels of the profile.
+        Labels of the layer and head.
     side : int
-        Cells along each side, at most; longer maps are pooled to means over what is allowed.
+        Largest number of cells along a side. A longer map is pooled to means over allowed pairs.
     """
     field, title, name, what = MAPS[kind]
     part = part_of(profile, layer, head, field, "map_allowed")
@@ -190,7 +180,7 @@ def map_panel(profile: xr.Dataset, kind: str, layer: int, head: int, side: int) 
         tokens = [[known.get(one, "") for one in at] for at in (queries, keys)]
         y |= marks.token_ticks(queries, tokens[0], "query")
         x |= marks.token_ticks(keys, tokens[1], "key")
-        # An axis of ticks speaks their text, which is cut; a format makes it speak the number.
+        # Hovering shows the text of a tick, which is cut; a format makes it show the number.
         cell = "query %{y:,d} “%{customdata[0]}”, key %{x:,d} “%{customdata[1]}”"
         pairs = np.meshgrid(*map(marks.hovered, tokens), indexing="ij")
         names["customdata"] = np.stack(pairs, axis=-1).tolist()
@@ -225,13 +215,13 @@ def _map_traces(
 
 
 def part_of(profile: xr.Dataset, layer: int, head: int | None, *names: str) -> xr.Dataset:
-    """Some fields of one head, or of a layer, as far as the profile has them."""
+    """Those of some fields that the profile has, of one head or of a layer."""
     known = ["layer_name", *(name for name in names if name in profile)]
     chosen = {"layer": layer} if head is None else {"layer": layer, "head": head}
     return profile[known].sel(chosen)
 
 
 def head_note(part: xr.Dataset) -> str:
-    """`layer 2, head 3 (blocks.2.attention)`, of a profile's part with one layer and one head."""
+    """The name of a profile's only head, such as `layer 2, head 3 (blocks.2.attention)`."""
     layer, head = int(part["layer"]), int(part["head"])
     return f"layer {layer}, head {head} ({part['layer_name'].item()})"

@@ -1,7 +1,6 @@
-"""Pictures of attention sinks: which heads have one, on which key, how often, with what signal.
+"""Figures of attention sinks: which heads have one, on which key, how often, with what signal.
 
-Panels of a "sink_profile" result. A figure shows those of every head behind its menus, and the
-explorer those of the chosen one.
+Each is made from panels of a "sink_profile" result, with menus of its heads.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from goatviz.results import SINK_PROFILE, check_result, with_all_dimensions
 
 SINK_KINDS = ("overview", "profile", "rate", "signal", "logits", "probabilities")
 
-#: Entries of a menu, and bytes of JSON for what differs between them.
+#: Largest number of entries of a menu, and bytes of JSON for the numbers that differ among them.
 MAX_ENTRIES, MENU_BYTES = 400, 800_000
 _BASE64 = 4 / 3
 
@@ -48,15 +47,16 @@ def draw_sinks(
     profile : xarray.Dataset
         From `goatviz.sink_profile`, or a selection from it.
     kind : {"overview", "profile", "rate", "signal", "logits", "probabilities"}
-        All heads at a glance; the importance of every key; the sink rate over the threshold; the
-        first key's mass over the content range, inside the bounds of the prior; the mean logits
-        or mean weights, as maps of query and key. Where a menu chooses the head, it opens on the
-        strongest sink.
+        All heads at a glance; the importance of every key; the sink rate by threshold; the mass of
+        the first key by content range, within the bounds of the prior; the mean logits or the mean
+        weights, as maps of query and key. A menu of heads opens on the strongest sink.
     threshold : float, optional
-        Importance above which (strictly) a key is a sink; default the profile's own. The rate in
-        words is known for the profile's own only; `goatviz.plot_sinks` finds it for any.
+        Importance above which (strictly) a key is a sink; default: that of the profile. With
+        another threshold the sentence with the rate is left out; `goatviz.plot_sinks` has it for
+        any.
     layers, heads : int or sequence of int, optional
-        Which; default all. A rate of the model stays that of all that were profiled.
+        Layers and heads to draw; default all. Rates of the model are always those of the whole
+        profile.
 
     Returns
     -------
@@ -66,10 +66,10 @@ def draw_sinks(
     Raises
     ------
     TypeError
-        If `profile` is not a sink profile, or an argument of the wrong kind.
+        If `profile` is not a sink profile, or an argument has the wrong type.
     ValueError
         If `kind` is unknown, `threshold` is outside [0, 1), the profile lacks a layer or head or
-        has none, or a map is asked of a profile without maps.
+        has none, or has no maps when `kind` needs them.
     """
     check_result(profile, SINK_PROFILE)
     checks.one_of("kind", kind, SINK_KINDS)
@@ -82,7 +82,7 @@ def draw_sinks(
         if chosen is not None:
             profile = profile.sel({dim: _labels(f"{dim}s", chosen, profile[dim].values)})
     if heads is not None:
-        # They are of all heads of a layer.
+        # These fields are of all heads of a layer together.
         profile = profile.drop_vars([n for n in profile.data_vars if n.startswith("layer_signal")])
     if not profile["present"].values.any():
         raise ValueError("profile must hold a head that is present, got none")
@@ -90,7 +90,7 @@ def draw_sinks(
 
 
 def _labels(name: str, chosen: Sequence[int] | int, known: np.ndarray) -> list[int]:
-    """The chosen ones of a profile's layers or heads, in the profile's order."""
+    """The chosen layers or heads of a profile, in its order."""
     if isinstance(chosen, str) or not isinstance(chosen, Sequence | np.ndarray | range):
         chosen = [chosen]
     wanted = {checks.integer(name, one) for one in chosen}
@@ -100,7 +100,7 @@ def _labels(name: str, chosen: Sequence[int] | int, known: np.ndarray) -> list[i
 
 
 def _listed(values: np.ndarray) -> str:
-    """Numbers as a sentence holds them: `3`, `0 to 11`, `0, 4, 5`."""
+    """Numbers as text for a sentence: `3`, `0 to 11`, `0, 4, 5`."""
     if len(values) > 2 and np.all(np.diff(values) == 1):
         return f"{values[0]} to {values[-1]}"
     return ", ".join(str(value) for value in values)
@@ -121,7 +121,7 @@ def _overview(profile: xr.Dataset) -> Figure:
     column = profile["sink_column_mass"].values
     if np.any(column[present & np.isfinite(column)] != 0):
         maps.append(("Extra sink column", column))
-    # Numbers in the cells of many heads have room in two columns only.
+    # Numbers in the cells of many heads have room only in two columns.
     narrow = 8 if max(present.shape) <= MAX_NUMBERS else 16
     columns = 3 if len(maps) == 3 and profile.sizes["head"] <= narrow else 2
     panels = [
@@ -137,21 +137,16 @@ def _overview(profile: xr.Dataset) -> Figure:
     ]
     caption = [*_about(profile), "Means over the inputs, all on one scale."]
     if not present.all():
-        caption.append("Grey: there is no such head.")
+        caption.append("Grey: no such head.")
     words = Words("Attention sinks", attrs.get("rate_text", ""), caption)
     return grid(panels, words, columns=columns)
 
 
 def _importances(profile: xr.Dataset) -> Figure:
     heads, caption = _menu_heads(profile)
-    # Where an interval is drawn and what hovering says are most of it.
+    # Bytes of a point: mostly its interval and the numbers of its hover text.
     points = _share(len(heads), 60, MAX_POINTS)
-    return _head_menu(
-        profile,
-        heads,
-        partial(importance_panel, profile, points=points),
-        caption,
-    )
+    return _head_menu(profile, heads, partial(importance_panel, profile, points=points), caption)
 
 
 def _signals(profile: xr.Dataset) -> Figure:
@@ -164,14 +159,14 @@ def _signals(profile: xr.Dataset) -> Figure:
     if "layer_signal_count" in profile:
         several = profile["present"].values.sum(axis=1) > 1
         layers = profile["layer"].values[several].tolist()
-    # One scale of counts for all, so that a menu need not hold it for each.
+    # One scale of counts for all entries, so that the menu need not hold a scale for each.
     counts = profile["layer_signal_count" if layers else "signal_count"].values
     for axis, size in ((-2, ranges), (-1, masses)):
         counts = bins.bin_sum(counts, bins.step_edges(counts.shape[axis], size), axis)
     shape, most = (ranges, masses), float(np.nanmax(counts))
     draw = partial(signal_panel, profile, shape=shape, most=most)
     if layers:
-        text = "All heads: counts are summed, means weighted by them, bounds the outermost."
+        text = "All heads: counts are summed, means weighted by them, bounds the widest."
         caption = [*caption, text]
     return _head_menu(profile, heads, draw, caption, {layer: draw(layer, None) for layer in layers})
 
@@ -183,12 +178,7 @@ def _maps(kind: str, profile: xr.Dataset) -> Figure:
         )
     heads, caption = _menu_heads(profile)
     side = int(_share(len(heads), 4 * _BASE64, MAX_SIDE**2) ** 0.5)
-    return _head_menu(
-        profile,
-        heads,
-        partial(map_panel, profile, kind, side=side),
-        caption,
-    )
+    return _head_menu(profile, heads, partial(map_panel, profile, kind, side=side), caption)
 
 
 def _rates(profile: xr.Dataset) -> Figure:
@@ -211,7 +201,7 @@ _DRAWINGS: dict[str, Callable[[xr.Dataset], Figure]] = {
 
 
 def _menu_heads(profile: xr.Dataset) -> tuple[list[tuple[int, int]], list[str]]:
-    """Labels of the heads of a menu, and what the caption says of the choice."""
+    """Labels of the heads in a menu, and lines of the caption about it."""
     present = np.argwhere(profile["present"].values)
     caption = []
     if "sink_rank" in profile and len(present) > 1:
@@ -235,7 +225,7 @@ def _rank(profile: xr.Dataset) -> np.ndarray:
 
 
 def _share(entries: int, bytes_each: float, most: int) -> int:
-    """How many points of so many bytes every entry of a menu can have."""
+    """The number of points of so many bytes that every entry of a menu can have."""
     return int(np.clip(MENU_BYTES / entries / bytes_each, 1, most))
 
 
@@ -246,7 +236,7 @@ def _head_menu(
     caption: Sequence[str],
     whole: dict[int, Panel] | None = None,
 ) -> Figure:
-    """A panel for every head, and perhaps one for all heads of a layer."""
+    """A figure with a panel for every head and, if given, one for all heads of a layer."""
     ranks = dict(zip(profile["layer"].values.tolist(), _rank(profile), strict=True))
     places = {head: at for at, head in enumerate(profile["head"].values.tolist())}
     entries = []
@@ -266,7 +256,7 @@ def _entry(label: str, layer: int, panel: Panel, rank: float) -> Entry:
 
 
 def _about(profile: xr.Dataset) -> list[str]:
-    """What was watched, and notes on it."""
+    """The source of the profile, and notes on it."""
     attrs = profile.attrs
     shortest, longest, count = attrs["length_min"], attrs["length"], attrs["n_inputs"]
     lengths = f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"

@@ -1,9 +1,9 @@
 """One look: colours, scales, fonts and the template of every figure.
 
-Colours are told apart by colour-blind readers: lines after Okabe and Ito's set, at least 3:1
-against white and against JupyterLab's dark ground; viridis for probabilities; orange and purple
-around 0 for log-priors. The ground is transparent and text is dark: `ADAPTIVE_CSS` turns it light
-on dark pages, since no single ink has a contrast of 4.5:1 on both.
+Colour-blind readers can tell the colours apart: lines after Okabe and Ito, with a contrast of at
+least 3:1 on white and on JupyterLab's dark ground; viridis for probabilities; orange and purple
+around 0 for log-priors. The ground is transparent and text is dark; `ADAPTIVE_CSS` turns it light
+on dark pages, since no single colour has a contrast of 4.5:1 on both.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import get_colorscale, sample_colorscale
 
-#: Text on light and on dark pages, and the ground of an exported image of each.
+#: Colours of text on light and on dark pages, and of the ground of exported images.
 TEXT = {"light": "#30363d", "dark": "#dfe2e6"}
 GROUND = {"light": "#ffffff", "dark": "#111111"}
-#: Neutral lines: chance, thresholds, uniform attention.
+#: Colour of neutral lines: chance, thresholds, uniform attention.
 INK = "#777c82"
 GRID = "rgba(128,128,128,0.22)"
 LINES = ("#0a7abf", "#d55e00", "#00966d", "#c0619a", "#ad7b00", "#1f97b3", "#9a6b53", "#7d75c4")
@@ -39,11 +39,11 @@ DIVERGING = [
     [1.0, "#7a3203"],
 ]
 
-#: The first family exists nowhere: it lets a style sheet find the text of our figures.
+#: No font is called "goatviz": the name lets a style sheet find the text of our figures.
 FONT = "goatviz, Inter, Helvetica, Arial, sans-serif"
 
-#: Style sheet that turns our figures' text light where the page says that it is dark: JupyterLab,
-#: VS Code, and a page of ours, whose root has the class "goatviz-page".
+#: Style sheet that turns the text of our figures light on pages that declare a dark theme:
+#: JupyterLab, VS Code, and saved pages, whose root has the class "goatviz-page".
 ADAPTIVE_CSS = f"""
 .js-plotly-plot :is(.infolayer, .menulayer, [class*="tick"]) text[style*="goatviz"] {{
   fill: var(--goatviz-text, {TEXT["light"]}) !important; }}
@@ -89,19 +89,19 @@ TEMPLATE = go.layout.Template(
 def colour_table() -> list[tuple[int, int, int]]:
     """The sequential scale as 256 colours by 8-bit code: 1 is its low end, 255 its high end.
 
-    Code 0 stands for what has no value, and is never drawn.
+    Code 0 stands for a missing value and is never drawn.
     """
     colours = sequential(np.linspace(0.0, 1.0, 255))
     return [(0, 0, 0), *(tuple(round(255 * part) for part in colour) for colour in colours)]
 
 
 def sequential(shares: np.ndarray) -> list[tuple[float, float, float]]:
-    """Colours of the sequential scale at shares from 0 to 1, as red, green and blue from 0 to 1."""
+    """Colours of the sequential scale at places from 0 to 1; red, green and blue from 0 to 1."""
     return sample_colorscale(get_colorscale(SEQUENTIAL), shares.tolist(), colortype="tuple")
 
 
 def ink_on(colour: tuple[float, float, float]) -> str:
-    """Black or white: the one whose contrast with a colour is at least 4.5:1 (WCAG 2.2)."""
+    """Black or white, whichever has a contrast of at least 4.5:1 with a colour (WCAG 2.2)."""
     linear = [
         part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour
     ]
@@ -110,12 +110,12 @@ def ink_on(colour: tuple[float, float, float]) -> str:
 
 
 def escape(text: object) -> str:
-    """Text as plotly shows it: its labels are pseudo-HTML, and a token may be `<b>`."""
+    """Text escaped for plotly, whose labels are pseudo-HTML; a token may be `<b>`."""
     return html.escape(str(text), quote=False)
 
 
 def symmetric_limit(values: np.ndarray) -> float:
-    """The largest finite magnitude, for a scale centred at 0; 1 where there is none."""
+    """The largest finite magnitude, for a scale centred at 0; 1 if there is none."""
     finite = np.abs(values[np.isfinite(values)])
     largest = float(finite.max()) if finite.size else 0.0
     return largest if largest > 0 else 1.0

@@ -1,4 +1,4 @@
-"""Losses of training by step, and held-out losses beside the exact optimum of their task."""
+"""Training losses by step, and held-out losses beside the exact optimum of their task."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def draw_training(log: xr.Dataset) -> Figure:
     Returns
     -------
     Figure
-        Loss and learning rate over the steps. A run's training loss is that of single batches,
-        weighted as its task says; the held-out loss, in the legend, is the mean over all tokens.
+        Loss and learning rate by step. The training loss is that of single batches, with the
+        weights of the task; the held-out loss, in the legend, is the mean over all tokens.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def draw_training(log: xr.Dataset) -> Figure:
 
 
 def training_panels(log: xr.Dataset) -> list[Panel]:
-    """Loss and learning rate by step; a run named after a position scheme looks like it."""
+    """Loss and learning rate by step; a run named after a position scheme has its look."""
     panels = []
     for field, title, axis, height in (
         ("loss", "Training loss", {"title": "loss [nats/token]"}, 280),
@@ -85,7 +85,7 @@ def draw_losses(rows: Sequence[tuple[str, str, float, float, float]]) -> Figure:
     Parameters
     ----------
     rows : sequence of (group, name, loss, standard error, optimum)
-        Nats per token; a name of a position scheme looks like it.
+        Values in nats per token. A point named after a position scheme has its look.
 
     Returns
     -------
@@ -103,7 +103,7 @@ def draw_losses(rows: Sequence[tuple[str, str, float, float, float]]) -> Figure:
 
 
 def losses_panel(rows: Sequence[tuple[str, str, float, float, float]]) -> Panel:
-    """As `draw_losses`."""
+    """The panel of `draw_losses`."""
     groups = list(dict.fromkeys(row[0] for row in rows))
     names = list(dict.fromkeys(row[1] for row in rows))
     places = np.arange(len(groups), dtype=float)

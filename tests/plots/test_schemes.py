@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from goatviz.models import POSITION_SCHEMES
 from goatviz.plots import style
@@ -83,11 +84,10 @@ def test_lengths_are_binary_with_multiples_of_one_training_length():
 
 def test_a_focus_strengthens_one_scheme_and_dims_or_hides_the_others():
     values = np.array([0.2, 0.5])
+    one = xr.Dataset({f"loss{end}": ("length", values) for end in ("", "_low", "_high")})
 
     def line(scheme, focus):
-        return interval_line(
-            scheme, values, [values, values, values], focus, hover="", detail=[values]
-        )
+        return interval_line(scheme, values, one, "loss", focus, hover="", detail=[values])
 
     plain, chosen = (line("rope", focus) for focus in (Focus(), Focus("rope")))
     assert chosen["line"]["width"] > plain["line"]["width"]
