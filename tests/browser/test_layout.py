@@ -11,15 +11,17 @@ SUBJECTS = list(dict.fromkeys(name.partition(",")[0] for name in FIGURES))
 
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_text_has_room_and_contrast(subject, tmp_path, offline_context, offline_page):
+    """Figures are drawn anew at each width, the last one is also resized: plotly waits with that."""
     open_page(offline_page, tmp_path)
+    figures = {name: drawn(name) for name in FIGURES if name.partition(",")[0] == subject}
     problems = []
-    for name in FIGURES:
-        if name.partition(",")[0] == subject:
-            show_figure(offline_page, drawn(name))
-            for width in WIDTHS:
-                problems += [
-                    f"{name}, {problem}" for problem in layout_problems(offline_page, width)
-                ]
+    for width in WIDTHS:
+        offline_page.set_viewport_size({"width": width, "height": 900})
+        for name, figure in figures.items():
+            show_figure(offline_page, figure)
+            problems += [f"{name}, {each}" for each in layout_problems(offline_page, width)]
+    for width in reversed(WIDTHS):
+        problems += [f"resized, {each}" for each in layout_problems(offline_page, width)]
     assert problems == []
     offline_context.assert_quiet()
 
