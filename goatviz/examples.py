@@ -6,6 +6,7 @@ the same model can come from the Hugging Face hub.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import threading
@@ -149,16 +150,17 @@ def _shipped(name: str, example: Example) -> Path:
 
 @contextmanager
 def _parsed_once(path: Path) -> Iterator[None]:
-    """Hold the parsed file, which transformers parses three times."""
+    """Keep the parsed file and its table of names, which transformers makes again and again."""
     import gguf
 
-    parse = gguf.GGUFReader
+    parse, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
     with _reading:
         reader = parse(path)
         gguf.GGUFReader = lambda other, *mode: (
             reader if Path(other) == path else parse(other, *mode)
         )
+        gguf.get_tensor_name_map = functools.cache(name_map)
         try:
             yield
         finally:
-            gguf.GGUFReader = parse
+            gguf.GGUFReader, gguf.get_tensor_name_map = parse, name_map

@@ -18,8 +18,11 @@ MODULES = sorted(
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
-#: Their examples take as long as what they do.
-SLOW = {"goatviz.paper.gallery": pytest.mark.notebooks}
+#: Their examples take as long as what they do, which other tests call too.
+SLOW = {
+    "goatviz.paper.gallery": pytest.mark.notebooks,
+    "goatviz.examples": pytest.mark.notebooks,
+}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in MODULES])

@@ -15,9 +15,9 @@ TEXT = "The capital of France is Paris, and the capital of Italy is"
 
 
 def test_it_speaks_english():
-    reader = gguf.GGUFReader
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
     model, tokenizer = load_example()
-    assert gguf.GGUFReader is reader
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
     config = model.config
     assert (config.num_hidden_layers, config.num_attention_heads) == (30, 9)
     assert (config.num_key_value_heads, config.max_position_embeddings) == (3, 8192)
