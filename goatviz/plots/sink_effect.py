@@ -9,7 +9,7 @@ from goatviz.plots import marks, style
 from goatviz.plots.base import Panel, Words, grid
 from goatviz.plots.figure import Figure
 from goatviz.plots.marks import Trace
-from goatviz.plots.schemes import ALL_ALIKE, ends_of, interval_line, scheme_look, spread, whiskers
+from goatviz.plots.schemes import ALL_ALIKE, ends_of, interval_line, scheme_look, spread
 from goatviz.results import SINK_EFFECT, check_result
 
 _AXIS = "loss increase [nats/token]"
@@ -62,7 +62,14 @@ def effect_panel(effect: xr.Dataset) -> Panel:
                 symbol=look.symbol,
                 size=10,
                 hover=f"{style.escape(name)}<br>%{{x:+.4f}} nats ({low:+.4f} to {high:+.4f})",
-                error_x=whiskers(*(np.array([end]) for end in (mean, low, high))),
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": np.array([high - mean]),
+                    "arrayminus": np.array([mean - low]),
+                    "width": 4,
+                    "thickness": 1.5,
+                },
                 legendgroup=name,
             )
         )
@@ -92,7 +99,8 @@ def layers_panel(effect: xr.Dataset) -> Panel:
             interval_line(
                 name,
                 spread(layers.astype(float), at, len(names)),
-                [one[f"layer_mean_increase{end}"].values for end in _ENDS],
+                one,
+                "layer_mean_increase",
                 ALL_ALIKE,
                 hover=f"{style.escape(name)}, layer %{{customdata[0]}}<br>%{{y:+.4f}} nats "
                 "(%{customdata[1]:+.4f} to %{customdata[2]:+.4f})",

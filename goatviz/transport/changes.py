@@ -422,10 +422,10 @@ def _block(call: AttentionCall, batch: int, heads: Tensor, rows: range) -> Block
     at = slice(None) if len(heads) == call.shape[1] else heads.tolist()
     parts = call.logits(batch, at, slice(rows.start, rows.stop), lanes=True, dtype=call.dtype)
     hidden = ~parts.allowed
-    shape = (len(heads), len(rows))
-    column = parts.scores.new_full(shape, -math.inf)
+    column = parts.scores.new_full((len(heads), len(rows)), -math.inf)
     if call.sink is not None:
-        column = call.sink[heads].to(column).unsqueeze(-1).expand(shape)
+        column = call.sink_logits(batch, slice(None), slice(rows.start, rows.stop))
+        column = column[heads.to(column.device)].to(parts.scores)
     return Block(
         torch.arange(rows.start, rows.stop, device=call.device),
         parts.scores,

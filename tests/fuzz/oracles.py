@@ -101,6 +101,9 @@ def statistics(
         share = p.sum(1)
         mean = (p * lag).sum(1) / share
         spread = (p * (lag - mean[:, None]) ** 2).sum(1) / share
+    # The token before each query, by default.
+    own = np.where(lag == 1, p, 0.0).sum(1)
+    own[~(lag == 1).any(1)] = np.nan
     inside = np.where(allowed, s, np.nan)
     empty = ~allowed.any(1)
     highest = np.where(allowed, s, -np.inf).max(1, initial=-np.inf)
@@ -118,6 +121,7 @@ def statistics(
         "lag_std": np.sqrt(spread),
         "largest_weight": p.max(1),
         "content_range": np.where(empty, 0.0, highest - lowest),
+        "gathered_mass": own[:, None],
     }
     for value in out.values():
         value[empty] = np.nan
