@@ -19,7 +19,15 @@ from collections.abc import Callable
 import torch
 from _measure import added_peak, interleaved
 
-from goatviz import capture, example_text, implied_prior, load_example, sink_profile
+from goatviz import (
+    Hide,
+    capture,
+    example_text,
+    implied_prior,
+    intervene,
+    load_example,
+    sink_profile,
+)
 from goatviz.transport import CHEAP_STATISTICS
 
 CHEAP = CHEAP_STATISTICS[:6]
@@ -41,6 +49,10 @@ class Model:
 
         def watched(**options: object) -> None:
             with capture(self.model, **options), torch.no_grad():
+                self.model(ids)
+
+        def changed(**options: object) -> None:
+            with intervene(self.model, Hide([0]), **options), torch.no_grad():
                 self.model(ids)
 
         def plans() -> None:
@@ -65,6 +77,8 @@ class Model:
             "all statistics": watched,
             "sink_profile": lambda: sink_profile(self.model, ids),
             "implied_prior": lambda: implied_prior(self.model, ids),
+            "first key hidden, one layer": lambda: changed(layers=[18]),
+            "first key hidden, all layers": changed,
         }
         return cases | ({"eager, with weights": plans} if eager else {})
 
