@@ -24,6 +24,7 @@ from goatviz.adapters.huggingface import (
     unwatchable_huggingface,
     watch_huggingface,
 )
+from goatviz.adapters.inline_attention import find_inline_attention, watch_inline_attention
 from goatviz.adapters.torch_attention import find_torch_attention, watch_torch_attention
 from goatviz.attention.layer import Attention
 from goatviz.transport.call import AttentionCall, PlanWindow
@@ -129,17 +130,22 @@ class Record:
         Paths of every attention layer of the model; a layer's number is its place here.
     calls : list of CapturedCall
         One for each call of each captured layer.
+    skipped : tuple of str
+        Paths of layers beside them that hold no plan: linear attention, delta rules, state spaces.
     """
 
     layers: tuple[str, ...]
     calls: list[CapturedCall] = field(default_factory=list)
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.calls)
 
     def __repr__(self) -> str:
         seen = len({call.layer for call in self.calls})
-        return f"Record({len(self.calls)} calls of {seen} of {len(self.layers)} layers)"
+        skipped = ", ".join(self.skipped[:3]) + (", ..." if len(self.skipped) > 3 else "")
+        skipped = f"; skipped {len(self.skipped)} without a plan: {skipped}" if skipped else ""
+        return f"Record({len(self.calls)} calls of {seen} of {len(self.layers)} layers{skipped})"
 
     def check_calls(self) -> list[CapturedCall]:
         """Every call, oldest first.
@@ -262,7 +268,8 @@ def capture(
         (inside TransformerEncoder and its kin too) or Hugging Face attention inside, whatever
         implementation that runs on.
     layers : int, str or sequence of them, optional
-        Which attention layers, by number or path; default all.
+        Which attention layers, by number or path; default all. Layers without a plan (linear
+        attention, delta rules, state spaces) are skipped and named in the record.
     statistics : iterable of str
         Out of `CAPTURE_STATISTICS`; default all. Computed while the model runs.
     keep : {"statistics", "projections"}
@@ -284,7 +291,9 @@ def capture(
     ------
     Record
         Grows with every call of the forward pass: what a backward pass computes again for
-        checkpointed activations is no call. Calls of several threads stand in the order in which
+        checkpointed activations is no call. Positions of cached steps go on from those before, and
+        count from the first place of the batch, padding on the left included, as keys do: lags are
+        those of the text. Calls of several threads stand in the order in which
         they happened. The model is as before on exit, also after an exception.
 
     Raises
@@ -316,9 +325,9 @@ def capture(
         checks.one_of("impl", impl, IMPLEMENTATIONS),
         None if certify is None else checks.positive_int("certify", certify),
     )
-    paths = check_watchable(model, any_layer=layers is None)
+    paths, skipped = check_watchable(model, any_layer=layers is None)
     chosen = chosen_layers(layers, paths)
-    record = Record(paths)
+    record = Record(paths, skipped=skipped)
 
     def observe(path: str, q: Tensor, k: Tensor, **options: Any) -> Answer | None:
         if torch._C._current_graph_task_id() != -1:
@@ -371,8 +380,10 @@ def without_output(model: nn.Module, paths: Collection[str]) -> list[str]:
     ]
 
 
-def check_watchable(model: nn.Module, *, any_layer: bool) -> tuple[str, ...]:
-    """Paths of the attention layers of a model that can be watched.
+def check_watchable(
+    model: nn.Module, *, any_layer: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Paths of a model's attention layers that can be watched, and of those without a plan.
 
     Raises
     ------
@@ -383,18 +394,21 @@ def check_watchable(model: nn.Module, *, any_layer: bool) -> tuple[str, ...]:
     """
     checks.instance("model", model, nn.Module, "an nn.Module")
     modules = find_attention(model)
-    unwatchable = unwatchable_huggingface(model)
-    if not modules or (unwatchable and any_layer):
-        which = f" ({', '.join(unwatchable)} cannot)" if unwatchable else ""
+    refused, skipped = unwatchable_huggingface(model, modules)
+    if not modules or (refused and any_layer):
+        which, names = "cannot", dict.fromkeys(refused.values() or skipped.values())
+        which = which if refused else "has no plan whose rows are a softmax"
+        which = f" ({', '.join(names)} {which})" if names else ""
         rest = "; name layers= to capture the others alone" if modules else ""
         raise TypeError(
             f"model {type(model).__name__} has attention that cannot be captured{which}; what can: "
             "goatviz Attention, goat-attention's GoatAttention, torch.nn.MultiheadAttention, and "
-            f"Hugging Face models that dispatch through transformers' AttentionInterface{rest}"
+            "Hugging Face models that dispatch through transformers' AttentionInterface, or whose "
+            f"own products are known (Bloom, CodeGen, Falcon, GPT-J, GPT-Neo, MPT){rest}"
         )
     if any(tensor.is_meta for tensor in model.parameters()):
         raise ValueError("model is on the meta device, which holds no numbers; load its weights")
-    return tuple(modules)
+    return tuple(modules), tuple(skipped)
 
 
 @contextmanager
@@ -439,12 +453,13 @@ _FAMILIES: tuple[tuple[Callable[[nn.Module], dict[str, nn.Module]], Watch], ...]
     (find_goatviz_attention, watch_goatviz_attention),
     (find_goat_attention, watch_goat_attention),
     (find_huggingface_attention, watch_huggingface),
+    (find_inline_attention, watch_inline_attention),
     (find_torch_attention, watch_torch_attention),
 )
 
 
 #: Watchers that hand on what the kernel returned.
-_CERTIFIED = (watch_goatviz_attention, watch_huggingface)
+_CERTIFIED = (watch_goatviz_attention, watch_huggingface, watch_inline_attention)
 
 
 class _Wanted(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,12 @@ _EAGER = "eager_attention_forward"
 _UNREADABLE = ("head_mask", "indices", "block_indices", "cache", "block_table")
 #: Keys chosen by an indexer: under these implementations, the mask says the same.
 _CHOSEN, _MASKED = ("indices", "block_indices"), ("eager", "sdpa")
+#: Classes whose layers have no plan: recurrences and linear attention. KimiLinearAttention is not
+#: among them: it is the softmax attention of its model.
+_NO_PLAN = re.compile(
+    r"(DeltaAttention|GatedDeltaNet|LightningAttention|TextLinearAttention|RwkvLinearAttention"
+    r"|RwkvSelfAttention|(Mamba2?|Bamba|FalconH1)Mixer|MambaLayer)$"
+)
 #: Masks whose intervals are remembered: layers share them.
 _HELD_MASKS = 4
 
@@ -65,25 +72,44 @@ def find_huggingface_attention(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def unwatchable_huggingface(model: nn.Module) -> list[str]:
-    """Class names of transformers' attention modules that do not use its AttentionInterface."""
-    modules = find_huggingface_attention(model)
-    watched = [f"{path}." for path in modules]
-    names = {}
+def unwatchable_huggingface(
+    model: nn.Module, watched: Mapping[str, nn.Module]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Class names of transformers' layers that nobody can watch, by path.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model.
+    watched : mapping
+        Its attention layers that can be watched, by path.
+
+    Returns
+    -------
+    refused, skipped : dict of str
+        Attention that cannot be read, and layers that hold no plan whose rows are a softmax:
+        linear, delta-rule, lightning and state-space layers (`_NO_PLAN`).
+
+    Examples
+    --------
+    >>> unwatchable_huggingface(nn.Linear(2, 2), {})
+    ({}, {})
+    """
+    prefixes = [f"{path}." for path in watched]
+    refused, skipped = {}, {}
     for path, module in model.named_modules():
-        inside = path in modules or any(f"{path}.".startswith(prefix) for prefix in watched)
-        holds = any(other.startswith(f"{path}.") or not path for other in modules)
+        name = type(module).__name__
+        inside = path in watched or any(f"{path}.".startswith(prefix) for prefix in prefixes)
+        holds = any(other.startswith(f"{path}.") or not path for other in watched)
         projects = any(isinstance(child, nn.Linear) for child in module.children())
-        if (
-            not inside
-            and not holds
-            and projects
-            and type(module).__module__.startswith("transformers.")
-            and "SelfOutput" not in type(module).__name__
-            and type(module).__name__.endswith(("Attention", "SelfAttention"))
-        ):
-            names[type(module).__name__] = None
-    return list(names)
+        theirs = type(module).__module__.startswith("transformers.")
+        if inside or holds or not projects or not theirs:
+            continue
+        if _NO_PLAN.search(name):
+            skipped[path] = name
+        elif "SelfOutput" not in name and name.endswith(("Attention", "SelfAttention")):
+            refused[path] = name
+    return refused, skipped
 
 
 @contextmanager
@@ -297,6 +323,8 @@ def _read_mask(mask: Tensor, n_queries: int, n_keys: int) -> tuple[Visibility, T
     """Allowed pairs and additive rest of a boolean or additive mask, which may be one row."""
     size = (-1, -1, n_queries, n_keys)
     allowed, bias = split_mask(mask[..., :n_keys])
+    if bool((allowed == allowed[:, :1]).all()):
+        allowed = allowed[:, :1]
     return (
         Visibility.from_mask(allowed.expand(size)),
         None if bias is None else bias.float().expand(size),

@@ -76,7 +76,7 @@ def intervene(
     >>> with torch.no_grad(), intervene(model, Hide([0])):
     ...     logits = model(ids)
     """
-    paths = check_watchable(model, any_layer=layers is None)
+    paths, _ = check_watchable(model, any_layer=layers is None)
     by_path = _by_path(changes, layers, paths)
     if hidden := without_output(model, by_path):
         raise ValueError(

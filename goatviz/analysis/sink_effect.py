@@ -96,7 +96,7 @@ def sink_effect(
     checks.instance("model", model, nn.Module, "an nn.Module or a Checkpoint")
     if not isinstance(changes, Mapping) or not changes:
         raise TypeError(f"changes must be a mapping of names to changes, got {changes!r}")
-    paths = check_watchable(model, any_layer=layers is None)
+    paths, _ = check_watchable(model, any_layer=layers is None)
     plans = _plans(changes, layers, checks.flag("per_layer", per_layer), paths)
     checks.positive_int("resamples", resamples)
     calls = list(forward_calls(inputs, tokenizer))

@@ -265,10 +265,12 @@ def test_records_say_what_they_hold():
 
 def test_what_can_be_watched_beside_what_cannot_must_be_named():
     torch.manual_seed(0)
-    config = transformers.BloomConfig(vocab_size=20, hidden_size=16, n_layer=1, n_head=2)
-    mixed = nn.ModuleList([transformers.BloomModel(config), Attention(16, 2)])
+    config = transformers.MegatronBertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    mixed = nn.ModuleList([transformers.MegatronBertModel(config), Attention(16, 2)])
     with pytest.raises(
-        TypeError, match="BloomAttention cannot.*name layers= to capture the others"
+        TypeError, match="MegatronBertSelfAttention cannot.*name layers= to capture the others"
     ):
         with capture(mixed):
             pass

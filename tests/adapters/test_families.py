@@ -16,6 +16,7 @@ FAMILIES += (
     "inkling2_text",
     "llama",
     "longformer",
+    "mamba",
     "mistral",
     "qwen3_next",
     "t5",
@@ -25,12 +26,13 @@ FAMILIES += (
 
 
 def rows(text: str) -> dict[str, tuple[str, str, str]]:
-    """Section, class and last column of each family."""
+    """Section, class (with the reading of what is captured) and last column of each family."""
     found = {}
     for section in text.split("\n## ")[1:]:
         verdict = section.split(":")[0]
         for family, model, last in re.findall(r"^\| (.+?) \| (.*?) \| (.+) \|$", section, re.M)[2:]:
-            found[family] = verdict, model, last
+            read, _, last = last.rpartition(" | ") if verdict == "Captured" else ("", "", last)
+            found[family] = verdict, f"{model} {read}".strip(), last
     return found
 
 

@@ -211,13 +211,15 @@ def test_gpt2_that_bypasses_the_interface_is_refused():
 
 
 def test_attention_that_cannot_be_watched_is_named():
-    sizes = {"vocab_size": 50, "hidden_size": 32, "n_layer": 1, "n_head": 4}
-    model = build_huggingface("BloomModel", "BloomConfig", sizes)
-    assert unwatchable_huggingface(model) == ["BloomAttention"]
-    with pytest.raises(TypeError, match=r"BloomAttention cannot\); what can: goatviz Attention"):
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = build_huggingface("MegatronBertModel", "MegatronBertConfig", sizes)
+    refused, skipped = unwatchable_huggingface(model, {})
+    assert list(refused.values()) == ["MegatronBertSelfAttention"] and skipped == {}
+    with pytest.raises(TypeError, match=r"MegatronBertSelfAttention cannot\); what can: goatviz"):
         with capture(model):
             pass
-    assert unwatchable_huggingface(tiny_huggingface("bert")) == []
+    bert = tiny_huggingface("bert")
+    assert unwatchable_huggingface(bert, find_huggingface_attention(bert)) == ({}, {})
 
 
 def test_meta_device_is_refused():

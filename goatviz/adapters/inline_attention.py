@@ -1,0 +1,314 @@
+"""Hugging Face attention that computes its products itself, without the AttentionInterface.
+
+While such a layer's own forward runs, the products it makes are looked at: the first is that of
+queries and keys, the second that of weights and values. What lies between them is read from the
+layer's arguments, by class. ALiBi becomes a prior where the layer's own tensor is linear.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from goatviz.adapters.huggingface import _call, _Masks, _tokens
+from goatviz.adapters.torch_attention import shadow
+from goatviz.priors.fixed import ALiBiPrior
+from goatviz.transport.visibility import Visibility
+
+_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
+_SUMMED_PRODUCTS = (torch.baddbmm, Tensor.baddbmm)
+#: How far from linear ALiBi may be, over its largest value: float32 rounds by less.
+_LINEAR = 2e-6
+
+
+class _Reading(NamedTuple):
+    """What a class adds to its scores.
+
+    `mask` is additive, or boolean with True = allowed; `alibi`, in nats, of shape (batch or 1,
+    heads, 1, n_keys).
+    """
+
+    scale: float
+    mask: Tensor | None
+    dropout: float
+    alibi: Tensor | None = None
+
+
+def _read_bloom(module: nn.Module, given: Mapping[str, Any], keys: int, queries: int) -> _Reading:
+    alibi = given["alibi"].unflatten(0, (-1, module.num_heads))
+    dropout = module.attention_dropout.p
+    return _Reading(module.inv_norm_factor, given["attention_mask"], dropout, alibi)
+
+
+def _read_falcon(module: nn.Module, given: Mapping[str, Any], keys: int, queries: int) -> _Reading:
+    mask, alibi, dropout = given["attention_mask"], given["alibi"], module.attention_dropout.p
+    scale = module.inv_norm_factor
+    if module.config._attn_implementation == "sdpa" and not given["output_attentions"]:
+        # The mask holds it already.
+        alibi = None
+    else:
+        # Eager attention adds it to what the mask holds, and adds even a boolean mask.
+        mask = mask.float()
+        alibi = None if alibi is None else alibi.reshape(-1, module.num_heads, 1, keys) * scale
+    return _Reading(scale, mask, dropout, alibi)
+
+
+def _read_mpt(module: nn.Module, given: Mapping[str, Any], keys: int, queries: int) -> _Reading:
+    mask, alibi = given.get("attention_mask"), given.get("position_bias")
+    return _Reading(
+        module.softmax_scale,
+        None if mask is None else ~mask,
+        module.attn_dropout_p,
+        None if alibi is None else alibi[None, :, :, -keys:],
+    )
+
+
+def _read_gpt_neo(module: nn.Module, given: Mapping[str, Any], keys: int, queries: int) -> _Reading:
+    near, mask = module.bias[:, :, keys - queries : keys, :keys], given.get("attention_mask")
+    if mask is not None:
+        near = mask.masked_fill(~near, torch.finfo(mask.dtype).min)
+    return _Reading(1.0, near, module.attn_dropout.p)
+
+
+def _read_gptj(module: nn.Module, given: Mapping[str, Any], keys: int, queries: int) -> _Reading:
+    return _Reading(
+        1.0 / float(module.scale_attn), given.get("attention_mask"), module.attn_dropout.p
+    )
+
+
+def _read_gpt_neox_japanese(
+    module: nn.Module, given: Mapping[str, Any], keys: int, queries: int
+) -> _Reading:
+    return _Reading(
+        1.0 / module.norm_factor, given.get("attention_mask"), module.attention_dropout.p
+    )
+
+
+_READERS: dict[str, Callable[[nn.Module, Mapping[str, Any], int, int], _Reading]] = {
+    "BloomAttention": _read_bloom,
+    "CodeGenAttention": _read_gptj,
+    "FalconAttention": _read_falcon,
+    "GPTJAttention": _read_gptj,
+    "GPTNeoSelfAttention": _read_gpt_neo,
+    "GPTNeoXJapaneseAttention": _read_gpt_neox_japanese,
+    "MptAttention": _read_mpt,
+}
+
+
+def find_inline_attention(model: nn.Module) -> dict[str, nn.Module]:
+    """Attention of transformers that makes its own products and that is known here, by path.
+
+    Examples
+    --------
+    >>> find_inline_attention(nn.Linear(2, 2))
+    {}
+    """
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if type(module).__name__ in _READERS
+        and type(module).__module__.startswith("transformers.models.")
+    }
+
+
+@contextmanager
+def watch_inline_attention(
+    model: nn.Module, modules: Mapping[str, nn.Module], observe: Callable[..., Any]
+) -> Iterator[None]:
+    """Report every call of these modules to `observe`; outputs keep every bit.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Whatever holds the modules.
+    modules : mapping
+        Out of `find_inline_attention(model)`.
+    observe : callable
+        observe(path, q, k, **options), as in `AttentionCall.from_tensors`; what it returns gets
+        the product of weights and values.
+
+    Raises
+    ------
+    ValueError
+        If a module is being watched already; while the model runs, if attention has dropout in
+        training mode, the meta device, or products other than those that are known.
+    """
+    shadowed: list[nn.Module] = []
+    masks = _Masks()
+    try:
+        for path, module in modules.items():
+            shadow(module, _watched_forward(module, path, observe, masks), shadowed)
+        yield
+    finally:
+        for module in shadowed:
+            del module.forward
+
+
+def _watched_forward(
+    module: nn.Module, path: str, observe: Callable[..., Any], masks: _Masks
+) -> Callable[..., Any]:
+    original = type(module).forward
+    signature = inspect.signature(original)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(module, *args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+
+        def report(q: Tensor, k: Tensor, v: Tensor) -> Any:
+            with torch.no_grad():
+                return observe(path, **_options(module, path, given, masks, (q, k, v)))
+
+        products = _Products(_heads(module), report)
+        with products:
+            out = original(module, *args, **kwargs)
+        if not products.reported:
+            raise ValueError(
+                f"{path} cannot be captured: it made no product of weights and values that is known"
+            )
+        return out
+
+    return forward
+
+
+def _heads(module: nn.Module) -> int:
+    names = ("num_heads", "n_heads", "num_attention_heads")
+    return next(getattr(module, name) for name in names if hasattr(module, name))
+
+
+class _Products(TorchFunctionMode):
+    """The two products of one attention call, as they are made.
+
+    Projections multiply by matrices of two dimensions; everything that has more counts.
+    """
+
+    def __init__(self, heads: int, report: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self._heads, self._report = heads, report
+        self._scores: tuple[Tensor, Tensor] | None = None
+        self.reported = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._mixed(*args[:3], lambda: func(*args, **kwargs))
+        pair = _operands(func, args, kwargs)
+        if pair is None or self.reported:
+            return func(*args, **kwargs)
+        if self._scores is None:
+            self._scores = pair
+            return func(*args, **kwargs)
+        q, k = self._scores
+        return self._mixed(q, k.mT, pair[1], lambda: func(*args, **kwargs))
+
+    def _mixed(self, q: Tensor, k: Tensor, v: Tensor, kernel: Callable[[], Tensor]) -> Tensor:
+        """The output of a call, which is reported before it, and may be replaced after it."""
+        self.reported = True
+        q, k, v = (self._by_head(x) for x in (q, k, v))
+        answer = self._report(q, k, v)
+        out = kernel()
+        changed = None if answer is None else answer(self._by_head(out))
+        return out if changed is None else changed.reshape(out.shape)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """Shape (batch, heads, length, d), where a layer merges the first two."""
+        return x if x.ndim == 4 else x.unflatten(0, (-1, self._heads))
+
+
+def _operands(
+    func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Tensor, Tensor] | None:
+    """What a product of batches multiplies; None for anything else."""
+    if func in _SUMMED_PRODUCTS:
+        batches = (*args[1:3], kwargs.get("batch1"), kwargs.get("batch2"))
+        return tuple(x for x in batches if x is not None)
+    if func in _PRODUCTS and len(args) == 2 and args[0].ndim > 2 and args[1].ndim > 2:
+        return args
+    return None
+
+
+def _options(
+    module: nn.Module,
+    path: str,
+    given: Mapping[str, Any],
+    masks: _Masks,
+    projections: tuple[Tensor, Tensor, Tensor],
+) -> dict[str, Any]:
+    """Arguments of `AttentionCall.from_tensors`."""
+    q, k, v = projections
+    queries, keys = q.shape[2], k.shape[2]
+    reading = _READERS[type(module).__name__](module, given, keys, queries)
+    cache = given.get("layer_past", given.get("past_key_values"))
+    index = getattr(module, "layer_idx", getattr(module, "layer_id", None))
+    # Without a mask, only sdpa is causal by itself.
+    implementation = "eager" if reading.mask is not None else _implementation(module)
+    options = {"scaling": reading.scale, "dropout": reading.dropout}
+    tokens = _tokens(cache, index)
+    call = _call(path, module, q, k, reading.mask, implementation, options, masks, tokens)
+    call |= {"q": q, "k": k, "v": v}
+    bias = call["bias"]
+    if reading.alibi is not None:
+        alibi = reading.alibi.detach().float()
+        bias = alibi if bias is None else bias + alibi
+    if bias is not None:
+        slopes = _slopes(bias, call["visibility"])
+        call["bias"] = bias.expand(-1, -1, queries, -1) if slopes is None else None
+        if slopes is not None:
+            call["prior"] = ALiBiPrior(len(slopes), slopes=slopes.tolist()).to(q.device)
+            # A prior has as many heads as the keys.
+            call |= {"k": k.expand(-1, q.shape[1], -1, -1), "v": v.expand(-1, q.shape[1], -1, -1)}
+    if getattr(cache, "is_compileable", False):
+        # The next step writes into the memory of a static cache.
+        call |= {"k": call["k"].clone(), "v": call["v"].clone()}
+    return call
+
+
+def _implementation(module: nn.Module) -> str:
+    config = getattr(module, "config", None)
+    return getattr(config, "_attn_implementation", None) or "eager"
+
+
+def _slopes(bias: Tensor, visibility: Visibility) -> Tensor | None:
+    """ALiBi's slopes, (heads,), if a bias is m j + a constant of each row; None if it is not.
+
+    Parameters
+    ----------
+    bias : Tensor, shape (batch or 1, heads, n_queries or 1, n_keys)
+        Nats; only what queries see counts.
+    visibility : Visibility
+        Of the call.
+    """
+    found = None
+    index = torch.arange(visibility.n_keys, dtype=torch.float64, device=bias.device)
+    for b in range(max(len(bias), visibility.batch)):
+        values = bias[b if len(bias) > 1 else 0].double()
+        allowed = visibility.block(slice(None), slice(None), batch=b).to(bias.device)
+        if allowed.ndim > 2:
+            return None
+        if values.shape[1] == 1:
+            allowed = allowed.any(0, keepdim=True)
+        row = int(allowed.sum(-1).argmax())
+        seen = allowed[row].nonzero().flatten()
+        if len(seen) < 2:
+            continue
+        first, last = int(seen[0]), int(seen[-1])
+        slopes = (values[:, row, last] - values[:, row, first]) / (last - first)
+        rest = values - slopes[:, None, None] * index
+        spread = rest.masked_fill(~allowed, -torch.inf).amax(-1)
+        spread = spread - rest.masked_fill(~allowed, torch.inf).amin(-1)
+        size = 1.0 + float(values.masked_fill(~allowed, 0.0).abs().max())
+        if float(spread.max()) > _LINEAR * size or float(slopes.min()) <= 0:
+            return None
+        if found is not None and not torch.allclose(found, slopes, rtol=1e-5, atol=0):
+            return None
+        found = slopes if found is None else found
+    return found
