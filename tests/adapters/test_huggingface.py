@@ -701,3 +701,27 @@ def test_two_calls_of_a_layer_in_one_step_stand_at_the_same_place():
             model(piece, past_key_values=cache)
     first = [int(call.call.query_pos[0]) for call in record.of(1)]
     assert first == [0, 0, 6, 6, 7, 7]
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_statistics_of_cached_steps_are_those_of_the_full_pass(name):
+    """On a batch padded on the left, whose positions count from the first place, pads included."""
+    model = float64(name)
+    given = arguments(name, PADDINGS["left"])
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    watched = {"keys": [3, 4], "recent": 4, "impl": "reference"}
+    with capture(model, **watched) as steps:
+        text = model.generate(**given, **options)
+    real = torch.ones_like(text)
+    real[:, :LENGTH] = given["attention_mask"]
+    with torch.no_grad(), capture(model, **watched) as whole:
+        model(input_ids=text[:, :-1], attention_mask=real[:, :-1])
+    for layer in range(2):
+        (full,) = whole.of(layer)
+        for number, step in enumerate(steps.of(layer)):
+            at = step.call.query_pos.flatten().long()
+            assert at.tolist() == (list(range(LENGTH)) if not number else [LENGTH - 1 + number])
+            for statistic, value in step.rows.asked().items():
+                wanted = full.rows.asked()[statistic][:, :, at]
+                close = {"atol": 1e-5, "rtol": 1e-5, "equal_nan": True}
+                torch.testing.assert_close(value, wanted, **close, msg=f"{statistic} of {number}")
