@@ -1,22 +1,32 @@
 """What sweeps over models and lengths share: checks of their arguments, and a cache of cells.
 
-A cell is the measurement of one model at one length. With a cache folder it is a small JSON file,
-named by a digest of everything it depends on, so that an interrupted sweep resumes.
+A cell is the measurement of one model at one length, or on one forward pass. With a cache folder it
+is a file, named by a digest of everything it depends on, so that an interrupted run resumes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from goatviz import checks
 from goatviz.files import whole_file
 from goatviz.models import CausalLM
 from goatviz.tasks import Task
+
+#: Letters of a sha256.
+_SUM = 64
+#: What says by its repr what it is.
+_PLAIN = (bool, int, float, str, tuple, type(None), torch.dtype)
 
 Models = Mapping[str, CausalLM | Sequence[CausalLM]]
 
@@ -65,13 +75,50 @@ def check_cache(cache: str | os.PathLike | None) -> Path | None:
     return folder
 
 
-def model_digest(model: CausalLM) -> str:
-    """SHA-256 of a model's configuration and weights."""
-    digest = hashlib.sha256(repr(model.config).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().double().numpy().tobytes())
+def model_digest(model: nn.Module) -> str:
+    """SHA-256 of a model: its configuration, weights and buffers, and what its modules are set to.
+
+    Whether it is being trained does not count. Modules say nothing of a constant that a forward
+    method has written out: a class that was changed and kept its name has the digest that it had.
+    """
+    digest = hashlib.sha256(repr(getattr(model, "config", None)).encode())
+    for path, module in model.named_modules():
+        # What is None counts as missing: watching a model leaves None where its class says so.
+        settings = {
+            name: value
+            for name, value in sorted(vars(module).items())
+            if isinstance(value, _PLAIN) and value is not None
+            if name != "training" and not name.startswith("_")
+        }
+        digest.update(f"{path} {type(module).__qualname__} {settings}".encode())
+    for name, value in sorted([*model.named_parameters(), *model.named_buffers()]):
+        digest.update(f"{name} {inputs_digest(value)}".encode())
     return digest.hexdigest()
+
+
+def inputs_digest(value: Any) -> str:
+    """SHA-256 of tensors, plain values, and mappings and sequences of them.
+
+    Raises
+    ------
+    TypeError
+        For anything else, of which there is no telling whether it is the same.
+    """
+    if isinstance(value, Tensor):
+        digest = hashlib.sha256(f"{value.dtype} {tuple(value.shape)}".encode())
+        plain = value.detach().cpu().contiguous().flatten()
+        digest.update(plain.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+    if isinstance(value, Mapping):
+        value = [f"{name!r} {inputs_digest(part)}" for name, part in sorted(value.items())]
+    elif isinstance(value, list | tuple):
+        value = [inputs_digest(part) for part in value]
+    elif not isinstance(value, _PLAIN):
+        raise TypeError(
+            "inputs must be tensors and plain values to be kept in a cache, got "
+            f"{type(value).__name__}"
+        )
+    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 def trained_lengths(models: Mapping[str, Sequence[CausalLM]]) -> str:
@@ -85,7 +132,50 @@ def exceeds_positions(model: CausalLM, length: int) -> bool:
     return model.config.positions == "learned" and length > model.config.training_length
 
 
-def cached(folder: Path | None, label: str, key: Any, measure: Callable[[], Any]) -> Any:
+def _read_json(path: Path, name: str) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_json(path: Path, name: str, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _read_arrays(path: Path, name: str) -> dict[str, np.ndarray]:
+    whole = path.read_bytes()
+    content, stored = whole[:-_SUM], whole[-_SUM:]
+    if hashlib.sha256(content).hexdigest().encode() != stored:
+        raise ValueError("its sum is of other bytes")
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        arrays = {entry: file[entry] for entry in file.files}
+    if str(arrays.pop("cell")) != name:
+        raise ValueError("it is the cell of another measurement")
+    return arrays
+
+
+def _write_arrays(path: Path, name: str, value: Mapping[str, np.ndarray]) -> None:
+    content = io.BytesIO()
+    np.savez(content, cell=np.array(name), **value)
+    content = content.getvalue()
+    path.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
+
+
+class Form(NamedTuple):
+    """What a cell's file looks like: how it ends, and how it is read and written, by its name."""
+
+    ending: str
+    read: Callable[[Path, str], Any]
+    write: Callable[[Path, str, Any], None]
+
+
+#: JSON values.
+JSON = Form("json", _read_json, _write_json)
+#: A mapping of names to numpy arrays; the file says which cell it is, and ends in its sha256.
+ARRAYS = Form("npz", _read_arrays, _write_arrays)
+
+
+def cached(
+    folder: Path | None, label: str, key: Any, measure: Callable[[], Any], *, form: Form = JSON
+) -> Any:
     """What `measure()` returns, or returned when the same cell was measured before.
 
     Parameters
@@ -98,6 +188,8 @@ def cached(folder: Path | None, label: str, key: Any, measure: Callable[[], Any]
         Everything that the cell depends on.
     measure : callable
         Returns JSON values; called if there is no such cell.
+    form : Form
+        Of the file: `JSON`, or `ARRAYS` if `measure` returns a mapping of arrays.
 
     Raises
     ------
@@ -107,13 +199,14 @@ def cached(folder: Path | None, label: str, key: Any, measure: Callable[[], Any]
     if folder is None:
         return measure()
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    path = folder / f"{label}-{name[:24]}.json"
+    path = folder / f"{label}-{name[:24]}.{form.ending}"
     if path.exists():
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            return form.read(path, name)
+        except Exception as error:
+            # Readers answer damage with errors of every kind.
             raise ValueError(f"cell {path} is damaged, remove it: {error}") from error
     value = measure()
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value), encoding="utf-8")
+        form.write(temporary, name, value)
     return value

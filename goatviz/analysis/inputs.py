@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -91,6 +91,73 @@ def _row(value: Any, row: int, real: Tensor, batch: int) -> Any:
         value = value[row : row + 1]
     per_token = value.ndim > 1 and len(value) == 1 and value.shape[1] == len(real)
     return value[:, real] if per_token else value
+
+
+class Pass(NamedTuple):
+    """One forward pass: what the model is called with, and the places of its inputs in the order
+    they were given in (one place for all rows that came together)."""
+
+    arguments: dict[str, Any] | Tensor
+    places: tuple[int, ...]
+
+
+def forward_passes(inputs: Any, tokenizer: Any = None, batch_size: int | None = None) -> list[Pass]:
+    """`forward_calls`, as they come or in batches of sequences of equal length: never padded.
+
+    Parameters
+    ----------
+    inputs, tokenizer
+        As in `forward_calls`.
+    batch_size : int, optional
+        Most sequences of a pass. Those that differ in nothing but numbers run together.
+        Default: as they were given.
+    """
+    calls = list(forward_calls(inputs, tokenizer))
+    if batch_size is None:
+        return [Pass(arguments, (place,)) for place, arguments in enumerate(calls)]
+    alike: dict[str, list[tuple[int, Any]]] = {}
+    rows = (row for arguments in calls for row in _rows(arguments))
+    for place, row in enumerate(rows):
+        alike.setdefault(_kind(row), []).append((place, row))
+    passes = []
+    for group in alike.values():
+        for start in range(0, len(group), batch_size):
+            places, some = zip(*group[start : start + batch_size], strict=True)
+            passes.append(Pass(_joined(some), places))
+    return sorted(passes, key=lambda one: one.places)
+
+
+def _rows(arguments: dict[str, Any] | Tensor) -> Iterator[dict[str, Any] | Tensor]:
+    """The sequences of a forward pass one by one."""
+    if isinstance(arguments, Tensor):
+        yield from arguments.split(1)
+        return
+    batch = max((len(one) for one in arguments.values() if _per_row(one)), default=1)
+    for row in range(batch):
+        yield {
+            name: value[row : row + 1] if _per_row(value) and len(value) == batch else value
+            for name, value in arguments.items()
+        }
+
+
+def _per_row(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 1
+
+
+def _kind(row: dict[str, Any] | Tensor) -> str:
+    """What sequences must share to run together: all but the numbers of their tensors."""
+    if isinstance(row, Tensor):
+        return f"{tuple(row.shape)} {row.dtype} {row.device}"
+    return str({name: _kind(v) if _per_row(v) else repr(v) for name, v in sorted(row.items())})
+
+
+def _joined(rows: Sequence[dict[str, Any] | Tensor]) -> dict[str, Any] | Tensor:
+    if isinstance(rows[0], Tensor):
+        return torch.cat(list(rows))
+    return {
+        name: torch.cat([row[name] for row in rows]) if _per_row(value) else value
+        for name, value in rows[0].items()
+    }
 
 
 @torch.no_grad()

@@ -358,4 +358,5 @@ def _states(out: Any) -> dict[str, np.ndarray]:
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()
+    # In one layout, as from a file: the last bit of a sum depends on it.
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())

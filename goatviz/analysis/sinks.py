@@ -7,18 +7,22 @@ of a key over the queries that see it.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import xarray as xr
 from torch import nn
+from tqdm.auto import tqdm
 
 from goatviz import checks
 from goatviz.adapters.capture import Record, find_attention
-from goatviz.analysis.inputs import forward_calls, token_texts
+from goatviz.analysis.cells import check_cache
+from goatviz.analysis.inputs import forward_passes, token_texts
+from goatviz.analysis.sink_cells import SinkRun, together
 from goatviz.analysis.sink_fields import profile_of
-from goatviz.analysis.sink_passes import Gathered, gather_model, gather_record
+from goatviz.analysis.sink_passes import Gathered, gather_record
 from goatviz.analysis.sink_text import shortness
 from goatviz.training.checkpoint import Checkpoint
 
@@ -37,6 +41,9 @@ def sink_profile(
     norms: bool = False,
     resamples: int = 400,
     seed: int = 0,
+    batch_size: int | None = None,
+    cache: str | os.PathLike | None = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     r"""Where a model's attention sinks are: importance_j = mean over i that see j of p_ij.
 
@@ -69,6 +76,14 @@ def sink_profile(
         1,000 medians of the block's output. Hooks are put on the blocks for it.
     resamples, seed : int
         Resamples and seed of the bootstrap over inputs that gives 95 % intervals.
+    batch_size : int, optional
+        Most sequences of a forward pass: those of equal length run together, never padded, and
+        the profile is the same up to rounding. Default: as they were given.
+    cache : path-like, optional
+        Existing folder that keeps what every forward pass left, so that a run that was stopped
+        goes on where it was; the profile is the same bit for bit.
+    progress : bool
+        Whether to show a progress bar.
 
     Returns
     -------
@@ -117,6 +132,9 @@ def sink_profile(
         norms=norms,
         resamples=resamples,
         seed=seed,
+        batch_size=batch_size,
+        cache=cache,
+        progress=progress,
     )
     profile = _finished(steps)
     if too_short := shortness(profile):
@@ -138,6 +156,9 @@ def sink_profile_steps(
     norms: bool = False,
     resamples: int = 400,
     seed: int = 0,
+    batch_size: int | None = None,
+    cache: str | os.PathLike | None = None,
+    progress: bool = False,
     first: Callable[[Record], Any] | None = None,
 ) -> Generator[float, None, xr.Dataset]:
     """`sink_profile` in steps of one forward pass: yields the share that is done, in [0, 1].
@@ -162,7 +183,9 @@ def sink_profile_steps(
     size = 64 if maps is True else int(maps)
     if size < 0:
         raise ValueError(f"maps must be a positive number of tokens, got {maps!r}")
-    gathered = Gathered(map_size=size)
+    if batch_size is not None:
+        batch_size = checks.positive_int("batch_size", batch_size)
+    folder = check_cache(cache)
     if isinstance(source, Record):
         if inputs is not None:
             raise TypeError("inputs must not be given with a Record: it has seen its own")
@@ -170,31 +193,30 @@ def sink_profile_steps(
             raise TypeError("layers must not be given with a Record: capture them alone")
         if norms:
             raise ValueError("norms needs the model and inputs: a record holds no hidden states")
+        checks.not_given("a Record", batch_size=batch_size, cache=cache)
         yield 0.0
+        gathered = Gathered(map_size=size)
         gather_record(gathered, source)
-        names = source.layers
-        name = "record"
+        names, name = source.layers, "record"
     else:
-        name = "model"
-        if isinstance(source, Checkpoint):
-            name, source = source.name, source.model
-        if not isinstance(source, nn.Module):
-            raise TypeError(
-                f"source must be a model, a Checkpoint or a Record, got {type(source).__name__}"
-            )
-        name = type(source).__name__ if name == "model" else name
-        names = tuple(find_attention(source))
-        calls = list(forward_calls(inputs, tokenizer))
+        name, model = _named_model(source)
+        names = tuple(find_attention(model))
+        passes = forward_passes(inputs, tokenizer, batch_size)
         yield 0.0
-        for number, arguments in enumerate(calls, start=1):
-            keep = "projections" if size or (first and number == 1) else "statistics"
-            record = gather_model(gathered, source, arguments, layers, recent, norms, keep)
-            if first and number == 1:
+        run = SinkRun(model, layers, recent, norms, size, folder)
+        parts = []
+        for one in tqdm(passes, desc="sinks", unit="pass", disable=not progress):
+            if first and not parts:
+                part, record = run.run(one.arguments, "projections")
                 first(record)
-            yield number / len(calls)
-        if tokens is None and tokenizer is not None and len(calls) == 1:
-            record = gathered.sequences[min(gathered.sequences)]
-            tokens = token_texts(tokenizer, calls[0]) if len(record) == 1 else None
+            else:
+                part = run.measure(one.arguments)
+            parts.append(part)
+            yield len(parts) / len(passes)
+        gathered = together(parts, passes)
+        if tokens is None and tokenizer is not None and len(passes) == 1:
+            sequences = gathered.sequences[min(gathered.sequences)]
+            tokens = token_texts(tokenizer, passes[0].arguments) if len(sequences) == 1 else None
     return profile_of(
         gathered,
         names,
@@ -205,6 +227,17 @@ def sink_profile_steps(
         resamples=resamples,
         seed=seed,
     )
+
+
+def _named_model(source: nn.Module | Checkpoint) -> tuple[str, nn.Module]:
+    """A model and what a profile calls it."""
+    if isinstance(source, Checkpoint):
+        return source.name, source.model
+    if not isinstance(source, nn.Module):
+        raise TypeError(
+            f"source must be a model, a Checkpoint or a Record, got {type(source).__name__}"
+        )
+    return type(source).__name__, source
 
 
 def _finished(steps: Generator[float, None, xr.Dataset]) -> xr.Dataset:

@@ -1,0 +1,174 @@
+"""The forward passes of a sink profile one by one: measured, kept in a cache, and put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from goatviz.adapters.capture import Record
+from goatviz.analysis.cells import ARRAYS, cached, inputs_digest, model_digest
+from goatviz.analysis.inputs import Pass
+from goatviz.analysis.sink_passes import Gathered, SinkSequence, gather_model
+
+#: Of what a cell holds; another number is another cell.
+_VERSION = 1
+_FIELDS = tuple(field.name for field in dataclasses.fields(SinkSequence))
+_PLAIN = ("map_size", "causal", "longest", "notes", "recent", "shortest")
+
+
+@dataclasses.dataclass
+class SinkRun:
+    """How the forward passes of one model are measured.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The model.
+    layers, recent, norms
+        As in `goatviz.sink_profile`.
+    map_size : int
+        Tokens of average maps, 0 for none.
+    cache : Path, optional
+        Folder of cells, one for each forward pass.
+    """
+
+    model: nn.Module
+    layers: Sequence[int | str] | int | None
+    recent: int
+    norms: bool
+    map_size: int
+    cache: Path | None
+
+    def __post_init__(self) -> None:
+        self._key = None if self.cache is None else self._options()
+
+    def measure(self, arguments: dict[str, Any] | Tensor) -> Gathered:
+        """What one forward pass leaves, or left when it was measured before."""
+        if self.cache is None:
+            return self.run(arguments)[0]
+        key = {**self._key, "inputs": inputs_digest(arguments)}
+
+        def arrays() -> dict[str, np.ndarray]:
+            return as_arrays(self.run(arguments)[0])
+
+        return from_arrays(cached(self.cache, "sinks", key, arrays, form=ARRAYS))
+
+    def run(
+        self, arguments: dict[str, Any] | Tensor, keep: str = "statistics"
+    ) -> tuple[Gathered, Record]:
+        """Run the model, whatever the cache holds; also returns what was seen."""
+        gathered = Gathered(map_size=self.map_size)
+        keep = "projections" if self.map_size else keep
+        options = (self.layers, self.recent, self.norms, keep)
+        return gathered, gather_model(gathered, self.model, arguments, *options)
+
+    def _options(self) -> dict[str, Any]:
+        """Everything but its inputs that a cell depends on."""
+        config, layers = getattr(self.model, "config", None), self.layers
+        layers = layers if isinstance(layers, int | str | None) else list(layers)
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return {
+            "kind": "sink_profile",
+            "version": _VERSION,
+            "torch": torch.__version__,
+            "model": model_digest(self.model),
+            "attention": str(getattr(config, "_attn_implementation", None)),
+            "devices": sorted({tensor.device.type for tensor in tensors}),
+            "training": [path for path, each in self.model.named_modules() if each.training],
+            "layers": repr(layers),
+            "recent": self.recent,
+            "norms": self.norms,
+            "maps": self.map_size,
+        }
+
+
+def as_arrays(gathered: Gathered) -> dict[str, np.ndarray]:
+    """What forward passes left, as arrays by name and one text for the rest."""
+    arrays = {}
+    for layer, sequences in gathered.sequences.items():
+        for number, one in enumerate(sequences):
+            for name in _FIELDS:
+                if (value := getattr(one, name)) is not None:
+                    arrays[f"{layer}/{number}/{name}"] = value
+        for number, parts in enumerate(gathered.maps.get(layer, [])):
+            for place, part in enumerate(parts):
+                arrays[f"{layer}/{number}/map{place}"] = part
+        arrays[f"{layer}/margins"] = gathered.margins[layer]
+        arrays[f"{layer}/uniform"] = gathered.uniform[layer]
+    for number, states in enumerate(gathered.hidden):
+        for state, values in enumerate(states):
+            for name, value in values.items():
+                arrays[f"hidden/{number}/{state}/{name}"] = value
+    rest = {name: getattr(gathered, name) for name in _PLAIN}
+    rest["priors"] = sorted(gathered.priors)
+    rest["counts"] = {layer: len(found) for layer, found in gathered.sequences.items()}
+    rest["hidden"] = [len(states) for states in gathered.hidden]
+    return {"rest": np.array(json.dumps(rest)), **arrays}
+
+
+def from_arrays(arrays: dict[str, np.ndarray]) -> Gathered:
+    """What `as_arrays` was given."""
+    rest = json.loads(str(arrays["rest"]))
+    gathered = Gathered(
+        **{name: rest[name] for name in _PLAIN if name not in ("causal", "longest")}
+    )
+    gathered.priors = set(rest["priors"])
+    gathered.causal = {int(layer): value for layer, value in rest["causal"].items()}
+    gathered.longest = {int(layer): value for layer, value in rest["longest"].items()}
+    for layer, count in rest["counts"].items():
+        at = int(layer)
+        gathered.sequences[at] = [
+            SinkSequence(**{name: arrays.get(f"{layer}/{number}/{name}") for name in _FIELDS})
+            for number in range(count)
+        ]
+        if gathered.map_size:
+            gathered.maps[at] = [
+                tuple(arrays[f"{layer}/{number}/map{place}"] for place in range(3))
+                for number in range(count)
+            ]
+        gathered.margins[at] = arrays[f"{layer}/margins"]
+        gathered.uniform[at] = arrays[f"{layer}/uniform"]
+    for number, states in enumerate(rest["hidden"]):
+        names = ("norm", "largest", "median", "massive")
+        gathered.hidden.append(
+            [
+                {name: arrays[f"hidden/{number}/{state}/{name}"] for name in names}
+                for state in range(states)
+            ]
+        )
+    return gathered
+
+
+def together(parts: Sequence[Gathered], passes: Sequence[Pass]) -> Gathered:
+    """What several forward passes left, sequences in the order in which inputs were given."""
+    out = Gathered(map_size=parts[0].map_size)
+    placed: dict[int, list[tuple[int, SinkSequence, Any]]] = {}
+    for part, one in zip(parts, passes, strict=True):
+        for layer, sequences in part.sequences.items():
+            maps = part.maps.get(layer, [None] * len(sequences))
+            for number, (sequence, drawn) in enumerate(zip(sequences, maps, strict=True)):
+                place = one.places[number % len(one.places)]
+                placed.setdefault(layer, []).append((place, sequence, drawn))
+            out.causal[layer] = part.causal[layer] or out.causal.get(layer, False)
+            if part.longest[layer] > out.longest.get(layer, 0):
+                for name in ("longest", "margins", "uniform"):
+                    getattr(out, name)[layer] = getattr(part, name)[layer]
+        out.priors |= part.priors
+        out.hidden += part.hidden
+        for note in part.notes:
+            out.note(note)
+        out.recent = part.recent
+        out.shortest = min(out.shortest, part.shortest)
+    for layer, found in placed.items():
+        found.sort(key=lambda each: each[0])
+        out.sequences[layer] = [sequence for _, sequence, _ in found]
+        if out.map_size:
+            out.maps[layer] = [drawn for _, _, drawn in found]
+    return out
