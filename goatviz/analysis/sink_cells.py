@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from goatviz import checks
 from goatviz.adapters.capture import Record
 from goatviz.analysis.cells import ARRAYS, cached, inputs_digest, model_digest
 from goatviz.analysis.inputs import Pass
 from goatviz.analysis.sink_passes import Gathered, SinkSequence, gather_model
+from goatviz.training.execution import Engine, Execution, start
 
 #: Of what a cell holds; another number is another cell.
 _VERSION = 1
@@ -87,6 +90,54 @@ class SinkRun:
             "norms": self.norms,
             "maps": self.map_size,
         }
+
+
+@contextmanager
+def processes(execution: Execution | None, model: nn.Module) -> Iterator[Engine | None]:
+    """This process's part of a profile that several share; None for one that runs alone.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `execution` is none, or asks for what only training has, or the model is elsewhere.
+    """
+    if execution is None:
+        yield None
+        return
+    checks.instance("execution", execution, Execution, "an Execution")
+    if dataclasses.replace(execution, device=None) != Execution():
+        raise ValueError(
+            f"execution must leave all but device at its default for a profile, got {execution}"
+        )
+    with start(execution) as engine:
+        places = {tensor.device.type for tensor in model.parameters()}
+        if places - {engine.device.type}:
+            raise ValueError(
+                f"model must be on its process's device, {engine.device}, got "
+                f"{', '.join(sorted(places))}: move it there, and its inputs"
+            )
+        yield engine
+
+
+def from_all(parts: dict[int, Gathered], error: Exception | None, engine: Engine) -> list[Gathered]:
+    """What the passes of all processes left, by their numbers, in every process.
+
+    Raises
+    ------
+    Exception
+        This process's own error; or a RuntimeError with that of another one.
+    """
+    from accelerate.utils import gather_object
+
+    # A process that failed takes part, for the others wait for it.
+    told = None if error is None else f"{type(error).__name__}: {error}"
+    everyone = gather_object([({} if error else parts, told)])
+    if error is not None:
+        raise error
+    if failed := [text for _, text in everyone if text is not None]:
+        raise RuntimeError(f"another process failed: {failed[0]}")
+    found = {number: part for own, _ in everyone for number, part in own.items()}
+    return [found[number] for number in sorted(found)]
 
 
 def as_arrays(gathered: Gathered) -> dict[str, np.ndarray]:

@@ -19,12 +19,13 @@ from tqdm.auto import tqdm
 from goatviz import checks
 from goatviz.adapters.capture import Record, find_attention
 from goatviz.analysis.cells import check_cache
-from goatviz.analysis.inputs import forward_passes, token_texts
-from goatviz.analysis.sink_cells import SinkRun, together
+from goatviz.analysis.inputs import Pass, forward_passes, token_texts
+from goatviz.analysis.sink_cells import SinkRun, from_all, processes, together
 from goatviz.analysis.sink_fields import profile_of
 from goatviz.analysis.sink_passes import Gathered, gather_record
 from goatviz.analysis.sink_text import shortness
 from goatviz.training.checkpoint import Checkpoint
+from goatviz.training.execution import Execution
 
 
 def sink_profile(
@@ -44,6 +45,7 @@ def sink_profile(
     batch_size: int | None = None,
     cache: str | os.PathLike | None = None,
     progress: bool = False,
+    execution: Execution | None = None,
 ) -> xr.Dataset:
     r"""Where a model's attention sinks are: importance_j = mean over i that see j of p_ij.
 
@@ -84,6 +86,10 @@ def sink_profile(
         goes on where it was; the profile is the same bit for bit.
     progress : bool
         Whether to show a progress bar.
+    execution : Execution, optional
+        Share the forward passes among the processes that accelerate or torchrun launched, each
+        with its model on its own device; every process returns the whole profile, equal to that
+        of one process. Default: this process alone.
 
     Returns
     -------
@@ -135,6 +141,7 @@ def sink_profile(
         batch_size=batch_size,
         cache=cache,
         progress=progress,
+        execution=execution,
     )
     profile = _finished(steps)
     if too_short := shortness(profile):
@@ -159,6 +166,7 @@ def sink_profile_steps(
     batch_size: int | None = None,
     cache: str | os.PathLike | None = None,
     progress: bool = False,
+    execution: Execution | None = None,
     first: Callable[[Record], Any] | None = None,
 ) -> Generator[float, None, xr.Dataset]:
     """`sink_profile` in steps of one forward pass: yields the share that is done, in [0, 1].
@@ -204,15 +212,7 @@ def sink_profile_steps(
         passes = forward_passes(inputs, tokenizer, batch_size)
         yield 0.0
         run = SinkRun(model, layers, recent, norms, size, folder)
-        parts = []
-        for one in tqdm(passes, desc="sinks", unit="pass", disable=not progress):
-            if first and not parts:
-                part, record = run.run(one.arguments, "projections")
-                first(record)
-            else:
-                part = run.measure(one.arguments)
-            parts.append(part)
-            yield len(parts) / len(passes)
+        parts = yield from _measured(run, passes, progress, execution, first)
         gathered = together(parts, passes)
         if tokens is None and tokenizer is not None and len(passes) == 1:
             sequences = gathered.sequences[min(gathered.sequences)]
@@ -227,6 +227,35 @@ def sink_profile_steps(
         resamples=resamples,
         seed=seed,
     )
+
+
+def _measured(
+    run: SinkRun,
+    passes: Sequence[Pass],
+    progress: bool,
+    execution: Execution | None,
+    first: Callable[[Record], Any] | None,
+) -> Generator[float, None, list[Gathered]]:
+    """What every forward pass leaves; with several processes, each runs its own share of them."""
+    with processes(execution, run.model) as engine:
+        numbers, parts, error = range(len(passes)), {}, None
+        if engine is not None:
+            numbers = numbers[engine.accelerator.process_index :: engine.processes]
+            progress = progress and engine.is_main
+        try:
+            for number in tqdm(numbers, desc="sinks", unit="pass", disable=not progress):
+                arguments = passes[number].arguments
+                if first is not None and not parts:
+                    parts[number], record = run.run(arguments, "projections")
+                    first(record)
+                else:
+                    parts[number] = run.measure(arguments)
+                yield len(parts) / len(numbers)
+        except Exception as problem:
+            if engine is None:
+                raise
+            error = problem
+        return list(parts.values()) if engine is None else from_all(parts, error, engine)
 
 
 def _named_model(source: nn.Module | Checkpoint) -> tuple[str, nn.Module]:

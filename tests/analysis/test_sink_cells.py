@@ -1,6 +1,10 @@
 """A profile of many inputs is the same profile: in batches, from a cache, after it was stopped."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,8 @@ from goatviz.analysis import sink_profile
 from goatviz.analysis.cells import inputs_digest, model_digest
 from goatviz.analysis.inputs import forward_passes
 from goatviz.attention import Attention
+from goatviz.results import load_result
+from goatviz.training import Execution
 from tests.factories import MixedHeads, TextTokenizer, hidden_states, ids, tiny_huggingface, tiny_lm
 
 INPUTS = [ids(2, 24), ids(1, 20, seed=1), ids(3, 24, seed=2), ids(1, 17, seed=3)]
@@ -204,6 +210,74 @@ def test_digests_see_every_part():
     assert len({inputs_digest(value) for value in different}) == len(different)
     with pytest.raises(TypeError, match="inputs must be tensors and plain values.*got object"):
         inputs_digest({"a": [object()]})
+
+
+# --- several processes ---
+
+WORKER = """
+import os, sys
+import torch
+from goatviz.analysis import sink_profile
+from goatviz.results import save_result
+from goatviz.training import Execution
+from tests.analysis.test_sink_cells import INPUTS
+from tests.factories import tiny_lm
+
+torch.set_num_threads(1)
+rank, folder = os.environ["RANK"], sys.argv[1]
+for name, options in (("plain", {}), ("batches", {"batch_size": 2, "cache": folder})):
+    options = {"maps": 8, "norms": True, "execution": Execution("cpu"), **options}
+    found = sink_profile(tiny_lm(), INPUTS, **options)
+    save_result(found, f"{folder}/{name}{rank}.nc")
+bad = [torch.zeros(1, 20, dtype=torch.long)] * 3 + [torch.full((1, 20), 99)]
+try:
+    sink_profile(tiny_lm(), bad, execution=Execution("cpu"))
+except Exception as error:
+    with open(f"{folder}/error{rank}.txt", "w") as file:
+        file.write(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_two_processes_are_one_profile(tmp_path):
+    (tmp_path / "worker.py").write_text(WORKER)
+    free = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE", "RANK"))}
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        + [str(tmp_path / "worker.py"), str(tmp_path)],
+        env={**free, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": root},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        options = {"maps": 8, "norms": True}
+        wanted = {
+            "plain": sink_profile(tiny_lm(), INPUTS, **options),
+            "batches": sink_profile(tiny_lm(), INPUTS, **options, batch_size=2),
+        }
+    finally:
+        torch.set_num_threads(before)
+    for name, one in wanted.items():
+        for rank in (0, 1):
+            assert load_result(tmp_path / f"{name}{rank}.nc").identical(one), (name, rank)
+    assert len(list(tmp_path.glob("sinks-*.npz"))) == 5
+    errors = [(tmp_path / f"error{rank}.txt").read_text() for rank in (0, 1)]
+    assert errors[0].startswith("RuntimeError: another process failed: ")
+    assert errors[0].removeprefix("RuntimeError: another process failed: ") == errors[1]
+
+
+def test_an_execution_of_one_process_changes_nothing():
+    wanted = sink_profile(tiny_lm(), INPUTS)
+    assert sink_profile(tiny_lm(), INPUTS, execution=Execution("cpu")).identical(wanted)
+    with pytest.raises(TypeError, match="execution must be an Execution, got dict"):
+        sink_profile(tiny_lm(), INPUTS, execution={})
+    with pytest.raises(ValueError, match="execution must leave all but device at its default"):
+        sink_profile(tiny_lm(), INPUTS, execution=Execution(compile=True))
 
 
 # --- what is said ---
