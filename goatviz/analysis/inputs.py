@@ -9,6 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from goatviz.models import CausalLM
+
+#: What torch multiplies matrices in.
+_COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 def forward_calls(inputs: Any, tokenizer: Any = None) -> Iterator[dict[str, Any] | Tensor]:
     """The arguments of each forward pass: tensors, or keyword arguments, free of padding.
@@ -162,8 +167,23 @@ def _joined(rows: Sequence[dict[str, Any] | Tensor]) -> dict[str, Any] | Tensor:
 
 @torch.no_grad()
 def run_model(model: nn.Module, arguments: Tensor | Mapping[str, Any]) -> Any:
-    """One forward pass on what `forward_calls` yields."""
-    return model(arguments) if isinstance(arguments, Tensor) else model(**arguments)
+    """One forward pass on what `forward_calls` yields.
+
+    Raises
+    ------
+    TypeError
+        If it fails and weights are of a dtype that torch does not compute with.
+    """
+    try:
+        return model(arguments) if isinstance(arguments, Tensor) else model(**arguments)
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        dtypes = {str(one.dtype) for one in model.parameters() if one.dtype not in _COMPUTED}
+        if not dtypes:
+            raise
+        raise TypeError(
+            f"model must have weights that give float scores, got {', '.join(sorted(dtypes))}: "
+            f"load it dequantised, dtype=torch.float32 ({error})"
+        ) from error
 
 
 def token_ids(arguments: Tensor | Mapping[str, Any]) -> Tensor | None:
@@ -174,6 +194,51 @@ def token_ids(arguments: Tensor | Mapping[str, Any]) -> Tensor | None:
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
         return None
     return ids
+
+
+def check_fits(model: nn.Module, arguments: Tensor | Mapping[str, Any]) -> None:
+    """See that a forward pass's token ids are of a model's vocabulary and within its positions.
+
+    Raises
+    ------
+    ValueError
+        If they are not. Whether rotary positions reach further than the model was made for is
+        a question of its own, which `goatviz.capture` and its record ask without this check.
+    """
+    ids = token_ids(arguments)
+    if ids is None or ids.is_meta or not ids.numel():
+        return
+    config = getattr(model, "config", None)
+    vocabulary = _vocabulary(model, config)
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or (vocabulary is not None and high >= vocabulary):
+        wanted = "of at least 0" if vocabulary is None else f"in 0 .. {vocabulary - 1}"
+        raise ValueError(
+            f"inputs must hold token ids {wanted} (the model's embeddings), got "
+            f"{low if low < 0 else high}: is the tokenizer that of the model?"
+        )
+    if isinstance(model, CausalLM):
+        learned = config.positions == "learned"
+        positions = config.training_length if learned else None
+    else:
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        positions = getattr(text, "max_position_embeddings", None)
+    if isinstance(positions, int) and ids.shape[1] > positions:
+        raise ValueError(
+            f"inputs must hold at most {positions} tokens (the model's positions), "
+            f"got {ids.shape[1]}: cut the text"
+        )
+
+
+def _vocabulary(model: nn.Module, config: Any) -> int | None:
+    """How many tokens a language model knows; None if there is no telling."""
+    if isinstance(model, CausalLM):
+        return config.vocab_size
+    try:
+        table = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return getattr(table, "num_embeddings", None)
 
 
 def token_texts(

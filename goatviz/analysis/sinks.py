@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Generator, Sequence
+from numbers import Integral
 from typing import Any
 
 import xarray as xr
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 from goatviz import checks
 from goatviz.adapters.capture import Record, find_attention
 from goatviz.analysis.cells import check_cache
-from goatviz.analysis.inputs import Pass, forward_passes, token_texts
+from goatviz.analysis.inputs import Pass, check_fits, forward_passes, token_texts
 from goatviz.analysis.sink_cells import SinkRun, from_all, processes, together
 from goatviz.analysis.sink_fields import profile_of
 from goatviz.analysis.sink_passes import Gathered, gather_record
@@ -100,11 +101,12 @@ def sink_profile(
     Raises
     ------
     TypeError
-        If the model cannot be captured, or inputs are missing, texts without a tokenizer, or of
-        another kind.
+        If the model cannot be captured or has quantised weights that do not run, or inputs are
+        missing, texts without a tokenizer, or of another kind.
     ValueError
-        If an argument is out of range, or a record is empty, padded on the left, lacks a
-        statistic, or holds cached decoding.
+        If an argument is out of range, the model is on the meta device, inputs hold more tokens
+        than it has positions or ids that it has no embeddings of, or a record is empty, padded on
+        the left, lacks a statistic, or holds cached decoding.
 
     Warns
     -----
@@ -188,9 +190,12 @@ def sink_profile_steps(
     min_observers = checks.positive_int("min_observers", min_observers)
     recent = checks.positive_int("recent", recent)
     resamples = checks.positive_int("resamples", resamples)
+    wanted = "True, False or a positive number of tokens"
+    if not isinstance(maps, Integral):
+        raise TypeError(f"maps must be {wanted}, got {maps!r}")
     size = 64 if maps is True else int(maps)
     if size < 0:
-        raise ValueError(f"maps must be a positive number of tokens, got {maps!r}")
+        raise ValueError(f"maps must be {wanted}, got {maps!r}")
     if batch_size is not None:
         batch_size = checks.positive_int("batch_size", batch_size)
     folder = check_cache(cache)
@@ -209,7 +214,13 @@ def sink_profile_steps(
     else:
         name, model = _named_model(source)
         names = tuple(find_attention(model))
+        if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+            raise ValueError(
+                "model must hold numbers, got one on the meta device; load its weights"
+            )
         passes = forward_passes(inputs, tokenizer, batch_size)
+        for one in passes:
+            check_fits(model, one.arguments)
         yield 0.0
         run = SinkRun(model, layers, recent, norms, size, folder)
         parts = yield from _measured(run, passes, progress, execution, first)

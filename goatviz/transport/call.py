@@ -643,6 +643,8 @@ def _check_projections(q: Tensor, k: Tensor) -> None:
             )
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
+        if tensor.itemsize == 1:
+            raise TypeError(f"{name} must be of at least 16 bits, got {tensor.dtype}")
         if tensor.is_meta:
             raise ValueError(f"{name} must hold numbers, got a tensor on the meta device")
         bad = int((~torch.isfinite(tensor)).sum())

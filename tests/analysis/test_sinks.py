@@ -1,5 +1,6 @@
 """Sink profiles against dense float64 attention, and what is said where nothing can be."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -17,7 +18,7 @@ from goatviz.plots import SINK_KINDS, draw_sinks
 from goatviz.priors import ALiBiPrior, KeyTablePrior, SinkPrior
 from goatviz.results import load_result, save_result
 from goatviz.training import load_pretrained
-from goatviz.transport import protected_length
+from goatviz.transport import AttentionCall, protected_length
 from tests.factories import ids, tiny_huggingface
 
 FLOATS = (
@@ -705,7 +706,11 @@ def test_short_inputs_warn(length):
         ({"min_observers": 2.0}, TypeError, "min_observers must be an integer of at least 1"),
         ({"resamples": True}, TypeError, "resamples must be an integer of at least 1, got True"),
         ({"recent": 0}, ValueError, "recent must be an integer of at least 1, got 0"),
-        ({"maps": -3}, ValueError, "maps must be a positive number of tokens, got -3"),
+        ({"maps": -3}, ValueError, "maps must be True, False or a positive number.*got -3"),
+        ({"maps": 2.7}, TypeError, "maps must be True, False or a positive number.*got 2.7"),
+        ({"maps": "8"}, TypeError, "maps must be True, False or a positive number.*got '8'"),
+        ({"inputs": ids(1, 20) + 1}, ValueError, r"token ids in 0 \.\. 19.*got 20: is the token"),
+        ({"inputs": ids(1, 20) - 1}, ValueError, r"token ids in 0 \.\. 19.*got -1"),
         ({"layers": 2}, ValueError, r"layers must be numbers in 0 \.\. 1"),
         ({"tokens": ["a"]}, ValueError, "tokens must hold 20 texts, one for each key, got 1"),
         ({"inputs": None}, TypeError, "inputs must be given with a model"),
@@ -717,6 +722,62 @@ def test_bad_arguments_are_named(options, error, match):
     given = {"inputs": ids(1, 20), **options}
     with pytest.raises(error, match=match):
         sink_profile(lm(), **given)
+
+
+def test_texts_must_fit_the_models_positions_and_vocabulary():
+    learned = lm("learned")
+    sink_profile(learned, ids(1, 32))
+    with pytest.raises(ValueError, match="at most 32 tokens .the model's positions., got 33: cut"):
+        sink_profile(learned, [ids(1, 20), ids(1, 33)])
+    # Where positions are computed, length is what is studied.
+    sink_profile(lm("rope"), ids(1, 40))
+    for name in ("gpt2", "llama", "bert"):
+        for model in (reader(name), tiny_huggingface(name)):
+            with pytest.raises(ValueError, match="at most 64 tokens .*got 65"):
+                sink_profile(model, {"input_ids": ids(1, 65, vocab=50)})
+            with pytest.raises(ValueError, match=r"ids in 0 \.\. 49 .*got 7\d+: is the tokenizer"):
+                sink_profile(model, {"input_ids": ids(1, 20, vocab=50) + 750})
+    # Relative positions have no end.
+    sink_profile(reader("t5"), ids(1, 80, vocab=50))
+
+
+def test_models_without_numbers_or_with_quantised_weights_are_refused():
+    for empty in (lm().to("meta"), reader("gpt2").to("meta")):
+        with pytest.raises(ValueError, match="model must hold numbers, got one on the meta device"):
+            sink_profile(empty, ids(1, 20))
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        model = reader("llama")
+        for layer in model.layers:
+            weight = layer.self_attn.q_proj.weight.detach().to(dtype)
+            layer.self_attn.q_proj.weight = nn.Parameter(weight, requires_grad=False)
+        with pytest.raises(TypeError, match=f"weights that give float scores, got {dtype}: load"):
+            sink_profile(model, ids(1, 20, vocab=50))
+    eighth = torch.zeros(1, 1, 4, 8).to(torch.float8_e4m3fn)
+    with pytest.raises(TypeError, match="q must be of at least 16 bits, got torch.float8_e4m3fn"):
+        AttentionCall.from_tensors(eighth, eighth)
+    # Weights that are quantised and give floats are none of these.
+    model = reader("llama")
+    dynamic = copy.deepcopy(model)
+    for layer in dynamic.layers:
+        layer.self_attn.q_proj = Packed(layer.self_attn.q_proj)
+    found, wanted = (sink_profile(one, ids(1, 20, vocab=50)) for one in (dynamic, model))
+    np.testing.assert_allclose(found["entropy"], wanted["entropy"], atol=0.1)
+    # What fails for another reason says that.
+    with pytest.raises(TypeError, match="unexpected keyword argument 'idz'"):
+        sink_profile(lm(), {"idz": ids(1, 20)})
+
+
+class Packed(nn.Module):
+    """A linear layer of 8 bits that multiplies floats."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.scale = float(linear.weight.detach().abs().max()) / 127
+        weight = (linear.weight.detach() / self.scale).round().to(torch.int8)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x):
+        return x @ (self.weight.float() * self.scale).T
 
 
 @pytest.mark.parametrize("source", [3, "gpt2", None, ALiBiPrior])

@@ -424,11 +424,18 @@ def test_cancelled_it_goes_on_when_a_control_moves(model, profile):
 
 def test_errors_of_the_forward_pass_are_seen():
     async def main():
+        def fail(module, given):
+            if given[0].shape[1] == 41:
+                raise ValueError("broken")
+
         model = small_model(1)
-        explorer = explore_sinks(model, [*ids(40), torch.full((1, 40), 99)])
+        with pytest.raises(ValueError, match=r"token ids in 0 \.\. 31"):
+            explore_sinks(model, [*ids(40), torch.full((1, 40), 99)])
+        model.register_forward_pre_hook(fail)
+        explorer = explore_sinks(model, [*ids(40), torch.zeros(1, 41, dtype=torch.long)])
         while explorer._controls.progress >= 0:
             await asyncio.sleep(0.005)
-        assert "ValueError: ids must lie in [0, 32)" in explorer._controls.error
+        assert "ValueError: broken" in explorer._controls.error
 
     asyncio.run(main())
 
