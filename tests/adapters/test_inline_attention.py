@@ -4,10 +4,11 @@ import pytest
 import torch
 import transformers
 
-from goatviz.adapters import capture, inline_attention
+from goatviz.adapters import capture, inline_attention, intervene
 from goatviz.adapters.capture import find_attention
 from goatviz.adapters.huggingface import unwatchable_huggingface
 from goatviz.priors import ALiBiPrior, alibi_slopes
+from goatviz.transport import Hide, Temper
 from tests.factories import build_huggingface, ids
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "n_layer": 2, "n_head": 4}
@@ -191,3 +192,18 @@ def test_a_model_of_nothing_else_is_refused_by_the_name_of_its_layers():
     with pytest.raises(TypeError, match=r"\(MambaMixer has no plan whose"):
         with capture(transformers.MambaModel(config)):
             pass
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_plans_can_be_changed(name):
+    model = made(name)
+    with torch.no_grad():
+        plain = model(TEXT)[0]
+        with intervene(model, Temper(1.0)):
+            torch.testing.assert_close(model(TEXT)[0], plain, atol=2e-5, rtol=1e-4)
+        with intervene(model, Hide([0])):
+            changed = model(TEXT)[0]
+        assert torch.equal(model(TEXT)[0], plain)
+    # The first query has no other key.
+    torch.testing.assert_close(changed[:, 0], plain[:, 0], atol=2e-5, rtol=1e-4)
+    assert not torch.allclose(changed[:, 1:], plain[:, 1:], atol=1e-3)
