@@ -1,6 +1,7 @@
-"""The paper's figures beside ours, as one page: `reproduce` draws it.
+"""The figures and claims of the paper beside figures of our models, in one page.
 
-`copy_mixture`, `retrieval` and `documents` make the exhibits, `page` the document.
+`reproduce` writes it: `copy_mixture`, `retrieval` and `documents` make the exhibits, `page` the
+document.
 """
 
 from goatviz.paper.exhibit import Exhibit

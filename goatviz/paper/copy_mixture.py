@@ -1,32 +1,32 @@
-"""Exhibits from the copy-mixture models: priors taken apart, a plan, sinks."""
+"""Exhibits of the copy-mixture models: priors and their parts, a plan, sinks."""
 
 from __future__ import annotations
 
 import torch
 import xarray as xr
+from torch import Tensor
 
 from goatviz.analysis.heads import head_numbers
 from goatviz.analysis.plan import plan_slice
 from goatviz.analysis.prior import prior_profile, prior_summary
 from goatviz.analysis.sinks import sink_profile
 from goatviz.figures import plot_prior
-from goatviz.paper.exhibit import Exhibit, card_provenance
+from goatviz.paper.exhibit import Exhibit, card_provenance, task_of
 from goatviz.plots.plan import draw_plan
 from goatviz.plots.prior import draw_prior
 from goatviz.plots.sinks import draw_sinks
 from goatviz.plots.training import draw_losses
 from goatviz.training.checkpoint import Checkpoint
-from goatviz.training.config import TrainConfig
 from goatviz.training.evaluation import HELD_OUT_STREAM
 
-#: Tokens of the plan on show: as many as have room for their text.
+#: Number of tokens in the plan: so many have room for their text.
 PLAN_TOKENS = 16
-#: Held-out sequences behind the sink figures.
+#: Number of held-out sequences behind the sink figures.
 SINK_INPUTS = 64
 
 
 def exhibits(checkpoints: dict[tuple[int, str], Checkpoint]) -> list[Exhibit]:
-    """All of these, from the shipped models by (offset, "goat" or "uniform")."""
+    """All exhibits of this module, from the shipped models by (offset, "goat" or "uniform")."""
     return [
         *(decomposition(checkpoints[offset, "goat"], offset) for offset in (1, 4)),
         kernel(checkpoints[4, "goat"]),
@@ -40,17 +40,17 @@ def exhibits(checkpoints: dict[tuple[int, str], Checkpoint]) -> list[Exhibit]:
 
 def decomposition(checkpoint: Checkpoint, offset: int) -> Exhibit:
     profile = prior_profile(checkpoint.model)
-    task = TrainConfig.from_dict(checkpoint.card["config"]).task
+    task = task_of(checkpoint)
     where = "the previous token" if offset == 1 else f"the token {offset} places before it"
     return Exhibit(
         slug=f"decomposition-{offset}",
         title=f"Anatomy of a learned prior: copying from {offset} back",
         caption=(
             f"Each token copies the first one ({task.first:.0%}), {where} "
-            f"({task.previous:.0%}), or is noise. To predict the next token, the copied one lies "
-            f"at lag {offset - 1} of the query. The prior alone, without any content, holds both "
-            "sources: one head's sink leads at key 0, one head's kernel peaks at that lag. "
-            "Choose the head in the menu."
+            f"({task.previous:.0%}), or is noise. For the query that predicts the next token, the "
+            f"token to copy is at lag {offset - 1}. The prior alone, without any content, holds "
+            "both sources: the sink of one head is largest at key 0, and the kernel of another "
+            "peaks at that lag. Choose the head in the menu."
         ),
         summary=prior_summary(profile),
         figure=draw_prior(profile),
@@ -99,9 +99,9 @@ def losses(checkpoints: dict[tuple[int, str], Checkpoint]) -> Exhibit:
         slug="losses",
         title="What the prior buys: held-out loss against the optimum",
         caption=(
-            "The same model, data order and steps with a learned prior and with a uniform one "
-            "(which knows no positions at all). The optimum is exact: the task's entropy. Points "
-            "are means over held-out sequences, whiskers two standard errors; one seed each."
+            "The same model, data order and steps with a learned prior and with a uniform one, "
+            "which knows no positions. The optimum is exact: the entropy of the task. Points are "
+            "means over held-out sequences, whiskers two standard errors; one seed each."
         ),
         summary=[
             f"{group}, {name}: {loss:.4f} ± {error:.4f}, optimum {bayes:.4f} nats per token"
@@ -120,9 +120,7 @@ def losses(checkpoints: dict[tuple[int, str], Checkpoint]) -> Exhibit:
 
 
 def plan(checkpoint: Checkpoint) -> Exhibit:
-    task = TrainConfig.from_dict(checkpoint.card["config"]).task
-    generator = torch.Generator().manual_seed(checkpoint.card["seed"] + HELD_OUT_STREAM)
-    ids = task.sample(1, generator=generator)[:, :PLAN_TOKENS]
+    ids = _held_out(checkpoint, 1)[:, :PLAN_TOKENS]
     head = _sink_head(checkpoint)
     tokens = [str(int(token)) for token in ids[0]]
     slice_ = plan_slice(checkpoint.model, ids, head=head, tokens=tokens)
@@ -131,9 +129,9 @@ def plan(checkpoint: Checkpoint) -> Exhibit:
         title="Attention as a transport plan, checked by an independent solver",
         caption=(
             f"The first {PLAN_TOKENS} tokens of a held-out sequence, sink head {head}. Every row "
-            "ships its mass to the keys at least cost: softmax(scores/τ + log prior) is the "
-            "optimum, which the KKT residual certifies and POT confirms. The sink is the key whose "
-            "incoming mass stands far above uniform."
+            "ships its mass to the keys at least cost: softmax(scores/τ + log prior) is optimal, "
+            "as the KKT residual certifies and POT confirms. The sink is the key whose incoming "
+            "mass is far above uniform."
         ),
         summary=[
             f"POT's verdict: {slice_.attrs['verdict']}",
@@ -193,11 +191,11 @@ def signal(goat: Checkpoint, uniform: Checkpoint) -> Exhibit:
         title="Signal versus sink",
         caption=(
             "Every query by its content range (how much its scores differ over the keys that it "
-            "sees) and the mass that it leaves on key 0. Between the envelopes lies everything "
-            "that the theory allows: a query without content range gets its prior back. Choose a "
-            f"head in the menu: head {head} is a sink by its prior and stays one at every range "
-            "seen; the other head never is. The fall of the mean over all heads is the difference "
-            "of the two, not the behaviour of one."
+            "sees) and its mass on key 0. The theory allows everything between the envelopes; a "
+            "query without content range has the mass of its prior. Choose a head in the menu: "
+            f"head {head} is a sink by its prior and stays one at every observed range; the other "
+            "head never is one. The mean over all heads falls because the two heads differ, not "
+            "because either of them changes."
         ),
         summary=[
             f"{name}, head {number}: rank correlation of content range and sink mass "
@@ -238,26 +236,30 @@ def beyond(checkpoint: Checkpoint) -> Exhibit:
         title=f"The same prior at {length:,} tokens",
         caption=(
             f"Trained at {checkpoint.model.config.training_length} tokens and evaluated at "
-            f"{length:,}, pooled into bins, never as a whole. What the sink's network does beyond "
-            "its training length is extrapolation: it was never asked to hold there. At this "
-            f"length the sink head leaves key 0 {sink_mass(profile):.1%} of the last query's "
-            f"prior; at the training length it was {sink_mass(trained):.1%}."
+            f"{length:,}, in bins, never as a whole matrix. Beyond its training length the sink's "
+            "network extrapolates: it was never trained there. At this length the "
+            f"sink head has {sink_mass(profile):.1%} of the last query's prior mass on key 0; at "
+            f"the training length it was {sink_mass(trained):.1%}."
         ),
         summary=prior_summary(profile),
         figure=plot_prior(checkpoint, length=length),
         provenance=card_provenance(checkpoint),
         claim=(
             "The paper reports priors that extrapolate: on C4, trained at 2,048 tokens, "
-            "perplexity stays flat to 16 times that length. This toy is a picture of a prior, "
-            "not a test of that claim."
+            "perplexity stays flat to 16 times that length. This toy shows a prior; it does not "
+            "test that claim."
         ),
     )
 
 
-def _held_out_sinks(checkpoint: Checkpoint) -> xr.Dataset:
-    task = TrainConfig.from_dict(checkpoint.card["config"]).task
+def _held_out(checkpoint: Checkpoint, count: int) -> Tensor:
+    """Sequences that a checkpoint was not trained on, shape (count, length + 1)."""
     generator = torch.Generator().manual_seed(checkpoint.card["seed"] + HELD_OUT_STREAM)
-    return sink_profile(checkpoint, task.sample(SINK_INPUTS, generator=generator)[:, :-1])
+    return task_of(checkpoint).sample(count, generator=generator)
+
+
+def _held_out_sinks(checkpoint: Checkpoint) -> xr.Dataset:
+    return sink_profile(checkpoint, _held_out(checkpoint, SINK_INPUTS)[:, :-1])
 
 
 def _sink_lines(profile: xr.Dataset, name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Exhibits of the loss on documents beyond the training length: language and DNA."""
+"""Exhibits of the loss on documents beyond the training length, for language and DNA."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import xarray as xr
 
 from goatviz.analysis.perplexity import loss_difference
-from goatviz.paper.exhibit import Exhibit, recipe_provenance
+from goatviz.paper.exhibit import Exhibit, by_length, recipe_provenance
 from goatviz.plots.perplexity import draw_perplexity
 from goatviz.results import load_shipped_result
 
@@ -20,7 +20,7 @@ _LANGUAGE_CLAIM = (
 
 
 def exhibits() -> list[Exhibit]:
-    """All of these, from shipped tables."""
+    """All exhibits of this module, from shipped tables."""
     return [novels(), novels_by_position(), wikipedia(), dna()]
 
 
@@ -56,9 +56,10 @@ def novels_by_position() -> Exhibit:
         slug="novels-position",
         title="Language: where in a window it goes wrong",
         caption=(
-            f"The longest windows alone, {int(sweep['length'][-1]):,} bytes, by position: the mean "
+            f"Only the longest windows, {int(sweep['length'][-1]):,} bytes, by position: the mean "
             "over a window mixes early bytes, which have little context in any scheme, with late "
-            "ones. Falling or flat beyond the training length is extrapolation; rising is not."
+            "ones. A loss that stays flat or falls beyond the training length is extrapolation; "
+            "one that rises is not."
         ),
         summary=lines,
         figure=draw_perplexity(sweep, kind="position"),
@@ -73,8 +74,8 @@ def wikipedia() -> Exhibit:
         slug="wikitext2",
         title="Language: loss on WikiText-2 against length",
         caption=(
-            "The test set of WikiText-2 (raw), which is neither of the time nor of the kind of the "
-            "training books: a familiar text for a zero-shot number, in nats per byte. "
+            "The test set of WikiText-2 (raw), which differs from the training books in period and "
+            "kind: a familiar text for a zero-shot number, in nats per byte. "
             f"{_loss_verdict(sweep)}"
         ),
         summary=_loss_lines(sweep),
@@ -106,11 +107,11 @@ def dna() -> Exhibit:
 
 
 def _loss_verdict(sweep: xr.Dataset) -> str:
-    """Who has the lowest loss where, by paired differences; how GOAT moves with length."""
+    """Which scheme has the lowest loss, by paired differences, and how GOAT's moves with length."""
     trained = int(sweep.attrs["training_length"])
     clauses = []
     for length in (n for n in (trained, int(sweep["length"][-1])) if n in sweep["length"].values):
-        # Squeezed positions are the plain ones up to the training length: the same model twice.
+        # Up to the training length interpolated positions equal plain ones: the same model twice.
         rivals = [
             scheme
             for scheme in sweep["scheme"].values
@@ -133,33 +134,13 @@ def _loss_verdict(sweep: xr.Dataset) -> str:
 
 
 def _loss_lines(sweep: xr.Dataset) -> list[str]:
-    lines = []
-    for scheme in sweep["scheme"].values:
-        one = sweep.sel(scheme=scheme)
-        values = ", ".join(
-            f"{loss:.4f} [{low:.4f}, {high:.4f}] at {length:,}"
-            for length, loss, low, high in zip(
-                sweep["length"].values,
-                one["mean_loss"].values,
-                one["mean_loss_low"].values,
-                one["mean_loss_high"].values,
-                strict=True,
-            )
-        )
-        lines.append(f"{scheme}, nats: {values}")
+    lines = [
+        f"{scheme}, nats: {by_length(sweep.sel(scheme=scheme), 'mean_loss', '.4f')}"
+        for scheme in sweep["scheme"].values
+    ]
     if "rope" in sweep["scheme"].values:
         apart = loss_difference(sweep, "rope").sel(scheme="goat")
-        values = ", ".join(
-            f"{mean:+.4f} [{low:+.4f}, {high:+.4f}] at {length:,}"
-            for length, mean, low, high in zip(
-                apart["length"].values,
-                apart["difference"].values,
-                apart["difference_low"].values,
-                apart["difference_high"].values,
-                strict=True,
-            )
-        )
-        lines.append(f"goat less rope, paired: {values}")
+        lines.append(f"goat less rope, paired: {by_length(apart, 'difference', '+.4f')}")
     return lines
 
 

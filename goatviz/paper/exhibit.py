@@ -1,11 +1,15 @@
-"""What every figure of the gallery holds, and where it says its numbers come from."""
+"""The parts of an exhibit in the gallery, and sentences that exhibits share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import xarray as xr
+
 from goatviz.plots.figure import Figure
+from goatviz.tasks import Task
 from goatviz.training.checkpoint import Checkpoint, load_pretrained
+from goatviz.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -15,15 +19,15 @@ class Exhibit:
     Attributes
     ----------
     slug : str
-        Its anchor in the page.
+        Anchor in the page.
     title, caption : str
-        Ours.
+        Title and caption of the figure.
     summary : list of str
-        The figure in words, computed from what it draws.
+        The figure in words, computed from the numbers that it draws.
     figure : Figure
-        What is drawn.
+        The figure.
     provenance : list of str
-        Where the numbers come from.
+        Origin of the numbers.
     claim : str
         What the paper shows or states, and at which scale.
     """
@@ -38,7 +42,7 @@ class Exhibit:
 
 
 def card_provenance(checkpoint: Checkpoint) -> list[str]:
-    """Data, sizes, budget, device and command, as the card has them."""
+    """Data, sizes, budget, device and command from the card of a checkpoint."""
     card = checkpoint.card
     model = card["model"]
     return [
@@ -54,7 +58,7 @@ def card_provenance(checkpoint: Checkpoint) -> list[str]:
 
 
 def recipe_provenance(task: str) -> list[str]:
-    """How the models of a task were trained, and the command that does it again."""
+    """How the models of a task were trained, and the command that trains them again."""
     card = load_pretrained(f"{task}-goat").card
     model = card["model"]
     again = card["command"].replace("--positions goat --seed 0", "--positions SCHEME --seed SEED")
@@ -65,3 +69,17 @@ def recipe_provenance(task: str) -> list[str]:
         f"about {card['wall_time_s'] / 60:.0f} minutes a run on {card['device']}",
         f"Train: {again.replace(f'{task}-goat-0', f'{task}-SCHEME-SEED')}",
     ]
+
+
+def task_of(checkpoint: Checkpoint) -> Task:
+    """The task that a checkpoint was trained on."""
+    return TrainConfig.from_dict(checkpoint.card["config"]).task
+
+
+def by_length(result: xr.Dataset, field: str, digits: str) -> str:
+    """Values of a field with their intervals, such as `0.512 [0.430, 0.590] at 64, ...`."""
+    values = (result[f"{field}{end}"].values for end in ("", "_low", "_high"))
+    return ", ".join(
+        f"{value:{digits}} [{low:{digits}}, {high:{digits}}] at {length:,}"
+        for length, value, low, high in zip(result["length"].values, *values, strict=True)
+    )

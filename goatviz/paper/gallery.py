@@ -1,8 +1,7 @@
 """The paper's figures and tables, from checkpoints trained for goatviz, in one page.
 
-Every exhibit says its own scale and provenance, from the checkpoint's card, beside what the paper
-states. Where the paper's number is not known here, the claim stands in words and no number is
-invented.
+Every exhibit gives its own scale and provenance, from the card of its checkpoint, beside the claim
+of the paper. Where the paper's number is not known here, the claim is in words only.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ from goatviz.training.checkpoint import load_pretrained
 
 
 def reproduce(out: str | os.PathLike = "figures") -> Path:
-    """Draw every exhibit and write index.html, with the profiles behind it as netCDF.
+    """Draw every exhibit and write index.html, with two of the profiles behind it as netCDF.
 
     Parameters
     ----------
     out : path-like
-        A folder; made if it is not there. The page is replaced whole.
+        Folder to write to, made if it does not exist. The page is written whole or not at all.
 
     Returns
     -------
     Path
-        The page, index.html: one file with plotly.js inside, which asks the network for nothing.
+        Path of index.html: one file with plotly.js inside, which needs no network.
 
     Raises
     ------
     ValueError
-        If `out` is no folder that can be written to, or a shipped checkpoint is damaged.
+        If `out` is not a folder that can be written to, or a shipped checkpoint is damaged.
 
     Examples
     --------
@@ -56,7 +55,7 @@ def reproduce(out: str | os.PathLike = "figures") -> Path:
 
 
 def make_exhibits() -> list[Exhibit]:
-    """Every figure of the paper that goatviz has so far, computed now."""
+    """Compute every exhibit."""
     checkpoints = {
         (offset, kind): load_pretrained(f"copy-mixture-{offset}-{kind}")
         for offset in (1, 4)

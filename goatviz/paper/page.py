@@ -1,4 +1,4 @@
-"""The gallery as one HTML document that asks the network for nothing."""
+"""The gallery as one HTML document that needs no network."""
 
 from __future__ import annotations
 

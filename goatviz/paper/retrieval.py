@@ -7,14 +7,19 @@ import xarray as xr
 
 from goatviz.analysis.mass import mass_sweep
 from goatviz.models import interpolate_positions
-from goatviz.paper.exhibit import Exhibit, card_provenance, recipe_provenance
+from goatviz.paper.exhibit import (
+    Exhibit,
+    by_length,
+    card_provenance,
+    recipe_provenance,
+    task_of,
+)
 from goatviz.plots.length import draw_length, draw_needle
 from goatviz.plots.mass import draw_mass
 from goatviz.results import load_shipped_result
 from goatviz.training.checkpoint import load_pretrained
-from goatviz.training.config import TrainConfig
 
-#: What the masses behind an answer are measured on.
+#: Lengths and number of sequences at which the masses behind an answer are measured.
 MASS_LENGTHS = (64, 128, 256, 512, 1024)
 MASS_EXAMPLES = 16
 
@@ -27,7 +32,7 @@ _NEEDLE_CLAIM = (
 
 
 def exhibits() -> list[Exhibit]:
-    """All of these, from shipped tables and weights."""
+    """All exhibits of this module, from shipped tables and weights."""
     return [passkey(), passkey_mass(), needle(), needle_depth()]
 
 
@@ -59,7 +64,7 @@ def passkey_mass() -> Exhibit:
     checkpoints = {name: load_pretrained(f"passkey-{name}") for name in _PASSKEY_SCHEMES}
     models = {name: checkpoint.model for name, checkpoint in checkpoints.items()}
     models["rope-interpolated"] = interpolate_positions(models["rope"])
-    task = TrainConfig.from_dict(checkpoints["goat"].card["config"]).task
+    task = task_of(checkpoints["goat"])
     sweep = mass_sweep(models, task, lengths=MASS_LENGTHS, examples=MASS_EXAMPLES)
     lines = []
     for scheme in models:
@@ -76,13 +81,13 @@ def passkey_mass() -> Exhibit:
         slug="passkey-mass",
         title="Passkey: what the answer rests on",
         caption=(
-            "The queries that must give the answer, in the one head that finds it best at the "
-            "training length, and in the head that looks back the least. Where the mass on the "
-            "answer thins out with length, the answer is lost; that it stays is needed, and not "
-            "enough (rope-interpolated at twice the training length). Open marks are the prior "
-            "alone: where they lie on the line, as in the local heads of GOAT and ALiBi, recency "
-            "does the work, and length changes nothing. The most that any head leaves on the first "
-            f"key is {sink:.2f}: sinks play no part in this task."
+            "Attention mass of the queries that must give the answer, in the head that finds it "
+            "best at the training length, and in the head that looks back the least. Where the "
+            "mass on the answer falls with length, the answer is lost. Mass that stays is needed "
+            "but not enough (rope-interpolated at twice the training length). Open marks are the "
+            "prior alone: where they lie on the line, as in the local heads of GOAT and ALiBi, "
+            "recency does the work, and length changes nothing. The largest mass of any head on "
+            f"the first key is {sink:.2f}: sinks play no part in this task."
         ),
         summary=[f"lengths: {', '.join(f'{n:,}' for n in MASS_LENGTHS)}", *lines],
         figure=draw_mass(sweep),
@@ -95,8 +100,8 @@ def passkey_mass() -> Exhibit:
         ],
         claim=(
             "The paper explains extrapolation by the learned prior: recency and sink are functions "
-            "of lag and key that hold at any length, while content is left to find the key. It "
-            "shows no picture of this kind for the passkey; there is no number to compare with."
+            "of lag and key that hold at any length, and content only has to find the key. It has "
+            "no figure of this kind for the passkey, so there is no number to compare with."
         ),
     )
 
@@ -107,8 +112,8 @@ def needle() -> Exhibit:
         slug="needle",
         title="Needle: letters found beyond the training length",
         caption=(
-            "As the passkey, with a needle of four letters out of four, and a loss that looks at "
-            "the answer alone. A guess is right for one letter in four. "
+            "Like the passkey, but with a needle of four letters from an alphabet of four, and a "
+            "loss that counts the answer alone. A guess is right for one letter in four. "
             f"{_verdict(sweep, 'token')}"
         ),
         summary=_sweep_lines(sweep, "token"),
@@ -123,10 +128,10 @@ def needle_depth() -> Exhibit:
     worst = grid["token"].isel(length=-1)
     return Exhibit(
         slug="needle-depth",
-        title="Needle: where in the text it lay",
+        title="Needle: accuracy by depth",
         caption=(
             "The same models and task by the depth of the needle, three runs of each scheme "
-            "together; one scale for all, with chance marked in it. In training the needle lay at "
+            "together, all on one scale with chance marked in it. In training the needle lay at "
             "depths up to 80 %: the last row was never seen, and sinusoidal positions miss it even "
             "at the training length."
         ),
@@ -151,7 +156,7 @@ def _arrows(values: np.ndarray) -> str:
 
 
 def _verdict(sweep: xr.Dataset, measure: str) -> str:
-    """Who leads at which length, whether the intervals part them, and how far seeds differ."""
+    """The best scheme at each length, whether intervals overlap, and how much seeds differ."""
     lengths = [n for n in sweep["length"].values if str(n) != sweep.attrs["training_length"]]
     leaders = []
     for length in lengths:
@@ -173,27 +178,16 @@ def _verdict(sweep: xr.Dataset, measure: str) -> str:
 
 
 def _sweep_lines(sweep: xr.Dataset, measure: str) -> list[str]:
-    lines = []
-    for scheme in sweep["scheme"].values:
-        one = sweep.sel(scheme=scheme)
-        shares = ", ".join(
-            f"{share:.3f} [{low:.3f}, {high:.3f}] at {length:,}"
-            for length, share, low, high in zip(
-                sweep["length"].values,
-                one[f"mean_{measure}"].values,
-                one[f"mean_{measure}_low"].values,
-                one[f"mean_{measure}_high"].values,
-                strict=True,
-            )
-        )
-        lines.append(f"{scheme}: {shares}")
-    return lines
+    return [
+        f"{scheme}: {by_length(sweep.sel(scheme=scheme), f'mean_{measure}', '.3f')}"
+        for scheme in sweep["scheme"].values
+    ]
 
 
 def _sweep_provenance(task: str, result: xr.Dataset) -> list[str]:
     return [
         *recipe_provenance(task),
-        "Seeds 0, 1 and 2 of every scheme; rope-interpolated is the weights of rope with squeezed "
+        "Seeds 0, 1 and 2 of every scheme; rope-interpolated has the weights of rope and squeezed "
         f"positions; questions from seed {result.attrs['seed']}; intervals: 95 % (Wilson), over "
         "the questions of all runs together, so they do not say how far other seeds may lie",
         f"Measure: {result.attrs['command']}",

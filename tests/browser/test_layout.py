@@ -11,7 +11,7 @@ SUBJECTS = list(dict.fromkeys(name.partition(",")[0] for name in FIGURES))
 
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_text_has_room_and_contrast(subject, tmp_path, offline_context, offline_page):
-    """Each figure is drawn anew at each width, and the last is resized too: plotly is slow to."""
+    """Every figure is drawn at each width; one is resized too, for which plotly waits 100 ms."""
     open_page(offline_page, tmp_path)
     figures = {name: drawn(name) for name in FIGURES if name.partition(",")[0] == subject}
     problems = []
