@@ -16,7 +16,18 @@ from goatviz.plots.schemes import SCHEMES, scheme_look
 from goatviz.priors import ALiBiPrior
 from goatviz.results import save_result
 from goatviz.transport import solve_rows
-from tests.factories import FIGURES, drawn
+from tests.factories import (
+    FIGURES,
+    drawn,
+    grid_result,
+    length_result,
+    mass_result,
+    perplexity_result,
+    plan_result,
+    prior_result,
+    sink_result,
+    training_result,
+)
 
 LIMIT_BYTES = 2_000_000
 
@@ -154,16 +165,28 @@ def test_drawing_leaves_the_result_alone(kind):
 
 
 def test_everything_draws_without_torch(tmp_path):
-    profile = save_result(prior_profile(lively(), length=80), tmp_path / "profile.nc")
-    plan = save_result(plan_slice(solve_rows(torch.randn(5, 5))), tmp_path / "plan.nc")
+    results = {
+        "prior": prior_result(),
+        "sinks": sink_result("hostile"),
+        "plan": plan_result(),
+        "length": length_result(),
+        "needle": grid_result(),
+        "mass": mass_result(),
+        "perplexity": perplexity_result(),
+        "training": training_result(),
+    }
+    for name, result in results.items():
+        save_result(result, tmp_path / f"{name}.nc")
     code = f"""
 import sys
 sys.modules["torch"] = None
 import goatviz.plots as plots
 from goatviz.results import load_result
-for kind in plots.PRIOR_KINDS:
-    plots.draw_prior(load_result({str(profile)!r}), kind=kind)
-plots.draw_plan(load_result({str(plan)!r}))
+kinds = {{"prior": plots.PRIOR_KINDS, "sinks": plots.SINK_KINDS}}
+for name in {list(results)}:
+    result = load_result(f"{tmp_path}/{{name}}.nc")
+    for options in [{{"kind": kind}} for kind in kinds.get(name, ())] or [{{}}]:
+        getattr(plots, f"draw_{{name}}")(result, **options)
 print("drawn")
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
