@@ -375,12 +375,14 @@ class _Place:
                 marks.insert(0, _ground())
             layout["shapes"] += [_referred(mark, number) for mark in marks]
             layout["annotations"] += [_referred(mark, number) for mark in panel.annotations]
-            text, _ = _heading(panel, self.room)
-            if text:
-                layout["annotations"].append(_header(text, across[0], upward[1]))
+            lines, _ = _heading(panel, self.room)
+            if lines:
+                at = across[0], upward[1]
+                layout["annotations"].append(_text_at(*at, lines, 13, yanchor="bottom", yshift=3))
         caption = self.caption(words)
         if caption:
-            layout["annotations"].append(self._caption(caption))
+            shift = {"xshift": _EDGE - self.left[0], "yshift": -self.foot}
+            layout["annotations"].append(_text_at(0.0, 0.0, caption, 11, yanchor="top", **shift))
         layout["showlegend"] = any(_in_legend(trace) for trace in data)
         # Legend symbols look like the traces, unless marks are too small to show their colour.
         tiny = any(
@@ -426,22 +428,6 @@ class _Place:
                 "pad": {"l": _EDGE, "t": _EDGE},
             }
         return layout
-
-    def _caption(self, lines: Sequence[str]) -> dict[str, Any]:
-        return {
-            "text": "<br>".join(lines),
-            "x": 0.0,
-            "y": 0.0,
-            "xref": "paper",
-            "yref": "paper",
-            "xanchor": "left",
-            "yanchor": "top",
-            "xshift": _EDGE - self.left[0],
-            "yshift": -self.foot,
-            "showarrow": False,
-            "align": "left",
-            "font": {"size": 11},
-        }
 
     def _axis(self, side: str, settings: Mapping[str, Any], panel: Panel) -> dict[str, Any]:
         """The axis of a panel, with as many ticks as there is room for."""
@@ -496,29 +482,29 @@ def _measured(panel: Panel) -> tuple[int, int, int, int]:
     return int(left), int(right), below, panel.height
 
 
-def _heading(panel: Panel, room: float) -> tuple[str, int]:
-    """A panel's title and note as the text of one annotation, and its height in pixels."""
+def _heading(panel: Panel, room: float) -> tuple[list[str], int]:
+    """The lines of a panel's title and note, and their height in pixels."""
     title = wrapped(panel.title, room, 14)
     note = wrapped(panel.note, room, 11)
     lines = [f"<b>{line}</b>" for line in title]
     lines += [f'<span style="font-size:11px">{line}</span>' for line in note]
     height = 18 * len(title) + _LINE * len(note)
-    return "<br>".join(lines), height + 12 if height else 0
+    return lines, height + 12 if height else 0
 
 
-def _header(text: str, x: float, y: float) -> dict[str, Any]:
+def _text_at(x: float, y: float, lines: Sequence[str], size: int, **place: Any) -> dict[str, Any]:
+    """An annotation at a place of the whole figure, flush left."""
     return {
-        "text": text,
+        "text": "<br>".join(lines),
         "x": x,
         "y": y,
         "xref": "paper",
         "yref": "paper",
         "xanchor": "left",
-        "yanchor": "bottom",
-        "yshift": 3,
         "align": "left",
         "showarrow": False,
-        "font": {"size": 13},
+        "font": {"size": size},
+        **place,
     }
 
 
