@@ -27,6 +27,8 @@ SPECIAL = {
 MAX_TOKENS, MAX_CHARACTERS = 32, 12
 #: Largest number of characters of a token in a hover text.
 HOVERED_CHARACTERS = 60
+#: A query and a key as hovering names them.
+PAIR = "query %{y}, key %{x}"
 _STEPS = np.linspace(0.0, 1.0, 49)
 _LOG_COLORS = [
     [0.0, sample_colorscale(style.SEQUENTIAL, 0.0)[0]],
@@ -170,49 +172,59 @@ def heatmap(
 
 
 def signed_map(
-    x: np.ndarray, y: np.ndarray, z: np.ndarray, *, name: str, hover: str, unit: str, **trace: Any
-) -> Trace:
-    """A map of log-priors or scores on a diverging scale centred at 0, with its colour bar."""
-    limit = style.symmetric_limit(np.asarray(z, dtype=np.float32))
-    return heatmap(
-        x,
-        y,
-        z,
-        name=name,
-        hover=hover,
-        colorscale=style.DIVERGING,
-        zmin=-limit,
-        zmax=limit,
-        showscale=True,
-        colorbar={"title": {"text": unit}},
-        **trace,
-    )
+    x: np.ndarray,
+    y: np.ndarray,
+    values: np.ndarray,
+    allowed: np.ndarray,
+    *,
+    name: str,
+    hover: str,
+    unit: str,
+    where: str = PAIR,
+    **trace: Any,
+) -> list[Trace]:
+    """A map of log-priors or scores on a diverging scale centred at 0, with its colour bar.
+
+    Cells that are not allowed stay empty, see `special_cells`.
+    """
+    shown = np.where(allowed, values, np.nan)
+    limit = style.symmetric_limit(np.asarray(shown, dtype=np.float32))
+    scale = {"colorscale": style.DIVERGING, "zmin": -limit, "zmax": limit}
+    bar = {"showscale": True, "colorbar": {"title": {"text": unit}}}
+    cells = heatmap(x, y, shown, name=name, hover=hover, **scale, **bar, **trace)
+    return [cells, *special_cells(x, y, values, allowed, where=where, **trace)]
 
 
 def probability_map(
-    x: np.ndarray, y: np.ndarray, p: np.ndarray, *, name: str, hover: str, **trace: Any
-) -> Trace:
+    x: np.ndarray,
+    y: np.ndarray,
+    values: np.ndarray,
+    allowed: np.ndarray,
+    *,
+    name: str,
+    hover: str,
+    unit: str = "prob.",
+    where: str = PAIR,
+    **trace: Any,
+) -> list[Trace]:
     """A map of probabilities on a sequential scale, logarithmic down to `FLOOR`; exact on hover.
 
-    The values are probabilities, and the spacing of the colours is logarithmic. The colour bar is
-    a separate mark, `probability_bar`.
+    The values are probabilities, the spacing of the colours is logarithmic, and the colour bar is
+    a trace of its own. Cells that are not allowed stay empty, see `special_cells`.
     """
-    return heatmap(
-        x, y, p, name=name, hover=hover, colorscale=_LOG_COLORS, zmin=0.0, zmax=1.0, **trace
-    )
-
-
-def probability_bar(title: str = "prob.") -> Trace:
-    """The colour bar of a `probability_map`, in decades."""
+    shown = np.where(allowed, values, np.nan)
+    scale = {"colorscale": _LOG_COLORS, "zmin": 0.0, "zmax": 1.0}
+    cells = heatmap(x, y, shown, name=name, hover=hover, **scale, **trace)
     decades = np.arange(round(np.log10(FLOOR)), 1)
     ticks = [f"≤{FLOOR:g}"] + [f"{10.0**d:g}" for d in decades[1:]]
-    return colour_bar(
+    bar = colour_bar(
         "probability bar",
         colorscale=style.SEQUENTIAL,
         cmin=float(decades[0]),
         cmax=0.0,
-        colorbar={"tickvals": decades.tolist(), "ticktext": ticks, "title": {"text": title}},
+        colorbar={"tickvals": decades.tolist(), "ticktext": ticks, "title": {"text": unit}},
     )
+    return [cells, bar, *special_cells(x, y, values, allowed, where=where, **trace)]
 
 
 def count_map(
@@ -267,7 +279,7 @@ def special_cells(
     values: np.ndarray,
     allowed: np.ndarray,
     *,
-    where: str = "query %{y}, key %{x}",
+    where: str = PAIR,
     **trace: Any,
 ) -> list[Trace]:
     """Allowed cells that are NaN, minus or plus infinity, each with an entry in the legend.

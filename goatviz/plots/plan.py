@@ -101,31 +101,19 @@ class _Window:
         return keys, queries
 
     def scores(self) -> Panel:
-        trace = marks.signed_map(
-            self.keys,
-            self.queries,
-            np.where(self.seen, self.mean_scores, np.nan),
-            name="score",
-            hover=f"{self.hover}<br>score {{value}}",
-            unit="score",
-        )
-        special = marks.special_cells(self.keys, self.queries, self.mean_scores, self.seen)
-        return self._map("Content scores s", [trace, *special])
+        cells = self.keys, self.queries, self.mean_scores, self.seen
+        hover = f"{self.hover}<br>score {{value}}"
+        traces = marks.signed_map(*cells, name="score", hover=hover, unit="score")
+        return self._map("Content scores s", traces)
 
     def masses(self, name: str) -> Panel:
         rows = np.diff(self.rows)[:, None]
         mass = bins.bin_sum(bins.bin_sum(self.plan[name].values, self.rows, 0), self.columns) / rows
         what = "prior" if name == "prior" else "weight"
-        trace = marks.probability_map(
-            self.keys,
-            self.queries,
-            np.where(self.seen, mass, np.nan),
-            name=what,
-            hover=f"{self.hover}<br>{what} {{value}}",
-        )
-        special = marks.special_cells(self.keys, self.queries, mass, self.seen)
+        cells = self.keys, self.queries, mass, self.seen
+        hover = f"{self.hover}<br>{what} {{value}}"
         title = "Prior π" if name == "prior" else "Plan p ∝ π exp(s/τ)"
-        return self._map(title, [trace, marks.probability_bar(), *special])
+        return self._map(title, marks.probability_map(*cells, name=what, hover=hover))
 
     def _map(self, title: str, traces: Sequence[marks.Trace]) -> Panel:
         x, y = self.axes()

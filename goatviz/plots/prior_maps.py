@@ -22,36 +22,26 @@ MAX_NUMBERS = 64
 
 def plan(head: xr.Dataset) -> Panel:
     """The induced prior of one head by query and key, on a logarithmic colour scale."""
-    trace = marks.probability_map(
-        _key_places(head),
-        head["query"].values,
-        _visible(head, "probability"),
-        name="plan",
-        hover=f"{_cell_hover(head)}<br>π = {{value}}",
-    )
-    return _map(head, "Induced prior π", "probability", [trace, marks.probability_bar("π")])
+    hover = f"{_cell_hover(head)}<br>π = {{value}}"
+    cells = _cells(head, "probability")
+    traces = marks.probability_map(*cells, name="plan", hover=hover, unit="π")
+    return _map(head, "Induced prior π", traces)
 
 
 def log_prior(head: xr.Dataset) -> Panel:
     """The log-prior of one head less its mean over each row."""
-    trace = marks.signed_map(
-        _key_places(head),
-        head["query"].values,
-        _visible(head, "row_centred"),
-        name="log-prior",
-        hover=f"{_cell_hover(head)}<br>K − row mean = {{value}} nats",
-        unit="nats",
-    )
-    return _map(head, "Log-prior K, centred in each row", "row_centred", [trace])
+    hover = f"{_cell_hover(head)}<br>K − row mean = {{value}} nats"
+    cells = _cells(head, "row_centred")
+    traces = marks.signed_map(*cells, name="log-prior", hover=hover, unit="nats")
+    return _map(head, "Log-prior K, centred in each row", traces)
 
 
-def _map(head: xr.Dataset, title: str, field: str, traces: Sequence[marks.Trace]) -> Panel:
+def _map(head: xr.Dataset, title: str, traces: Sequence[marks.Trace]) -> Panel:
     queries, allowed = head["query"].values, head["allowed"].values
-    special = marks.special_cells(_key_places(head), queries, head[field].values, allowed)
     width, every = _bin_width(head), len(queries) == head.attrs["length"]
     return Panel(
         title,
-        [*traces, *special],
+        traces,
         {
             "title": "key j [tokens]" if width == 1 else f"key j [tokens, bins of {width:,}]",
             "tickformat": marks.tick_format(head["key_bin"].values),
@@ -65,18 +55,18 @@ def _map(head: xr.Dataset, title: str, field: str, traces: Sequence[marks.Trace]
     )
 
 
-def _visible(head: xr.Dataset, field: str) -> np.ndarray:
-    return np.where(head["allowed"].values, head[field].values, np.nan)
+def _cells(head: xr.Dataset, field: str) -> tuple[np.ndarray, ...]:
+    """Keys, queries, values, and which of them are allowed.
+
+    Keys are evenly spaced centres of bins: plotly.js draws such maps several times as fast.
+    """
+    start, width = head["key_bin"].values, _bin_width(head)
+    keys = start if width == 1 else start + (width - 1) / 2
+    return keys, head["query"].values, head[field].values, head["allowed"].values
 
 
 def _bin_width(head: xr.Dataset) -> int:
     return int(np.max(head["bin_stop"].values - head["key_bin"].values))
-
-
-def _key_places(head: xr.Dataset) -> np.ndarray:
-    """Centres of the bins, evenly spaced, since plotly.js draws such maps several times as fast."""
-    start, width = head["key_bin"].values, _bin_width(head)
-    return start if width == 1 else start + (width - 1) / 2
 
 
 def _cell_hover(head: xr.Dataset) -> str:

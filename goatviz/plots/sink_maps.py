@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -184,9 +185,11 @@ def map_panel(profile: xr.Dataset, kind: str, layer: int, head: int, side: int) 
         cell = "query %{y:,d} “%{customdata[0]}”, key %{x:,d} “%{customdata[1]}”"
         pairs = np.meshgrid(*map(marks.hovered, tokens), indexing="ij")
         names["customdata"] = np.stack(pairs, axis=-1).tolist()
+    hover = f"{cell}<br>{what}"
+    draw = partial(marks.signed_map, unit="nats") if kind == "logits" else marks.probability_map
     return Panel(
         title,
-        _map_traces(name, what, (keys, queries), values, allowed, cell, **names),
+        draw(keys, queries, values, allowed, name=name, hover=hover, where=cell, **names),
         x,
         y,
         note=head_note(part),
@@ -194,24 +197,6 @@ def map_panel(profile: xr.Dataset, kind: str, layer: int, head: int, side: int) 
         height=480,
         masked=not allowed.all(),
     )
-
-
-def _map_traces(
-    name: str,
-    what: str,
-    axes: tuple[np.ndarray, np.ndarray],
-    values: np.ndarray,
-    allowed: np.ndarray,
-    cell: str,
-    **names: Any,
-) -> list[marks.Trace]:
-    shown, hover = np.where(allowed, values, np.nan), f"{cell}<br>{what}"
-    if name == "logit":
-        traces = [marks.signed_map(*axes, shown, name=name, hover=hover, unit="nats", **names)]
-    else:
-        drawn = marks.probability_map(*axes, shown, name=name, hover=hover, **names)
-        traces = [drawn, marks.probability_bar()]
-    return [*traces, *marks.special_cells(*axes, values, allowed, where=cell, **names)]
 
 
 def part_of(profile: xr.Dataset, layer: int, head: int | None, *names: str) -> xr.Dataset:

@@ -37,7 +37,9 @@ def panels(seed: int, *, more: bool = False, cells: int = 6) -> list[Panel]:
         ),
         Panel(
             "Map",
-            [marks.signed_map(x, x, z, name="K", hover="{value}", unit="nats")],
+            marks.signed_map(
+                x, x, z, np.ones_like(z, bool), name="K", hover="{value}", unit="nats"
+            ),
             {"title": "key [tokens]"},
             {"title": "query [tokens]", "autorange": "reversed"},
             masked=True,

@@ -182,7 +182,8 @@ def test_colour_scales():
 
 def test_equal_decades_are_equal_steps_of_colour():
     one = np.arange(1)
-    scale = marks.probability_map(one, one, np.ones((1, 1)), name="", hover="")["colorscale"]
+    cells = one, one, np.ones((1, 1)), np.ones((1, 1), dtype=bool)
+    scale = marks.probability_map(*cells, name="", hover="")[0]["colorscale"]
     places = np.array([place for place, _ in scale])
     colours = np.array([unlabel_rgb(colour) for _, colour in scale])
     for decade in (-4, -3, -2, -1, 0):
