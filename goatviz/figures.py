@@ -41,8 +41,13 @@ _SINK_OPTIONS = (
     "tokens",
     "maps",
     "norms",
+    "spectra",
     "resamples",
     "seed",
+    "batch_size",
+    "cache",
+    "progress",
+    "execution",
 )
 
 
@@ -176,9 +181,10 @@ def plot_sinks(
         Face), with `inputs`; a record of its forward passes; or a sink profile made before.
     inputs : Tensor, mapping, str, or sequence of them, optional
         As in `goatviz.sink_profile`.
-    kind : {"overview", "profile", "rate", "signal", "logits", "probabilities"}
+    kind : {"overview", "profile", "rate", "signal", "logits", "probabilities", "hidden"}
         Layers x heads; importance of every key; sink rate over the threshold; sink mass against
-        content range with the collapse bounds; average maps, of logits or of probabilities.
+        content range with the collapse bounds; average maps, of logits or of probabilities; norms
+        and spectra of hidden states by block.
     threshold : float, optional
         epsilon: a key is a sink if its importance exceeds it, strictly; default 0.3, or a
         finished profile's own.
@@ -219,6 +225,8 @@ def plot_sinks(
             profile["threshold"] = threshold
         if kind in ("logits", "probabilities"):
             profile = {"maps": True, **profile}
+        if kind == "hidden":
+            profile = {"spectra": True, **profile}
         if not isinstance(source, Record):
             profile["layers"], layers = layers, None
         source = sink_profile(source, inputs, **profile)

@@ -222,6 +222,9 @@ SINK_PROFILE = Schema(
         "induction_mass": Field(
             _HEAD, "probability", "mean weight of the key after the token's last occurrence"
         ),
+        "effective_rank": Field(_HEAD, "1", "effective rank of the plan"),
+        "second_importance": Field(_HEAD, "probability", "largest importance of a later key"),
+        "second_key": Field(_HEAD, "tokens", "that key"),
         "margin": Field(_HEAD, "nats", "lead of the prior's first key at the last query"),
         "protected_length": Field(_HEAD, "tokens", "length that this margin protects"),
         "range_stop": Field(("range_bin",), "score", "end of the content-range bin"),
@@ -259,10 +262,21 @@ SINK_PROFILE = Schema(
         "hidden_largest": Field(("state", "key"), "1", "largest magnitude in the hidden state"),
         "hidden_median": Field(("state",), "1", "median magnitude of the hidden state"),
         "massive": Field(("state", "key"), "count", "massive activations"),
+        "norm_ratio": Field(
+            ("state",), "1", "norm of the first hidden state over the others' mean"
+        ),
+        "hidden_entropy": Field(("state",), "nats", "matrix entropy of the hidden states"),
+        "hidden_anisotropy": Field(("state",), "1", "anisotropy of the hidden states"),
     },
     optional=frozenset(
         {
             # Profiles saved before these were computed lack them.
+            "effective_rank",
+            "second_importance",
+            "second_key",
+            "norm_ratio",
+            "hidden_entropy",
+            "hidden_anisotropy",
             "uniform_entropy",
             "previous_mass",
             "induction_mass",

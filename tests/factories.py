@@ -245,13 +245,22 @@ def _wide_sinks(layers: int, heads: int, length: int, **options) -> xr.Dataset:
         sink_rank=0,
         mlp_ratio=0.0,
     )
-    return sink_profile(model, ids(2, length), resamples=20, min_observers=1, **options)
+    return sink_profile(
+        model, ids(2, length), resamples=20, min_observers=1, spectra=True, **options
+    )
+
+
+def _reader_sinks(name: str) -> xr.Dataset:
+    model = tiny_huggingface(name)
+    return sink_profile(model, ids(3, 40, vocab=50), maps=16, spectra=True)
 
 
 def _short_sinks(length: int) -> xr.Dataset:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the shortest input has", UserWarning)
-        return sink_profile(MixedHeads(), hidden_states(length), maps=length, min_observers=1)
+        return sink_profile(
+            MixedHeads(), hidden_states(length), maps=length, min_observers=1, spectra=True
+        )
 
 
 def _hostile_sinks() -> xr.Dataset:
@@ -264,28 +273,32 @@ def _hostile_sinks() -> xr.Dataset:
     model = type("<i>net</i>", (nn.Module,), {"forward": forward})()
     model.add_module("<img src=x onerror=alert(1)>", tiny_lm())
     text = "".join(map(chr, range(100, 120)))
-    return sink_profile(model, text, tokenizer=TextTokenizer(), maps=20, min_observers=4)
+    return sink_profile(
+        model, text, tokenizer=TextTokenizer(), maps=20, min_observers=4, spectra=True
+    )
 
 
 #: What `sink_result` computes: name -> function without arguments.
 SINK_CASES = {
     # 3 x 4 heads, one of them absent, learned priors, five inputs of 27 to 30 tokens, maps.
     "toy": lambda: sink_profile(
-        MixedHeads(), hidden_states(30, 29, 28, 27, 30), maps=8, min_observers=4
+        MixedHeads(), hidden_states(30, 29, 28, 27, 30), maps=8, min_observers=4, spectra=True
     ),
-    "one input": lambda: sink_profile(MixedHeads(), hidden_states(30), maps=8, min_observers=4),
+    "one input": lambda: sink_profile(
+        MixedHeads(), hidden_states(30), maps=8, min_observers=4, spectra=True
+    ),
     "one key": lambda: _short_sinks(1),
     "two keys": lambda: _short_sinks(2),
     "long": lambda: sink_profile(
-        tiny_lm(num_layers=1), ids(2, 3000), maps=400, resamples=20
+        tiny_lm(num_layers=1), ids(2, 3000), maps=400, resamples=20, spectra=True
     ),
     "no maps": lambda: sink_profile(MixedHeads(), hidden_states(30, 27)),
     # The reader's: no explicit prior, causal; a window; both directions; an extra column of mass.
-    "gpt2": lambda: sink_profile(tiny_huggingface("gpt2"), ids(3, 40, vocab=50), maps=16),
-    "llama": lambda: sink_profile(tiny_huggingface("llama"), ids(3, 40, vocab=50), maps=16),
-    "mistral": lambda: sink_profile(tiny_huggingface("mistral"), ids(3, 40, vocab=50), maps=16),
-    "bert": lambda: sink_profile(tiny_huggingface("bert"), ids(3, 40, vocab=50), maps=16),
-    "gpt-oss": lambda: sink_profile(tiny_huggingface("gpt-oss"), ids(3, 40, vocab=50), maps=16),
+    "gpt2": lambda: _reader_sinks("gpt2"),
+    "llama": lambda: _reader_sinks("llama"),
+    "mistral": lambda: _reader_sinks("mistral"),
+    "bert": lambda: _reader_sinks("bert"),
+    "gpt-oss": lambda: _reader_sinks("gpt-oss"),
     # Twenty tokens of which none may be taken for markup, in one input.
     "hostile": _hostile_sinks,
     # Heads by the hundred.

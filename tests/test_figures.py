@@ -170,12 +170,16 @@ def test_sinks_of_a_model_a_record_and_a_profile_are_one_drawing(kind):
     model = CausalLM(ModelConfig(vocab_size=20, training_length=32, num_layers=2))
     ids = torch.randint(20, (3, 24))
     options = {"threshold": 0.11, "min_observers": 4, "recent": 5}
-    profile = sink_profile(model, ids, maps=True, **options)
+    profile = sink_profile(model, ids, maps=True, spectra=True, **options)
     drawn = plot_sinks(model, ids, kind=kind, **options).to_json()
     assert drawn == plot_sinks(profile, kind=kind).to_json()
     assert drawn == draw_sinks(profile, kind=kind, threshold=0.11).to_json()
     with capture(model, keep="projections", recent=5) as record:
         model(ids)
+    if kind == "hidden":
+        with pytest.raises(ValueError, match="a record holds no hidden states"):
+            plot_sinks(record, kind=kind)
+        return
     figure = plot_sinks(record, kind=kind, threshold=0.11, min_observers=4)
     assert "record · 3 inputs of 24 tokens · causal · prior: learned" in caption(figure)
     assert "CausalLM · 3 inputs of 24 tokens" in caption(plot_sinks(profile, kind=kind))

@@ -23,6 +23,8 @@ _FIELDS = (
     "induction_mass",
     "sink_column_mass",
     "entropy",
+    "effective_rank",
+    "second_importance",
     "content_range",
     "margin",
 )
@@ -46,6 +48,9 @@ def heads_table(profile: xr.Dataset) -> pd.DataFrame:
           token before the query, of the key after the query's token occurred last (among queries
           whose token did; Olsson et al. 2022, arXiv 2209.11895), and of the extra column;
         - entropy [nats], and relative_entropy: its share of that of uniform attention;
+        - effective_rank: exp of the information [nats] that a query gives about its key, 1 for a
+          plan whose rows are all equal; second_importance: the largest importance of a key other
+          than the first;
         - content_range [score], margin [nats];
         - sink_rate: share of inputs whose first key is a sink, at the profile's threshold;
         - rank_correlation: Spearman's, over queries, between content range and the first key's

@@ -21,7 +21,7 @@ from goatviz.analysis.sink_passes import Gathered, SinkSequence, gather_model
 from goatviz.training.execution import Engine, Execution, start
 
 #: Of what a cell holds; another number is another cell.
-_VERSION = 1
+_VERSION = 2
 _FIELDS = tuple(field.name for field in dataclasses.fields(SinkSequence))
 _PLAIN = ("map_size", "causal", "longest", "notes", "recent", "shortest")
 
@@ -34,8 +34,10 @@ class SinkRun:
     ----------
     model : nn.Module
         The model.
-    layers, recent, norms
+    layers, recent
         As in `goatviz.sink_profile`.
+    hidden : tuple of str
+        What is gathered of hidden states, out of `goatviz.analysis.sink_passes.HIDDEN`.
     map_size : int
         Tokens of average maps, 0 for none.
     cache : Path, optional
@@ -45,7 +47,7 @@ class SinkRun:
     model: nn.Module
     layers: Sequence[int | str] | int | None
     recent: int
-    norms: bool
+    hidden: tuple[str, ...]
     map_size: int
     cache: Path | None
 
@@ -69,7 +71,7 @@ class SinkRun:
         """Run the model, whatever the cache holds; also returns what was seen."""
         gathered = Gathered(map_size=self.map_size)
         keep = "projections" if self.map_size else keep
-        options = (self.layers, self.recent, self.norms, keep)
+        options = (self.layers, self.recent, self.hidden, keep)
         return gathered, gather_model(gathered, self.model, arguments, *options)
 
     def _options(self) -> dict[str, Any]:
@@ -87,7 +89,7 @@ class SinkRun:
             "training": [path for path, each in self.model.named_modules() if each.training],
             "layers": repr(layers),
             "recent": self.recent,
-            "norms": self.norms,
+            "hidden": list(self.hidden),
             "maps": self.map_size,
         }
 
@@ -187,13 +189,13 @@ def from_arrays(arrays: dict[str, np.ndarray]) -> Gathered:
         gathered.margins[at] = arrays[f"{layer}/margins"]
         gathered.uniform[at] = arrays[f"{layer}/uniform"]
     for number, states in enumerate(rest["hidden"]):
-        names = ("norm", "largest", "median", "massive")
-        gathered.hidden.append(
-            [
-                {name: arrays[f"hidden/{number}/{state}/{name}"] for name in names}
-                for state in range(states)
-            ]
-        )
+        found: list[dict[str, np.ndarray]] = [{} for _ in range(states)]
+        for state, values in enumerate(found):
+            head = f"hidden/{number}/{state}/"
+            values.update(
+                {k.removeprefix(head): v for k, v in arrays.items() if k.startswith(head)}
+            )
+        gathered.hidden.append(found)
     return gathered
 
 

@@ -131,9 +131,31 @@ def _empty_fields(shape: tuple[int, int], length: int) -> dict[str, np.ndarray]:
     out["present"] = np.zeros(shape, dtype=bool)
     out["observers"] = np.zeros((shape[0], length), np.int64)
     out["uniform_importance"] = np.full((shape[0], length), np.nan)
-    for key in (*_MEANS, "margin", "protected_length", "prior_first_low", "prior_first_high"):
+    for key in (
+        *_MEANS,
+        "effective_rank",
+        "margin",
+        "protected_length",
+        "prior_first_low",
+        "prior_first_high",
+    ):
         out[key] = np.full(shape, np.nan)
     return out
+
+
+def _effective_rank(one: SinkSequence) -> np.ndarray:
+    r"""exp of the information that a query gives about its key, H(mean of p_i) - mean of H(p_i).
+
+    1 for a plan whose rows are all equal, which has rank one, and at most the number of queries.
+    The extra column of a sink counts as one more key.
+    """
+    queries = np.isfinite(one.entropy).sum(-1, keepdims=True)
+    mean = np.where(one.observers > 0, one.importance, 0.0).astype(np.float64)
+    column = mean_of_finite(one.column, axis=-1)[..., None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.concatenate([mean * one.observers / queries, column], -1)
+        entropy = -np.where(mean > 0, mean * np.log(mean), 0.0).sum(-1)
+    return np.exp(entropy - mean_of_finite(one.entropy, axis=-1))
 
 
 def _add_heads(
@@ -146,6 +168,8 @@ def _add_heads(
     for key, attribute in _MEANS.items():
         each = [mean_of_finite(getattr(one, attribute), axis=-1) for one in sequences]
         out[key][place] = mean_of_finite(np.stack(each))
+    ranks = [_effective_rank(one) for one in sequences]
+    out["effective_rank"][place] = mean_of_finite(np.stack(ranks))
     out["margin"][place] = margins
     known = ~np.isnan(margins)
     lengths = np.full(len(margins), np.nan)
@@ -292,6 +316,16 @@ def _mean_norms(
                 for s in range(states)
             ]
         )
+    # An input of one token has no others.
+    ratios = [
+        [row[0] / mean_of_finite(row[1:]) for one in gathered.hidden for row in one[s]["norm"]]
+        for s in range(states)
+    ]
+    out["norm_ratio"] = mean_of_finite(np.array(ratios), axis=1)
+    for key, name in (("entropy", "hidden_entropy"), ("anisotropy", "hidden_anisotropy")):
+        if key in gathered.hidden[0][0]:
+            each = [[one[s][key] for one in gathered.hidden] for s in range(states)]
+            out[name] = np.array([np.concatenate(chunks).mean() for chunks in each])
     medians = [[one[s]["median"] for one in gathered.hidden] for s in range(states)]
     out["hidden_median"] = np.array([np.concatenate(chunks).mean() for chunks in medians])
     coords["state"] = np.arange(states)

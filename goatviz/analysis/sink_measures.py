@@ -37,7 +37,15 @@ def measures(data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         name: np.where(present[..., None], data[name], np.nan)
         for name in ("sink_rate", "any_sink_rate")
     }
+    later = data["importance"][..., 1:]
+    known = np.isfinite(later).any(-1)
+    second = np.where(np.isfinite(later), later, -1.0).argmax(-1) if later.shape[-1] else None
+    none = np.full(present.shape, np.nan)
     return {
+        "second_importance": none
+        if second is None
+        else np.where(known, np.take_along_axis(later, second[..., None], -1)[..., 0], np.nan),
+        "second_key": none if second is None else np.where(known, second + 1.0, np.nan),
         "sink_rank": sink_rank(data["first_importance"], present),
         "signal_lower": lower,
         "signal_upper": upper,

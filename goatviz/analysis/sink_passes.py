@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,8 @@ _DISPENSABLE = ("gathered_mass", "incoming_mass")
 
 #: An activation is massive above this magnitude and this multiple of the median (Sun et al. 2024).
 MASSIVE = (100.0, 1000.0)
+#: What can be gathered of hidden states; spectra take an eigendecomposition a block and input.
+HIDDEN = ("norms", "spectra")
 #: What a profile says of its priors: that of the layer whose prior is furthest along.
 PRIORS = ("none", "uniform", "fixed", "learned")
 
@@ -92,25 +94,26 @@ def gather_model(
     arguments: dict[str, Any] | Tensor,
     layers: Sequence[int | str] | int | None,
     recent: int,
-    norms: bool,
+    hidden: Collection[str],
     keep: str,
 ) -> Record:
+    """Run a model and gather what it leaves; `hidden` names parts of `HIDDEN`."""
     ids = token_ids(arguments)
     if not isinstance(arguments, Tensor) and "decoder_input_ids" in arguments:
         # Two texts: a layer's tokens may be those of either.
         ids = None
     places = None if ids is None else functools.partial(_places, induction_keys(ids))
-    names = SINK_STATISTICS + (("value_norm",) if norms else ())
-    hidden: list[dict[str, np.ndarray]] = []
+    names = SINK_STATISTICS + (("value_norm",) if hidden else ())
+    states: list[dict[str, np.ndarray]] = []
     options = {"statistics": names, "keep": keep, "recent": recent, "at": places}
     with capture(model, layers=layers, **options) as record:
-        with _hidden_states(model, hidden if norms else None):
+        with _hidden_states(model, states, hidden):
             run_model(model, arguments)
     gather_record(gathered, record)
     if len(record.calls) > len({call.layer for call in record.calls}):
         gathered.note("a layer is called again in a forward pass; every call counts as an input")
-    if hidden:
-        gathered.hidden.append(hidden)
+    if states:
+        gathered.hidden.append(states)
     return record
 
 
@@ -305,17 +308,16 @@ def _map(
 
 
 @contextmanager
-def _hidden_states(model: nn.Module, states: list[dict[str, np.ndarray]] | None) -> Iterator[None]:
-    """Norms and large activations of what each block with attention returns."""
-    if states is None:
-        yield
-        return
+def _hidden_states(
+    model: nn.Module, states: list[dict[str, np.ndarray]], hidden: Collection[str]
+) -> Iterator[None]:
+    """Norms, large activations and spectra of what each block with attention returns."""
     handles = []
     try:
-        for block in _attention_blocks(model):
+        for block in _attention_blocks(model) if hidden else ():
             handles.append(
                 block.register_forward_hook(
-                    lambda _module, _arguments, out: states.append(_states(out))
+                    lambda _module, _arguments, out: states.append(_states(out, hidden))
                 )
             )
         yield
@@ -340,20 +342,58 @@ def _attention_blocks(model: nn.Module) -> list[nn.Module]:
     return list(blocks.values())
 
 
-def _states(out: Any) -> dict[str, np.ndarray]:
-    hidden = out[0] if isinstance(out, tuple | list) else out
-    if hidden.ndim != 3:
+def _states(out: Any, hidden: Collection[str]) -> dict[str, np.ndarray]:
+    state = out[0] if isinstance(out, tuple | list) else out
+    if state.ndim != 3:
         raise ValueError(
-            f"norms needs block outputs of shape (batch, length, size), got {tuple(hidden.shape)}"
+            f"norms needs block outputs of shape (batch, length, size), got {tuple(state.shape)}"
         )
-    size = hidden.detach().float().abs()
+    state = state.detach().float()
+    size = state.abs()
     median = size.flatten(1).median(-1).values
     bound = torch.clamp(MASSIVE[1] * median, min=MASSIVE[0])
+    values = {
+        "norm": torch.linalg.vector_norm(size, dim=-1),
+        "largest": size.amax(-1),
+        "median": median,
+        "massive": (size > bound[:, None, None]).sum(-1),
+    }
+    if "spectra" in hidden:
+        values |= spectrum_of(state)
+    return {name: _numpy(value) for name, value in values.items()}
+
+
+def spectrum_of(states: Tensor) -> dict[str, Tensor]:
+    r"""Matrix entropy and anisotropy of hidden states, from their singular values.
+
+    With :math:`\lambda_i = \sigma_i^2 / \sum_j \sigma_j^2` of the length x size matrix, not
+    centred: entropy :math:`-\sum_i \lambda_i \ln \lambda_i` [nats] and anisotropy
+    :math:`\max_i \lambda_i`. A massive activation makes one direction hold almost everything:
+    entropy near 0, anisotropy near 1, a compression valley (arXiv 2510.06477).
+
+    Parameters
+    ----------
+    states : Tensor
+        Shape (batch, length, size).
+
+    Returns
+    -------
+    dict of str to Tensor
+        "entropy" and "anisotropy", float64, shape (batch,).
+
+    Examples
+    --------
+    >>> {name: value.item() for name, value in spectrum_of(torch.eye(1)[None]).items()}
+    {'entropy': 0.0, 'anisotropy': 1.0}
+    """
+    states = states.double()
+    if states.shape[1] > states.shape[2]:
+        states = states.mT
+    powers = torch.linalg.eigvalsh(states @ states.mT).clamp(min=0)
+    shares = powers / powers.sum(-1, keepdim=True)
     return {
-        "norm": _numpy(torch.linalg.vector_norm(size, dim=-1)),
-        "largest": _numpy(size.amax(-1)),
-        "median": _numpy(median),
-        "massive": _numpy((size > bound[:, None, None]).sum(-1)),
+        "entropy": torch.special.entr(shares).sum(-1).abs(),
+        "anisotropy": shares.amax(-1),
     }
 
 

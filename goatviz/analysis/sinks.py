@@ -23,7 +23,7 @@ from goatviz.analysis.cells import check_cache
 from goatviz.analysis.inputs import Pass, check_fits, forward_passes, token_texts
 from goatviz.analysis.sink_cells import SinkRun, from_all, processes, together
 from goatviz.analysis.sink_fields import profile_of
-from goatviz.analysis.sink_passes import Gathered, gather_record
+from goatviz.analysis.sink_passes import HIDDEN, Gathered, gather_record
 from goatviz.analysis.sink_text import shortness
 from goatviz.training.checkpoint import Checkpoint
 from goatviz.training.execution import Execution
@@ -41,6 +41,7 @@ def sink_profile(
     tokens: Sequence[str] | None = None,
     maps: bool | int = False,
     norms: bool = False,
+    spectra: bool = False,
     resamples: int = 400,
     seed: int = 0,
     batch_size: int | None = None,
@@ -76,7 +77,11 @@ def sink_profile(
         Also average the logits and weights of the first so many tokens (True: 64) over inputs.
     norms : bool
         Also norms of values and hidden states, and massive activations: above 100 and above
-        1,000 medians of the block's output. Hooks are put on the blocks for it.
+        1,000 medians of the block's output; and `norm_ratio`, the first token's norm over the mean
+        of the others'. Hooks are put on the blocks for it.
+    spectra : bool
+        Also all of `norms`, and the matrix entropy and anisotropy of hidden states (see
+        `goatviz.analysis.sink_passes.spectrum_of`): an eigendecomposition a block and input.
     resamples, seed : int
         Resamples and seed of the bootstrap over inputs that gives 95 % intervals.
     batch_size : int, optional
@@ -138,6 +143,7 @@ def sink_profile(
         tokens=tokens,
         maps=maps,
         norms=norms,
+        spectra=spectra,
         resamples=resamples,
         seed=seed,
         batch_size=batch_size,
@@ -163,6 +169,7 @@ def sink_profile_steps(
     tokens: Sequence[str] | None = None,
     maps: bool | int = False,
     norms: bool = False,
+    spectra: bool = False,
     resamples: int = 400,
     seed: int = 0,
     batch_size: int | None = None,
@@ -190,6 +197,7 @@ def sink_profile_steps(
     min_observers = checks.positive_int("min_observers", min_observers)
     recent = checks.positive_int("recent", recent)
     resamples = checks.positive_int("resamples", resamples)
+    hidden = HIDDEN[: 2 if checks.flag("spectra", spectra) else int(checks.flag("norms", norms))]
     wanted = "True, False or a positive number of tokens"
     if not isinstance(maps, Integral):
         raise TypeError(f"maps must be {wanted}, got {maps!r}")
@@ -204,8 +212,10 @@ def sink_profile_steps(
             raise TypeError("inputs must not be given with a Record: it has seen its own")
         if layers is not None:
             raise TypeError("layers must not be given with a Record: capture them alone")
-        if norms:
-            raise ValueError("norms needs the model and inputs: a record holds no hidden states")
+        if hidden:
+            raise ValueError(
+                f"{hidden[-1]} needs the model and inputs: a record holds no hidden states"
+            )
         checks.not_given("a Record", batch_size=batch_size, cache=cache)
         yield 0.0
         gathered = Gathered(map_size=size)
@@ -222,7 +232,7 @@ def sink_profile_steps(
         for one in passes:
             check_fits(model, one.arguments)
         yield 0.0
-        run = SinkRun(model, layers, recent, norms, size, folder)
+        run = SinkRun(model, layers, recent, hidden, size, folder)
         parts = yield from _measured(run, passes, progress, execution, first)
         gathered = together(parts, passes)
         if tokens is None and tokenizer is not None and len(passes) == 1:

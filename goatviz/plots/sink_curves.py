@@ -519,3 +519,61 @@ class _Signal:
                 )
             )
         return traces
+
+
+# --- hidden states ---
+
+
+def hidden_panels(profile: xr.Dataset) -> list[Panel]:
+    """What happens to the first token's hidden state, block by block, beside the sinks.
+
+    Parameters
+    ----------
+    profile : xarray.Dataset
+        A sink profile with norms, and with spectra for the last two panels.
+    """
+    blocks = profile["state"].values
+    first = profile.sel(key=profile.attrs["first_key"])
+    limit = np.float32(profile.attrs["threshold"])
+    sinks = (first["importance"] > limit).where(profile["present"]).mean("head")
+    axis = {"title": "after block [1]", "tickformat": marks.tick_format(blocks)}
+    median = profile["hidden_median"].values
+    curves = [
+        ("Norm: first token / others", profile["norm_ratio"].values, "ratio [1]"),
+        ("Its largest channel / median", first["hidden_largest"].values / median, "[1]"),
+    ]
+    # An input of one token has no others.
+    panels = [
+        Panel(title, [_by_block(blocks, values, at)], axis, {"title": unit, "type": "log"})
+        for at, (title, values, unit) in enumerate(curves)
+        if np.isfinite(values).any()
+    ]
+    panels.append(
+        Panel(
+            "Heads whose first key is a sink",
+            [_by_block(profile["layer"].values, sinks.values, 2)],
+            {"title": "layer", "tickformat": marks.tick_format(profile["layer"].values)},
+            {"title": "share of heads [1]", "range": [-0.04, 1.04]},
+            note=f"importance above {profile.attrs['threshold']:g}",
+        )
+    )
+    if "hidden_entropy" in profile:
+        for at, name, title, unit in (
+            (3, "hidden_entropy", "Matrix entropy of all states", "entropy [nats]"),
+            (4, "hidden_anisotropy", "Anisotropy of all states", "largest share [1]"),
+        ):
+            trace = _by_block(blocks, profile[name].values, at)
+            panels.append(Panel(title, [trace], axis, {"title": unit, "rangemode": "tozero"}))
+    return panels
+
+
+def _by_block(blocks: np.ndarray, values: np.ndarray, at: int) -> marks.Trace:
+    return marks.curve(
+        blocks,
+        values,
+        name="",
+        color=style.LINES[at],
+        hover="%{x}: %{y:.4g}",
+        mode="lines+markers",
+        showlegend=False,
+    )

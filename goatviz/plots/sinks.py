@@ -18,6 +18,7 @@ from goatviz.plots.figure import Figure
 from goatviz.plots.sink_curves import (
     MAX_BINS,
     MAX_POINTS,
+    hidden_panels,
     importance_panel,
     rate_panel,
     signal_panel,
@@ -25,7 +26,7 @@ from goatviz.plots.sink_curves import (
 from goatviz.plots.sink_maps import MAPS, MAX_NUMBERS, MAX_SIDE, heads_panel, map_panel
 from goatviz.results import SINK_PROFILE, check_result, with_all_dimensions
 
-SINK_KINDS = ("overview", "profile", "rate", "signal", "logits", "probabilities")
+SINK_KINDS = ("overview", "profile", "rate", "signal", "logits", "probabilities", "hidden")
 
 #: Largest number of entries of a menu, and bytes of JSON for the numbers that differ among them.
 MAX_ENTRIES, MENU_BYTES = 400, 800_000
@@ -46,10 +47,11 @@ def draw_sinks(
     ----------
     profile : xarray.Dataset
         From `goatviz.sink_profile`, or a selection from it.
-    kind : {"overview", "profile", "rate", "signal", "logits", "probabilities"}
+    kind : {"overview", "profile", "rate", "signal", "logits", "probabilities", "hidden"}
         All heads at a glance; the importance of every key; the sink rate by threshold; the mass of
         the first key by content range, within the bounds of the prior; the mean logits or the mean
-        weights, as maps of query and key. A menu of heads opens on the strongest sink.
+        weights, as maps of query and key; the hidden states block by block, from a profile with
+        norms=True or spectra=True. A menu of heads opens on the strongest sink.
     threshold : float, optional
         Importance above which (strictly) a key is a sink; default: that of the profile. With
         another threshold the sentence with the rate is left out; `goatviz.plot_sinks` has it for
@@ -187,6 +189,16 @@ def _rates(profile: xr.Dataset) -> Figure:
     return single(replace(panel, caption=caption, height=340))
 
 
+def _hidden(profile: xr.Dataset) -> Figure:
+    if "norm_ratio" not in profile:
+        raise ValueError(
+            "profile must hold norm_ratio, got none: pass norms=True or spectra=True to "
+            "sink_profile"
+        )
+    words = Words("Hidden states and attention sinks", caption=_about(profile))
+    return grid(hidden_panels(profile), words)
+
+
 _DRAWINGS: dict[str, Callable[[xr.Dataset], Figure]] = {
     "overview": _overview,
     "profile": _importances,
@@ -194,6 +206,7 @@ _DRAWINGS: dict[str, Callable[[xr.Dataset], Figure]] = {
     "signal": _signals,
     "logits": lambda profile: _maps("logits", profile),
     "probabilities": lambda profile: _maps("probabilities", profile),
+    "hidden": _hidden,
 }
 
 

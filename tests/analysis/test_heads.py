@@ -32,6 +32,8 @@ COLUMNS = [
     "sink_column_mass",
     "entropy",
     "relative_entropy",
+    "effective_rank",
+    "second_importance",
     "content_range",
     "margin",
     "sink_rate",
@@ -203,7 +205,15 @@ def test_layers_called_like_markup_stay_text():
 
 
 def test_profiles_of_earlier_versions_have_a_table(tmp_path):
-    profile = sink_result("gpt2").drop_vars(["previous_mass", "induction_mass", "uniform_entropy"])
+    profile = sink_result("gpt2").drop_vars(
+        [
+            "previous_mass",
+            "induction_mass",
+            "uniform_entropy",
+            "effective_rank",
+            "second_importance",
+        ]
+    )
     loaded = load_result(save_result(profile, tmp_path / "old.nc"))
     table = heads_table(loaded)
     assert list(table) == COLUMNS

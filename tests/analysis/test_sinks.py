@@ -508,7 +508,7 @@ def test_layers_may_have_different_heads():
     part = sink_profile(model, x, layers="second", maps=4)
     assert part["layer"].values.tolist() == [1]
     np.testing.assert_array_equal(part["importance"][0], profile["importance"][1])
-    for kind in SINK_KINDS:
+    for kind in SINK_KINDS[:-1]:
         draw_sinks(profile, kind=kind)
 
 
@@ -658,7 +658,7 @@ def test_tokens_are_read_from_the_tokenizer_or_given(tmp_path):
     assert named["token"].values.tolist() == wanted
     plain = sink_profile(model, given, tokenizer=lambda text, return_tensors: None)
     assert "token" not in plain
-    own = sink_profile(model, given, tokens=HOSTILE * 2, tokenizer=Tokenizer(), maps=8)
+    own = sink_profile(model, given, tokens=HOSTILE * 2, tokenizer=Tokenizer(), maps=8, norms=True)
     assert own["token"].values.tolist() == HOSTILE * 2
     loaded = load_result(save_result(own, tmp_path / "own.nc"))
     assert loaded.identical(own)
@@ -690,7 +690,7 @@ def test_checkpoints_have_names():
 @pytest.mark.parametrize("length", [1, 2, 15])
 def test_short_inputs_warn(length):
     with pytest.warns(UserWarning, match=f"the shortest input has {length} tokens: below 16"):
-        profile = sink_profile(lm(), ids(2, length), min_observers=1, maps=True)
+        profile = sink_profile(lm(), ids(2, length), min_observers=1, maps=True, spectra=True)
     assert profile["importance"].shape == (2, 4, length)
     for kind in SINK_KINDS:
         draw_sinks(profile, kind=kind)
@@ -865,3 +865,69 @@ def test_queries_that_cannot_see_the_first_key_tell_nothing_of_the_sink():
     log_prior = layer.prior.log_prior([19], 20).detach()[0, 0]
     wanted = float(log_prior[0] - log_prior[1:].max())
     assert float(sink_profile(record)["margin"][0, 0]) == pytest.approx(wanted, abs=1e-5)
+
+
+# --- more signs of a sink ---
+
+
+def test_effective_rank_and_second_sinks_are_those_of_the_plan():
+    model, inputs = tiny_huggingface("gpt-oss"), ids(2, 24, vocab=50)
+    with capture(model, keep="projections", statistics=[]) as record, torch.no_grad():
+        model(inputs)
+    profile = sink_profile(model, inputs, min_observers=4)
+    for layer, head in ((0, 1), (1, 3)):
+        each = []
+        importance = 0
+        for batch in range(2):
+            window = record.plan(layer=layer, head=head, batch=batch)
+            rows = torch.cat([window.weights, window.sink_weight[:, None]], dim=-1)
+            mean = rows.mean(0)
+            information = torch.special.entr(mean).sum() - torch.special.entr(rows).sum(-1).mean()
+            each.append(information.exp())
+            importance = importance + window.weights.sum(0) / window.allowed.sum(0) / 2
+        one = profile.sel(layer=layer, head=head)
+        np.testing.assert_allclose(one["effective_rank"], np.mean(each), rtol=1e-5)
+        later = importance[1:21]
+        np.testing.assert_allclose(one["second_importance"], later.max(), rtol=1e-5)
+        assert int(one["second_key"]) == 1 + int(later.argmax())
+
+
+def test_a_plan_of_equal_rows_has_effective_rank_one():
+    model = tiny_huggingface("bert")
+    for layer in model.encoder.layer:
+        # Without queries all rows are the keys' biases, none.
+        for part in layer.attention.self.query.parameters():
+            torch.nn.init.zeros_(part)
+    profile = sink_profile(model, ids(2, 20, vocab=50))
+    np.testing.assert_allclose(profile["effective_rank"], 1.0, atol=1e-5)
+
+
+def test_spectra_of_hidden_states():
+    model = tiny_huggingface("llama")
+    texts = [ids(1, 30, vocab=50, seed=1), ids(1, 50, vocab=50, seed=2)]
+    profile = sink_profile(model, texts, spectra=True)
+    entropies, shares, ratios = [], [], []
+    for text in texts:
+        with torch.no_grad():
+            states = model(text, output_hidden_states=True).hidden_states
+        # The last one is normalised before it is returned.
+        powers = np.linalg.svd(states[1][0].double().numpy(), compute_uv=False) ** 2
+        powers = powers / powers.sum()
+        entropies.append(-(powers * np.log(powers)).sum())
+        shares.append(powers.max())
+        norms = states[1][0].norm(dim=-1)
+        ratios.append(float(norms[0] / norms[1:].mean()))
+    first = profile.sel(state=0)
+    np.testing.assert_allclose(first["hidden_entropy"], np.mean(entropies), rtol=1e-5)
+    np.testing.assert_allclose(first["hidden_anisotropy"], np.mean(shares), rtol=1e-5)
+    np.testing.assert_allclose(first["norm_ratio"], np.mean(ratios), rtol=1e-5)
+
+
+def test_spectra_are_computed_when_they_are_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.linalg, "eigvalsh", None)
+    profile = sink_profile(tiny_huggingface("llama"), ids(1, 30, vocab=50), norms=True)
+    assert "norm_ratio" in profile and "hidden_entropy" not in profile
+    with pytest.raises(ValueError, match="spectra needs the model and inputs"):
+        with capture(tiny_huggingface("llama")) as record:
+            pass
+        sink_profile(record, spectra=True)
