@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from goatviz import bins, checks
 from goatviz.adapters.capture import Record, capture, find_attention
-from goatviz.analysis.inputs import forward_calls, run_model
+from goatviz.analysis.inputs import check_fits, forward_calls, run_model
 from goatviz.analysis.prior import PriorSource, prior_profile
 from goatviz.priors.base import Prior
 from goatviz.priors.table import KeyTablePrior, LagTablePrior
@@ -198,7 +198,10 @@ def _fitted(
         raise TypeError(
             f"source must be a model, a Checkpoint or a Record, got {type(source).__name__}"
         )
-    for arguments in forward_calls(inputs, tokenizer):
+    calls = list(forward_calls(inputs, tokenizer))
+    for arguments in calls:
+        check_fits(model, arguments)
+    for arguments in calls:
         with capture(model, layers=layers, statistics=(), keep="projections") as record:
             run_model(model, arguments)
         _gather(fits, record)

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from goatviz import checks
 from goatviz.adapters.capture import check_watchable, chosen_layers
 from goatviz.adapters.intervene import Changes, intervene
-from goatviz.analysis.inputs import forward_calls, run_model
+from goatviz.analysis.inputs import check_fits, forward_calls, run_model
 from goatviz.analysis.intervals import bootstrap_interval, bootstrap_weights
 from goatviz.results import SINK_EFFECT, make_result
 from goatviz.training.checkpoint import Checkpoint
@@ -100,6 +100,8 @@ def sink_effect(
     plans = _plans(changes, layers, checks.flag("per_layer", per_layer), paths)
     checks.positive_int("resamples", resamples)
     calls = list(forward_calls(inputs, tokenizer))
+    for call in calls:
+        check_fits(model, call)
     every = len(calls)
     passes = 1 + len(plans)
     if budget is not None:

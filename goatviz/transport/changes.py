@@ -111,6 +111,7 @@ class Hide(Change):
         if self.keys == "sinks":
             hidden = self._sinks(call, batch)[heads]
         else:
+            _check_keys(call, self.keys)
             hidden = _chosen_keys(call, batch, self.keys).expand(len(heads), -1)
         hidden = hidden.unsqueeze(1)
         return lambda block: block._replace(
@@ -145,6 +146,7 @@ class Cap(Change):
         object.__setattr__(self, "keys", checks.places("keys", self.keys))
 
     def begin(self, call: AttentionCall, batch: int, heads: Tensor) -> Step:
+        _check_keys(call, self.keys)
         capped = _chosen_keys(call, batch, self.keys)
         log_odds = math.log(self.mass) - math.log1p(-self.mass)
 
@@ -453,6 +455,13 @@ def _put(block: Block, at: Tensor, part: Block) -> Block:
 
 def _heads(change: Change, count: int) -> list[int]:
     return list(checks.places("heads", change.heads, count))
+
+
+def _check_keys(call: AttentionCall, keys: Sequence[int]) -> None:
+    """Raise a ValueError for keys beyond the end of a whole text; decoding may yet reach them."""
+    count = call.shape[3] + call.gone
+    if call.shape[2] == call.shape[3] and max(keys, default=0) >= count:
+        raise ValueError(f"keys must be tokens of the text, 0 .. {count - 1}, got {list(keys)}")
 
 
 def _chosen_keys(call: AttentionCall, batch: int, keys: Sequence[int]) -> Tensor:

@@ -380,6 +380,8 @@ def test_bad_arguments_are_named():
             implied_prior(model, ids(1, 8), max_lag=lag)
     with pytest.raises(TypeError, match="inputs must be given"):
         implied_prior(model)
+    with pytest.raises(ValueError, match="at most 64 tokens"):
+        implied_prior(tiny_huggingface("llama"), ids(1, 65))
     with pytest.raises(
         TypeError, match="source must be a model, a Checkpoint or a Record, got int"
     ):

@@ -211,6 +211,8 @@ def test_bad_changes(make, error, message):
     ("change", "message"),
     [
         (Hide([0], heads=[HEADS]), "heads must be an integer in 0 .. 3, got 4"),
+        (Hide([0, LENGTH]), r"keys must be tokens of the text, 0 .. 39, got \[0, 40\]"),
+        (Cap(0.3, [LENGTH]), r"keys must be tokens of the text, 0 .. 39, got \[40\]"),
         (SinkColumn([1.0, 2.0]), "logit must be one number, or one for each of 4 heads, got 2"),
         (Ablate("sink"), r"prior must be a part of this layer's prior \(none\), got 'sink'"),
         (Ablate(ALiBiPrior(3)), "prior must have 1 or 2 or 4 heads, got 3"),
