@@ -544,7 +544,7 @@ def hidden_panels(profile: xr.Dataset) -> list[Panel]:
     ]
     # An input of one token has no others.
     panels = [
-        Panel(title, [_by_block(blocks, values, at)], axis, {"title": unit, "type": "log"})
+        Panel(title, [_by_block(blocks, values, at)], axis, {"title": unit, **_wide(values)})
         for at, (title, values, unit) in enumerate(curves)
         if np.isfinite(values).any()
     ]
@@ -565,6 +565,12 @@ def hidden_panels(profile: xr.Dataset) -> list[Panel]:
             trace = _by_block(blocks, profile[name].values, at)
             panels.append(Panel(title, [trace], axis, {"title": unit, "rangemode": "tozero"}))
     return panels
+
+
+def _wide(values: np.ndarray) -> dict[str, Any]:
+    """A logarithmic axis for values that span more than a decade and a half."""
+    wide = np.nanmax(values) > 30 * np.nanmin(values) > 0
+    return {"type": "log"} if wide else {"rangemode": "tozero"}
 
 
 def _by_block(blocks: np.ndarray, values: np.ndarray, at: int) -> marks.Trace:

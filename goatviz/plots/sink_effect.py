@@ -14,6 +14,8 @@ from goatviz.results import SINK_EFFECT, check_result
 
 _AXIS = "loss increase [nats/token]"
 _ENDS = ("", "_low", "_high")
+#: Longest name of a change on an axis.
+_CHARACTERS = 36
 
 
 def draw_sink_effect(effect: xr.Dataset) -> Figure:
@@ -70,16 +72,18 @@ def effect_panel(effect: xr.Dataset) -> Panel:
                     "width": 4,
                     "thickness": 1.5,
                 },
-                legendgroup=name,
+                showlegend=False,
             )
         )
+    places = np.arange(len(names))[::-1]
     return Panel(
         "All layers at once",
         traces,
         {"title": _AXIS},
         {
-            "title": "",
-            "showticklabels": False,
+            "title": "change",
+            "tickvals": places.tolist(),
+            "ticktext": [style.escape(marks.shortened(name, _CHARACTERS)) for name in names],
             "range": [-0.6, len(names) - 0.4],
         },
         note="right of 0 the model predicts worse; 95 % (bootstrap over inputs, paired)",
@@ -91,21 +95,20 @@ def effect_panel(effect: xr.Dataset) -> Panel:
 def layers_panel(effect: xr.Dataset) -> Panel:
     """Increase of the loss under each change of one layer alone."""
     layers = effect["layer"].values
-    names = [str(name) for name in effect["change"].values]
+    measured = effect["layer_mean_increase"].notnull().any("layer").values
+    names = [str(name) for name in effect["change"].values[measured]]
     traces = []
     for at, name in enumerate(names):
-        one = effect.isel(change=at)
         traces.append(
             interval_line(
                 name,
                 spread(layers.astype(float), at, len(names)),
-                one,
+                effect.sel(change=name),
                 "layer_mean_increase",
                 ALL_ALIKE,
                 hover=f"{style.escape(name)}, layer %{{customdata[0]}}<br>%{{y:+.4f}} nats "
                 "(%{customdata[1]:+.4f} to %{customdata[2]:+.4f})",
                 detail=[layers],
-                showlegend=False,
             )
         )
     return Panel(

@@ -41,7 +41,7 @@ def lively(heads=2, **options):
 
 
 #: Axes of names, which have no unit.
-NAMES = {"head", "layer", "task"}
+NAMES = {"change", "head", "layer", "task"}
 MARKS = ("not allowed", "NaN", "−∞", "+∞")
 
 
