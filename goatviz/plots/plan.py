@@ -59,6 +59,17 @@ def draw_plan(plan: xr.Dataset) -> Figure:
             f"Certificates: largest KKT residual {np.nanmax(kkt):.1e}, largest duality gap "
             f"{np.nanmax(gap):.1e} (units of the scores).",
         )
+    if "sink_weight" in plan:
+        column = plan["sink_weight"].values
+        caption.append(
+            f"A column without a key takes {np.nanmean(column):.3f} of the mass on average "
+            f"({np.nanmin(column):.3f} to {np.nanmax(column):.3f}); the rows shown sum to the rest."
+        )
+    if "residual" in plan.attrs:
+        caption.append(
+            "The kernel's own output differs from the plan times the values by at most "
+            f"{plan.attrs['residual']:.1e} of the largest value."
+        )
     if window.pooled:
         caption.append(
             f"Pooled from {plan.sizes['query']:,} × {plan.sizes['key']:,}: scores are averaged, "
