@@ -100,6 +100,7 @@ PRIOR_PROFILE = Schema(
         "lag_inputs": Field(("layer", "lag"), "count", "inputs that saw the lag, mean in the bin"),
         "key_inputs": Field(("layer", "key"), "count", "inputs that saw the key, mean in the bin"),
         "rotary_frequency": Field(("layer", "pair"), "radian/token", "frequency of a rotary pair"),
+        "rotary_share": Field(_HEAD, "1", "share of the kernel's variance in rotary waves"),
         "kernel_range": Field(_HEAD, "nats", "largest less smallest kernel over all lags"),
         "relative_range": Field(_HEAD, "nats", "largest less smallest relative term"),
         # Places over all layers, ties in order; -1 for a head that a layer does not have.
@@ -110,7 +111,7 @@ PRIOR_PROFILE = Schema(
     optional=frozenset(
         {"explained_variance", "kernel_range", "relative_range", "margin_rank", "kernel_rank"}
         | {"held_out", "held_out_low", "held_out_high", "verdict", "kernel_error", "sink_error"}
-        | {"lag_inputs", "key_inputs", "rotary_frequency"}
+        | {"lag_inputs", "key_inputs", "rotary_frequency", "rotary_share"}
     ),
 )
 

@@ -78,7 +78,9 @@ def implied_prior(
           "content-like" where it lies below, else "not known";
         - `kernel_error`, `sink_error`: half the width of 95 % intervals (jackknife over up to 8
           groups of inputs, Student's t); `lag_inputs`, `key_inputs`: how many inputs saw each;
-        - `rotary_frequency` (layer, pair), where it is known.
+        - `rotary_frequency` (layer, pair), where it is known, and `rotary_share` (layer, head): the
+          share of kappa's variance that a line and waves of these frequencies explain (adjusted
+          R^2), for kernels at least twice as long as there are terms.
 
         With one input there is no interval. kappa and u are known up to a line (kappa(l) = b l is
         u(j) = -b j plus a row constant): here half of u's steps over half the length rise.
@@ -235,6 +237,24 @@ def _evidence(
     if most := max(len(each) for each in speeds):
         fill = [np.pad(each, (0, most - len(each)), constant_values=np.nan) for each in speeds]
         yield "rotary_frequency", np.stack(fill)
+        pairs = zip(solutions, speeds, strict=True)
+        shares = [_rotary_share(one.prior.parts[0].kernel, each) for one, each in pairs]
+        yield "rotary_share", np.stack([_by_head(share, heads) for share in shares])
+
+
+def _rotary_share(kernel: Tensor, frequencies: np.ndarray) -> np.ndarray:
+    """Adjusted R^2 of a line and waves of these frequencies on kappa over the lags, by head."""
+    lags = np.arange(kernel.shape[1], dtype=np.float64)
+    waves = np.outer(lags, frequencies)
+    terms = np.column_stack([np.ones_like(lags), lags, np.cos(waves), np.sin(waves)])
+    if not len(frequencies) or len(lags) < 2 * terms.shape[1]:
+        return np.full(len(kernel), np.nan)
+    curves = kernel.numpy().T
+    found, _, rank, _ = np.linalg.lstsq(terms, curves, rcond=None)
+    rest = ((curves - terms @ found) ** 2).sum(0) / (len(lags) - rank)
+    total = ((curves - curves.mean(0)) ** 2).sum(0) / (len(lags) - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(total > 0, 1.0 - rest / total, np.nan)
 
 
 def _table(values: Tensor, first: int, edges: np.ndarray) -> np.ndarray:

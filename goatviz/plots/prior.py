@@ -130,6 +130,8 @@ def _explained(head: xr.Dataset) -> str:
     text = f"explains {float(head['explained_variance']):.1%} of the logits' variance within rows"
     if "held_out" in head.variables and np.isfinite(head["held_out"]):
         text += f", {float(head['held_out']):.1%} of unseen inputs': {head['verdict'].item()}"
+    if "rotary_share" in head.variables and np.isfinite(head["rotary_share"]):
+        text += f"; rotary waves explain {float(head['rotary_share']):.1%} of the kernel"
     return text
 
 

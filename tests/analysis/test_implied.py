@@ -568,3 +568,15 @@ def test_an_implied_prior_that_is_ablated_is_gone():
     logits = (window.logits - whole).masked_fill(~window.allowed, -torch.inf)
     wanted = logits.softmax(-1) @ call.v[0].double()
     torch.testing.assert_close(output[0].double(), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_rotary_kernel_is_made_of_rotary_waves():
+    # Equal queries and keys at every position: the kernel is a sum of rotary waves, nothing else.
+    model = tiny_huggingface("llama")
+    texts = [torch.full((1, 60), token) for token in (3, 7)]
+    result = implied_prior(model, texts)
+    np.testing.assert_allclose(result["rotary_share"], 1.0, atol=1e-6)
+    random = [token_ids(1, 60, vocab=50, seed=seed) for seed in range(2)]
+    assert (implied_prior(model, random)["rotary_share"] < 0.95).all()
+    # Too few lags for so many waves.
+    assert np.isnan(implied_prior(model, token_ids(1, 12, vocab=50))["rotary_share"]).all()
