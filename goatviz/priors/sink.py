@@ -64,8 +64,6 @@ class SinkPrior(KeyPrior):
         still the sequence index.
     init : str
         "seeded" (small random MLP) or "uniform" (zero output, still learnable).
-    init_scale : float
-        Standard deviation of the MLP's initial weights.
 
     Attributes
     ----------
@@ -88,7 +86,6 @@ class SinkPrior(KeyPrior):
         hidden: int = 4,
         axes: int = 0,
         init: str = "seeded",
-        init_scale: float = 1e-3,
     ) -> None:
         super().__init__()
         checks.one_of("init", init, ("seeded", "uniform"))
@@ -102,7 +99,7 @@ class SinkPrior(KeyPrior):
         self.gain = nn.Parameter(torch.ones(num_heads))
         self.bump = nn.Parameter(torch.zeros(num_heads))
         for layer in (self.mlp[0], self.mlp[2]):
-            nn.init.normal_(layer.weight, std=init_scale)
+            nn.init.normal_(layer.weight, std=1e-3)
             nn.init.zeros_(layer.bias)
         if init == "uniform":
             nn.init.zeros_(self.mlp[2].weight)
