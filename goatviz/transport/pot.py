@@ -11,9 +11,9 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import numpy as np
-import ot
 import torch
 from torch import Tensor
 
@@ -88,13 +88,16 @@ class Answer:
     fault: str | None
 
 
-def call(solve: Callable[[], tuple[np.ndarray, dict]]) -> Answer:
-    """Run POT with its warnings caught and read as faults."""
+def call(solve: Callable[[ModuleType], tuple[np.ndarray, dict]]) -> Answer:
+    """Call solve(ot), with POT's warnings caught and counted as faults."""
+    # Here and not at the top: POT takes a second to import, and most processes never need it.
+    import ot
+
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            coupling, log = solve()
+            coupling, log = solve(ot)
             fault = None
         except _POT_FAULTS as raised:
             coupling, log, fault = None, {}, f"POT raised {type(raised).__name__}: {raised}"
@@ -117,7 +120,7 @@ def semi_relaxed(rows: Rows, settings: Settings) -> SolverReport:
     fill = np.full(int(seen.sum()), 1.0 / max(int(seen.sum()), 1))
     # Without POT's log: its objective is 0 log 0 = NaN, with a warning, wherever c has a zero.
     answer = call(
-        lambda: (
+        lambda ot: (
             ot.unbalanced.sinkhorn_unbalanced(
                 rows.source,
                 fill,
@@ -148,7 +151,7 @@ def balanced(rows: Rows, settings: Settings) -> SolverReport:
         start = (row_potential, np.zeros(int(seen.sum())))
     target = incoming[seen] / incoming.sum()
     answer = call(
-        lambda: ot.bregman.sinkhorn_log(
+        lambda ot: ot.bregman.sinkhorn_log(
             rows.source,
             target,
             np.ascontiguousarray(-logits[:, seen]),
@@ -315,7 +318,7 @@ def linear_programme(rows: Rows, settings: Settings) -> SolverReport:
     source = np.append(rows.source, m - 1.0)
     target = np.ones(m)
     answer = call(
-        lambda: ot.emd(
+        lambda ot: ot.emd(
             source,
             target,
             np.vstack([cost, np.zeros((1, m))]),

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import ot
 import torch
 from torch import Tensor
 
@@ -294,7 +293,7 @@ def _balanced(rows: pot.Rows, tolerance: float, max_iterations: int) -> _Balance
     shifted = logits - np.where(usable, logits, -math.inf).max(1, keepdims=True)
     cost[usable] = -shifted[usable]
     answer = pot.call(
-        lambda: ot.bregman.sinkhorn_log(
+        lambda ot: ot.bregman.sinkhorn_log(
             rows.source, target, cost, 1.0, numItermax=max_iterations, stopThr=tolerance, log=True
         )
     )
@@ -341,7 +340,9 @@ def _usable(
     if allowed.all():
         return allowed
     answer = pot.call(
-        lambda: ot.emd(source, target, np.where(allowed, 0.0, 1.0), numItermax=10_000_000, log=True)
+        lambda ot: ot.emd(
+            source, target, np.where(allowed, 0.0, 1.0), numItermax=10_000_000, log=True
+        )
     )
     if answer.fault is not None:
         raise ValueError(
