@@ -26,6 +26,7 @@ from goatviz.adapters.huggingface import (
 )
 from goatviz.adapters.inline_attention import find_inline_attention, watch_inline_attention
 from goatviz.adapters.torch_attention import find_torch_attention, watch_torch_attention
+from goatviz.adapters.watch import Answer, Observe
 from goatviz.attention.layer import Attention
 from goatviz.transport.call import AttentionCall, PlanWindow
 from goatviz.transport.statistics import (
@@ -41,11 +42,6 @@ from goatviz.transport.statistics import (
 #: What `capture` can keep of every call.
 CAPTURE_STATISTICS = (*ROW_STATISTICS, "incoming_mass", "value_norm")
 
-#: Gets what the kernel returned, shape (batch, query heads, n_queries, d_v), and may return what
-#: the layer goes on with instead.
-Answer = Callable[[Tensor], Tensor | None]
-#: observe(path, q, k, **options) gets the arguments of `AttentionCall.from_tensors`.
-Observe = Callable[..., Answer | None]
 Watch = Callable[[nn.Module, Mapping[str, nn.Module], Observe], AbstractContextManager[None]]
 
 #: What a plan shows of keys that have left the cache.

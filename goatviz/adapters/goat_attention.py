@@ -1,7 +1,8 @@
-"""The paper's own package, goat-attention: its modules become our priors and our layer.
+"""goat-attention, the paper's own package: its modules become goatviz priors and layers.
 
-Parameters are copied, so the module stays as it was. What the package does at call time and a
-prior cannot know (is_causal, the current length, a query-norm gate) is reported, not guessed.
+Parameters are copied and the module is left unchanged. Choices that the package makes at call time
+and that a prior cannot know (is_causal, the current length, a query-norm gate) are reported, not
+guessed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from goatviz import checks
-from goatviz.adapters.torch_attention import allowed_by, is_same, shadow
+from goatviz.adapters.watch import Observe, allowed_by, is_same, replaced_forwards
 from goatviz.attention.layer import Attention
 from goatviz.priors.base import Prior, ScaledPrior, SumPrior
 from goatviz.priors.fixed import UniformPrior
@@ -32,14 +33,14 @@ class GoatAttentionRecord:
     Attributes
     ----------
     path : str
-        Its name in the module tree, "" for the module itself.
+        The module's path in its tree, "" for the root.
     prior : Prior
-        One head for each key-value head; gains, bump, prior scale and recency included. With a
-        query-norm gate, the prior of a query of norm 0 and gate 1 (see `query_dependent`).
+        One head for each key-value head, with gains, bump, prior scale and recency. With a
+        query-norm gate, the ungated prior (see `query_dependent`).
     causal : bool
         Whether recency is included: the package adds it to causal calls only.
     query_dependent : bool
-        The module gates its prior by each query's norm, so no one prior describes it.
+        The module gates its prior by each query's norm, so no single prior describes it.
     length_dependent : bool
         The module has no training_seq_len and normalises its sink by the current length.
     """
@@ -52,7 +53,7 @@ class GoatAttentionRecord:
 
     @property
     def notes(self) -> list[str]:
-        """What a figure has to say beside this prior."""
+        """Caveats to print beside this prior."""
         notes = []
         if self.query_dependent:
             notes.append("gated by the query's norm: the prior shown is the ungated one")
@@ -62,7 +63,7 @@ class GoatAttentionRecord:
 
 
 def is_goat_attention(module: object) -> bool:
-    """Whether `module` is goat-attention's GoatAttention, told without importing the package."""
+    """Whether `module` is goat-attention's GoatAttention; the package is not imported."""
     return any(
         cls.__name__ == "GoatAttention" and cls.__module__.split(".")[0] == "goat"
         for cls in type(module).__mro__
@@ -70,7 +71,7 @@ def is_goat_attention(module: object) -> bool:
 
 
 def find_goat_attention(module: nn.Module) -> dict[str, nn.Module]:
-    """Every GoatAttention in a module tree, by path, in the tree's order."""
+    """Every GoatAttention in a module tree, by path, in the order of the tree."""
     return {path: child for path, child in module.named_modules() if is_goat_attention(child)}
 
 
@@ -89,13 +90,13 @@ def read_goat_attention(
     module : GoatAttention
         From the package goat-attention.
     causal : bool, optional
-        How the module is called (its is_causal); default: causal unless it is on a grid.
+        The is_causal that the module is called with; default: True unless it is on a grid.
     length : int, optional
         Current length in tokens; needed only by modules without training_seq_len.
     axes : int, optional
         0 or 2; needed only by modules with pos_encoding="auto", which decide on every call.
     path : str
-        Kept in the record.
+        The record's `path`.
 
     Raises
     ------
@@ -147,7 +148,7 @@ def convert(
     length: int | None = None,
     axes: int | None = None,
 ) -> Attention:
-    """Our `Attention` with the same outputs as a GoatAttention module in evaluation mode.
+    """A goatviz `Attention` with the outputs of a GoatAttention module in evaluation mode.
 
     Parameters
     ----------
@@ -166,8 +167,8 @@ def convert(
     TypeError
         If `module` is not a GoatAttention.
     ValueError
-        For what our layer does not have: a query-norm gate, appended bias or zero keys, keys and
-        values of other sizes, dropout in training mode.
+        If the module has something that `Attention` lacks: a query-norm gate, appended bias or
+        zero keys, keys or values of another size, dropout in training mode.
 
     Examples
     --------
@@ -177,17 +178,17 @@ def convert(
     TypeError: module must be goat-attention's GoatAttention, got Linear
     """
     record = read_goat_attention(module, causal=causal, length=length, axes=axes)
-    for hindrance, what in (
-        (record.query_dependent, "a prior gated by the query's norm (prior_gate='query_norm')"),
-        (module.add_bias_kv or module.add_zero_attn, "appended keys (add_bias_kv, add_zero_attn)"),
-        (
-            module.kdim != module.embed_dim or module.vdim != module.embed_dim,
-            "keys or values of another size (kdim, vdim)",
-        ),
-        (module.training and module.dropout > 0, "dropout in training mode (call eval() first)"),
-    ):
-        if hindrance:
-            raise ValueError(f"module cannot be converted: it has {what}")
+    other_sizes = module.kdim != module.embed_dim or module.vdim != module.embed_dim
+    _refuse(
+        "module cannot be converted: it has",
+        {
+            "a prior gated by the query's norm (prior_gate='query_norm')": record.query_dependent,
+            "appended keys (add_bias_kv, add_zero_attn)": module.add_bias_kv
+            or module.add_zero_attn,
+            "keys or values of another size (kdim, vdim)": other_sizes,
+            "dropout in training mode (call eval() first)": _drops(module),
+        },
+    )
     bias = module.out_proj.bias is not None
     layer = Attention(
         module.embed_dim,
@@ -219,6 +220,17 @@ def convert(
     if bias:
         _copy(layer.out_proj.bias, module.out_proj.bias)
     return layer.train(module.training)
+
+
+def _refuse(sentence: str, faults: Mapping[str, bool]) -> None:
+    """Raise a ValueError that ends with the first fault that is true."""
+    for fault, present in faults.items():
+        if present:
+            raise ValueError(f"{sentence} {fault}")
+
+
+def _drops(module: nn.Module) -> bool:
+    return module.training and module.dropout > 0
 
 
 def _axes(module: nn.Module, axes: int | None) -> int:
@@ -273,16 +285,16 @@ def _copy(ours: Tensor, theirs: Tensor) -> None:
 def watch_goat_attention(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
-    observe: Callable[..., None],
+    observe: Observe,
 ) -> Iterator[None]:
     """Report every call of these GoatAttention modules to `observe`; outputs keep every bit.
 
     Parameters
     ----------
     model : nn.Module
-        Whatever holds the modules.
+        The model that holds the modules.
     modules : mapping
-        Out of `find_goat_attention(model)`.
+        From `find_goat_attention(model)`.
     observe : callable
         observe(path, q, k, **options), as in `AttentionCall.from_tensors`: content queries and
         keys, and the prior as an object.
@@ -290,30 +302,26 @@ def watch_goat_attention(
     Raises
     ------
     ValueError
-        If a module is being watched already, or has what a prior cannot say: a query-norm gate,
-        appended keys; while the model runs, a key-value cache, grid or positional offsets, other
-        keys than the queries' own, or dropout in training mode.
+        If a module is already being watched, or has a query-norm gate or appended keys, which no
+        prior can express; while the model runs, if it is called with a key-value cache, a grid,
+        positional offsets, keys of another sequence, or dropout in training mode.
     """
     for path, module in modules.items():
-        for hindrance, what in (
-            (module.prior_gate == "query_norm", "a prior gated by the query's norm"),
-            (module.add_bias_kv or module.add_zero_attn, "appended keys"),
-        ):
-            if hindrance:
-                raise ValueError(f"{path or 'model'} cannot be captured: it has {what}")
-    shadowed: list[nn.Module] = []
-    try:
-        for path, module in modules.items():
-            shadow(module, _watched_forward(module, path, observe), shadowed)
+        _refuse(
+            f"{path or 'model'} cannot be captured: it has",
+            {
+                "a prior gated by the query's norm": module.prior_gate == "query_norm",
+                "appended keys": module.add_bias_kv or module.add_zero_attn,
+            },
+        )
+    forwards = [
+        (module, _watched_forward(module, path, observe)) for path, module in modules.items()
+    ]
+    with replaced_forwards(forwards):
         yield
-    finally:
-        for module in shadowed:
-            del module.forward
 
 
-def _watched_forward(
-    module: nn.Module, path: str, observe: Callable[..., None]
-) -> Callable[..., object]:
+def _watched_forward(module: nn.Module, path: str, observe: Observe) -> Callable[..., object]:
     original = type(module).forward
     signature = inspect.signature(original)
 
@@ -328,19 +336,20 @@ def _watched_forward(
 @torch.no_grad()
 def _watched_call(module: nn.Module, path: str, given: Mapping[str, object]) -> dict[str, Any]:
     query, key, value = (given[name] for name in ("query", "key", "value"))
-    for hindrance, what in (
-        (given.get("past_key_value") is not None, "a key-value cache"),
-        (not is_same(query, key), "keys of another sequence"),
-        (_on_grid(module, given), "a grid"),
-        (any(given.get(f"position_offset_{x}") for x in "qk"), "positional offsets"),
-        (module.training and module.dropout > 0, "attention dropout in training mode"),
-    ):
-        if hindrance:
-            raise ValueError(f"{path or 'model'} cannot be captured: it is called with {what}")
+    _refuse(
+        f"{path or 'model'} cannot be captured: it is called with",
+        {
+            "a key-value cache": given.get("past_key_value") is not None,
+            "keys of another sequence": not is_same(query, key),
+            "a grid": _on_grid(module, given),
+            "positional offsets": any(given.get(f"position_offset_{x}") for x in "qk"),
+            "attention dropout in training mode": _drops(module),
+        },
+    )
     x = query if module.batch_first else query.transpose(0, 1)
     batch, length, _ = x.shape
     causal = bool(given.get("is_causal", False))
-    # A new layer draws initial values, and the model's own random numbers must stay the same.
+    # A new layer draws initial values; the model's own random numbers must not change.
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         layer = convert(
             module, causal=causal, length=length, axes=0 if module.pos_encoding == "auto" else None
@@ -351,7 +360,7 @@ def _watched_call(module: nn.Module, path: str, given: Mapping[str, object]) -> 
     keep, pairs = _their_masks(module, given, batch, length)
     mask, bias = keep, None
     if pairs is not None:
-        # The package keeps extreme values from overflowing.
+        # The package clamps extreme values, so that they do not overflow.
         mask, bias = allowed_by(pairs if pairs.dtype == torch.bool else pairs.clamp(max=80.0))
         mask = mask if keep is None else mask & keep[:, None, None, :].to(mask.device)
     return {
@@ -369,7 +378,7 @@ def _watched_call(module: nn.Module, path: str, given: Mapping[str, object]) -> 
 
 
 def _on_grid(module: nn.Module, given: Mapping[str, object]) -> bool:
-    """Whether positions are a grid's; "auto" takes every square number of tokens for one."""
+    """Whether positions form a grid; "auto" takes any square number of tokens for one."""
     if module.pos_encoding != "auto":
         return module.pos_encoding == "2d"
     if given.get("spatial_shape") is not None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from goatviz.adapters.rotary import rotary_frequencies
+from goatviz.adapters.watch import Observe, check_dropout
 from goatviz.transport.visibility import Visibility, split_mask
 
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
@@ -116,7 +117,7 @@ def unwatchable_huggingface(
 def watch_huggingface(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
-    observe: Callable[..., None],
+    observe: Observe,
 ) -> Iterator[None]:
     """Report every attention call of these modules to `observe`; outputs keep every bit.
 
@@ -394,12 +395,7 @@ def _check_readable(
 ) -> None:
     if query.is_meta:
         raise ValueError("the model is on the meta device, which holds no numbers")
-    dropout = options.get("dropout", 0.0)
-    if dropout and module.training:
-        raise ValueError(
-            f"{type(module).__name__} is in training mode with attention dropout p={dropout}: the "
-            "weights it applies are not the plan; call model.eval() first"
-        )
+    check_dropout(module, options.get("dropout") or 0.0)
     unreadable = [
         name
         for name in _UNREADABLE

@@ -1,8 +1,9 @@
 """Hugging Face attention that computes its products itself, without the AttentionInterface.
 
-While such a layer's own forward runs, the products it makes are looked at: the first is that of
-queries and keys, the second that of weights and values. What lies between them is read from the
-layer's arguments, by class. ALiBi becomes a prior where the layer's own tensor is linear.
+While such a layer's own forward runs, its batched matrix products are intercepted: the first
+multiplies queries and keys, the second weights and values. Scale, masks and biases in between are
+read from the layer's arguments, class by class. ALiBi becomes a prior where the layer's tensor is
+linear.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from goatviz.adapters.huggingface import _call, _Masks, _tokens
-from goatviz.adapters.torch_attention import shadow
+from goatviz.adapters.watch import Observe, replaced_forwards
 from goatviz.priors.fixed import ALiBiPrior
 from goatviz.transport.visibility import Visibility
 
 _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
 _SUMMED_PRODUCTS = (torch.baddbmm, Tensor.baddbmm)
-#: How far from linear ALiBi may be, over its largest value: float32 rounds by less.
+#: Largest deviation of ALiBi from linearity, relative to its largest value; float32 rounding
+#: stays below it.
 _LINEAR = 2e-6
 
 
 class _Reading(NamedTuple):
-    """What a class adds to its scores.
+    """How a class scales and biases its scores.
 
-    `mask` is additive, or boolean with True = allowed; `alibi`, in nats, of shape (batch or 1,
+    `mask` is additive, or boolean with True = allowed; `alibi`, in nats, has shape (batch or 1,
     heads, 1, n_keys).
     """
 
@@ -51,10 +53,10 @@ def _read_falcon(module: nn.Module, given: Mapping[str, Any], keys: int, queries
     mask, alibi, dropout = given["attention_mask"], given["alibi"], module.attention_dropout.p
     scale = module.inv_norm_factor
     if module.config._attn_implementation == "sdpa" and not given["output_attentions"]:
-        # The mask holds it already.
+        # The mask includes ALiBi already.
         alibi = None
     else:
-        # Eager attention adds it to what the mask holds, and adds even a boolean mask.
+        # Eager attention adds ALiBi to the mask, and adds even a boolean mask to the scores.
         mask = mask.float()
         alibi = None if alibi is None else alibi.reshape(-1, module.num_heads, 1, keys) * scale
     return _Reading(scale, mask, dropout, alibi)
@@ -103,7 +105,7 @@ _READERS: dict[str, Callable[[nn.Module, Mapping[str, Any], int, int], _Reading]
 
 
 def find_inline_attention(model: nn.Module) -> dict[str, nn.Module]:
-    """Attention of transformers that makes its own products and that is known here, by path.
+    """Attention layers of transformers that make their own products and are known here, by path.
 
     Examples
     --------
@@ -120,39 +122,36 @@ def find_inline_attention(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def watch_inline_attention(
-    model: nn.Module, modules: Mapping[str, nn.Module], observe: Callable[..., Any]
+    model: nn.Module, modules: Mapping[str, nn.Module], observe: Observe
 ) -> Iterator[None]:
     """Report every call of these modules to `observe`; outputs keep every bit.
 
     Parameters
     ----------
     model : nn.Module
-        Whatever holds the modules.
+        The model that holds the modules.
     modules : mapping
-        Out of `find_inline_attention(model)`.
+        From `find_inline_attention(model)`.
     observe : callable
-        observe(path, q, k, **options), as in `AttentionCall.from_tensors`; what it returns gets
-        the product of weights and values.
+        See `goatviz.adapters.watch.Observe`; the kernel's output is the product of weights and
+        values.
 
     Raises
     ------
     ValueError
-        If a module is being watched already; while the model runs, if attention has dropout in
-        training mode, the meta device, or products other than those that are known.
+        If a module is already being watched; while the model runs, if it applies attention
+        dropout, is on the meta device, or makes no products that are known.
     """
-    shadowed: list[nn.Module] = []
     masks = _Masks()
-    try:
-        for path, module in modules.items():
-            shadow(module, _watched_forward(module, path, observe, masks), shadowed)
+    forwards = [
+        (module, _watched_forward(module, path, observe, masks)) for path, module in modules.items()
+    ]
+    with replaced_forwards(forwards):
         yield
-    finally:
-        for module in shadowed:
-            del module.forward
 
 
 def _watched_forward(
-    module: nn.Module, path: str, observe: Callable[..., Any], masks: _Masks
+    module: nn.Module, path: str, observe: Observe, masks: _Masks
 ) -> Callable[..., Any]:
     original = type(module).forward
     signature = inspect.signature(original)
@@ -171,7 +170,7 @@ def _watched_forward(
             out = original(module, *args, **kwargs)
         if not products.reported:
             raise ValueError(
-                f"{path} cannot be captured: it made no product of weights and values that is known"
+                f"{path} cannot be captured: no product of weights and values was recognised"
             )
         return out
 
@@ -184,9 +183,9 @@ def _heads(module: nn.Module) -> int:
 
 
 class _Products(TorchFunctionMode):
-    """The two products of one attention call, as they are made.
+    """Intercepts the two products of one attention call.
 
-    Projections multiply by matrices of two dimensions; everything that has more counts.
+    Projections multiply by two-dimensional matrices; products of more dimensions count.
     """
 
     def __init__(self, heads: int, report: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
@@ -211,7 +210,7 @@ class _Products(TorchFunctionMode):
         return self._mixed(q, k.mT, pair[1], lambda: func(*args, **kwargs))
 
     def _mixed(self, q: Tensor, k: Tensor, v: Tensor, kernel: Callable[[], Tensor]) -> Tensor:
-        """The output of a call, which is reported before it, and may be replaced after it."""
+        """Report a call, run its kernel, and return the output or what replaces it."""
         self.reported = True
         q, k, v = (self._by_head(x) for x in (q, k, v))
         answer = self._report(q, k, v)
@@ -227,7 +226,7 @@ class _Products(TorchFunctionMode):
 def _operands(
     func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor] | None:
-    """What a product of batches multiplies; None for anything else."""
+    """Operands of a batched matrix product; None for any other function."""
     if func in _SUMMED_PRODUCTS:
         batches = (*args[1:3], kwargs.get("batch1"), kwargs.get("batch2"))
         return tuple(x for x in batches if x is not None)
@@ -264,7 +263,7 @@ def _options(
         call["bias"] = bias.expand(-1, -1, queries, -1) if slopes is None else None
         if slopes is not None:
             call["prior"] = ALiBiPrior(len(slopes), slopes=slopes.tolist()).to(q.device)
-            # A prior has as many heads as the keys.
+            # A prior needs as many heads as the keys have.
             call |= {"k": k.expand(-1, q.shape[1], -1, -1), "v": v.expand(-1, q.shape[1], -1, -1)}
     if getattr(cache, "is_compileable", False):
         # The next step writes into the memory of a static cache.
@@ -283,7 +282,7 @@ def _slopes(bias: Tensor, visibility: Visibility) -> Tensor | None:
     Parameters
     ----------
     bias : Tensor, shape (batch or 1, heads, n_queries or 1, n_keys)
-        Nats; only what queries see counts.
+        Nats; only allowed pairs count.
     visibility : Visibility
         Of the call.
     """

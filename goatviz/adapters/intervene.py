@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from goatviz import checks
 from goatviz.adapters.capture import (
-    Answer,
     check_watchable,
     chosen_layers,
     named_errors,
     watching,
     without_output,
 )
+from goatviz.adapters.watch import Answer
 from goatviz.transport.call import AttentionCall
 from goatviz.transport.changes import Change, changed_output
 

@@ -1,7 +1,7 @@
 """torch.nn.MultiheadAttention, alone or inside torch's Transformer layers, watched as it runs.
 
-Hooks would switch off torch's fast path and so change the bits of the outputs; here each watched
-module's `forward` is shadowed by an attribute of the instance, and calls the class's own.
+Hooks would switch off torch's fast path and so change the bits of the outputs. Instead each
+watched module gets a `forward` of its own, which calls that of its class.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from goatviz.transport.visibility import split_mask
-
-Observe = Callable[..., None]
+from goatviz.adapters.watch import (
+    Observe,
+    allowed_by,
+    check_dropout,
+    is_same,
+    replaced_forwards,
+)
 
 
 def find_torch_attention(model: nn.Module) -> dict[str, nn.Module]:
@@ -36,66 +40,46 @@ def watch_torch_attention(
 ) -> Iterator[None]:
     """Report every call of these modules to `observe`; outputs keep every bit.
 
-    The key of zeros of add_zero_attn is a sink column of logit 0; the learned key of add_bias_kv,
-    which has a value, is one more key after the last.
+    The key of zeros that add_zero_attn appends is a sink column of logit 0. The learned key of
+    add_bias_kv, which has a value, counts as one more key after the last.
 
     Parameters
     ----------
     model : nn.Module
-        Whatever holds the modules: its TransformerEncoderLayers (not subclasses with a forward
-        of their own) are watched too, since their fast path does not call the module.
+        The model that holds the modules. Its TransformerEncoderLayers are watched too (but not
+        subclasses that override forward), since their fast path does not call the module.
     modules : mapping
-        Out of `find_torch_attention(model)`.
+        From `find_torch_attention(model)`.
     observe : callable
         observe(path, q, k, **options), as in `AttentionCall.from_tensors`.
 
     Raises
     ------
     ValueError
-        If a module is being watched already; while the model runs, if attention has dropout in
-        training mode.
+        If a module is already being watched or, while the model runs, applies attention dropout.
     """
-    shadowed: list[nn.Module] = []
     reported = _Reported()
-    try:
-        for path, module in modules.items():
-            shadow(module, _attention_forward(module, path, observe, reported), shadowed)
-        paths = {id(module): path for path, module in modules.items()}
-        for layer in model.modules():
-            fast = isinstance(layer, nn.TransformerEncoderLayer) and (
-                type(layer).forward is nn.TransformerEncoderLayer.forward
-            )
-            if fast and id(layer.self_attn) in paths:
-                forward = _layer_forward(layer, paths[id(layer.self_attn)], observe, reported)
-                shadow(layer, forward, shadowed)
+    forwards = [
+        (module, _attention_forward(module, path, observe, reported))
+        for path, module in modules.items()
+    ]
+    paths = {id(module): path for path, module in modules.items()}
+    for layer in model.modules():
+        fast = isinstance(layer, nn.TransformerEncoderLayer) and (
+            type(layer).forward is nn.TransformerEncoderLayer.forward
+        )
+        if fast and id(layer.self_attn) in paths:
+            path = paths[id(layer.self_attn)]
+            forwards.append((layer, _layer_forward(layer, path, observe, reported)))
+    with replaced_forwards(forwards):
         yield
-    finally:
-        for module in shadowed:
-            del module.forward
 
 
 class _Reported(threading.local):
-    """Modules, by id, whose call was reported since its layer's began; each thread has its own."""
+    """Ids of the modules that have reported during the current call of their layer, by thread."""
 
     def __init__(self) -> None:
         self.modules: set[int] = set()
-
-
-def shadow(module: nn.Module, forward: Callable[..., Any], shadowed: list[nn.Module]) -> None:
-    """Put `forward` before the class's own, and note it for removal.
-
-    Raises
-    ------
-    ValueError
-        If something has been put there before.
-    """
-    if "forward" in vars(module):
-        raise ValueError(
-            f"{type(module).__name__} has a forward of its own already: it is being captured, or "
-            "something else replaced it"
-        )
-    module.forward = forward
-    shadowed.append(module)
 
 
 def _attention_forward(
@@ -151,11 +135,7 @@ def _call(
     key_padding_mask: Tensor | None,
     attn_mask: Tensor | None,
 ) -> dict[str, Any]:
-    if module.training and module.dropout > 0:
-        raise ValueError(
-            f"{type(module).__name__} is in training mode with attention dropout "
-            f"p={module.dropout}: the weights it applies are not the plan; call model.eval() first"
-        )
+    check_dropout(module, module.dropout)
     if query.is_nested:
         query, key_padding_mask = _padded(query)
         key = value = query
@@ -192,28 +172,15 @@ def _call(
     }
 
 
-def is_same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors show the same numbers of the same memory."""
-    if one is other:
-        return True
-    places = [(x.data_ptr(), x.shape, x.stride()) for x in (one, other)]
-    return places[0] == places[1]
-
-
-def allowed_by(mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    """`split_mask` of torch's masks, whose booleans forbid by True."""
-    return split_mask(~mask if mask.dtype == torch.bool else mask)
-
-
 def _padded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """A nested tensor as one with padding, and where the padding is."""
+    """A nested tensor as a padded one, and where the padding is."""
     lengths = torch.tensor([len(row) for row in x.unbind()], device=x.device)
     x = torch.nested.to_padded_tensor(x, 0.0)
     return x, torch.arange(x.shape[1], device=x.device) >= lengths.unsqueeze(-1)
 
 
 def _batched(module: nn.MultiheadAttention, x: Tensor) -> Tensor:
-    """Shape (batch, length, embed_dim), whatever came."""
+    """The input in shape (batch, length, embed_dim)."""
     if x.ndim == 2:
         return x.unsqueeze(0)
     return x if module.batch_first else x.transpose(0, 1)
@@ -236,7 +203,7 @@ def _masks(
     key_padding_mask: Tensor | None,
     attn_mask: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Allowed pairs and additive rest; keys appended after `n_keys` are open to all."""
+    """Allowed pairs and additive rest; every query may use keys appended after `n_keys`."""
     batch, heads, n_queries, _ = q.shape
     appended = (0, k.shape[2] - n_keys)
     keep = bias = None
