@@ -479,12 +479,11 @@ def _measured(layer: int, path: str, call: AttentionCall, wanted: _Wanted) -> Ca
         "at": wanted.at,
         "impl": wanted.impl,
     }
-    mass = None if call.query_mask is None else call.query_mask.to(call.device).double()
     rows = incoming = norm = None
     if "incoming_mass" in wanted.statistics and names:
-        rows, incoming = all_of(call, names, **options, query_mass=mass)
+        rows, incoming = all_of(call, names, **options)
     elif "incoming_mass" in wanted.statistics:
-        incoming = incoming_of(call, query_mass=mass, impl=wanted.impl)
+        incoming = incoming_of(call, impl=wanted.impl)
     elif names:
         rows = statistics_of(call, names, **options)
     if rows is not None and call.gone:

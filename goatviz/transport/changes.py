@@ -120,8 +120,7 @@ class Hide(Change):
 
     def _sinks(self, call: AttentionCall, batch: int) -> Tensor:
         _whole(call, "the sinks of a call")
-        real = None if call.query_mask is None else call.query_mask.to(call.device).double()
-        incoming = incoming_of(call, query_mass=real)
+        incoming = incoming_of(call)
         seen = incoming.observers >= self.min_observers
         return (incoming.importance > self.threshold)[batch] & seen[batch % len(seen)]
 

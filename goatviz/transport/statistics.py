@@ -1,8 +1,8 @@
 """Exact statistics of a plan from queries and keys, without the plan: O(length) memory.
 
-Three implementations say the same: "reference", dense and in float64, is the definition;
-"blockwise" streams over blocks of queries and does everything; "fused" reads what a flash kernel
-and its log-normaliser already know. Each of the latter has a module of its own beside this one.
+Three implementations agree: "reference", dense and in float64, is the definition; "blockwise"
+streams over blocks of queries and computes everything; "fused" derives what it can from a flash
+kernel's output and log-normaliser. The latter two have modules of their own.
 """
 
 from __future__ import annotations
@@ -10,20 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from goatviz import checks
-from goatviz.priors.base import PositionsLike, Prior
 from goatviz.transport import flash
 from goatviz.transport.blockwise import WIDEST_ROW, sweep
 from goatviz.transport.call import AttentionCall
 
 #: What one fused call yields.
 CHEAP_STATISTICS = flash.STATISTICS
-#: Everything known of a row.
+#: Everything that can be computed of a row.
 ROW_STATISTICS = (
     *CHEAP_STATISTICS,
     "lag_mean",
@@ -36,7 +35,7 @@ IMPLEMENTATIONS = ("auto", "blockwise", "fused", "reference")
 # Beyond this, scores of allowed pairs reach the logits of forbidden ones, or overflow float32.
 _LARGEST_SCORE = 1e28
 
-#: Keys of each query, (batch or 1, n_queries, m), or what gives them for a call.
+#: Keys of each query, (batch or 1, n_queries, m), or a function of the call that returns them.
 Places = Tensor | Callable[[AttentionCall], Tensor]
 
 
@@ -45,7 +44,7 @@ class RowStatistics:
     r"""Statistics of each query's row p_i of a plan; those not asked for are None.
 
     Every Tensor has shape (batch, query heads, n_queries) unless said otherwise, in float32
-    (float64 for float64 input). Rows of queries that may use no key are NaN.
+    (float64 for float64 input). Rows of queries without an allowed key are NaN.
 
     Attributes
     ----------
@@ -73,15 +72,15 @@ class RowStatistics:
         max_j s_ij - min_j s_ij over the allowed keys.
     gathered_mass : Tensor
         Shape (..., n_queries, m): weight of each query's own keys `at`, 0 where they are
-        forbidden, NaN where there is none.
+        forbidden, NaN where `at` is -1.
     visible : Tensor of int64
         Keys that the query may use, shape (batch or 1, query heads or 1, n_queries).
     keys : tuple of int
         The chosen keys.
     recent : int
-        Tokens of the recent window.
+        Size of the recent window in tokens.
     impl : str
-        What computed it.
+        The implementation that was used.
     at : Tensor of int64, optional
         Keys of each query, shape (batch or 1, n_queries, m), -1 for none.
     """
@@ -113,7 +112,7 @@ class RowStatistics:
 
 @dataclass(frozen=True, eq=False)
 class IncomingMass:
-    """What each key receives.
+    """Mass that each key receives.
 
     Attributes
     ----------
@@ -122,7 +121,7 @@ class IncomingMass:
     observers : Tensor of int64
         Queries that may use the key, shape (batch or 1, query heads or 1, n_keys).
     impl : str
-        What computed it.
+        The implementation that was used.
     """
 
     mass: Tensor
@@ -131,7 +130,7 @@ class IncomingMass:
 
     @property
     def importance(self) -> Tensor:
-        """Mass divided by the number of observers; NaN where nobody may use the key."""
+        """Mass divided by the number of observers; NaN for keys without observers."""
         return torch.where(self.observers > 0, self.mass / self.observers.clamp(min=1), math.nan)
 
 
@@ -139,47 +138,43 @@ def row_statistics(
     q: Tensor,
     k: Tensor,
     *,
-    prior: Prior | None = None,
-    scale: float | None = None,
-    causal: bool = True,
-    window: int | None = None,
-    mask: Tensor | None = None,
     keys: Sequence[int] = (0,),
     recent: int = 128,
     at: Tensor | None = None,
     statistics: Iterable[str] = ROW_STATISTICS,
-    sink: Tensor | None = None,
-    softcap: float | None = None,
-    query_pos: PositionsLike | None = None,
-    key_pos: PositionsLike | None = None,
     impl: str = "auto",
+    **call: Any,
 ) -> RowStatistics:
     r"""Statistics of every row of p_i = softmax_j(scale <q_i, k_j> + K_ij), no L x L array.
 
     Parameters
     ----------
-    q, k, prior, scale, causal, window, mask, sink, softcap, query_pos, key_pos
-        The call, as in `goatviz.transport.call.AttentionCall.from_tensors`.
+    q, k : Tensor
+        Queries and keys, shapes (batch, query heads, n_queries, d) and (batch, key-value heads,
+        n_keys, d).
     keys : sequence of int
         Keys whose weight is returned.
     recent : int
-        Tokens, of the recent window.
+        Size of the recent window in tokens.
     at : Tensor of int64, optional
         Keys of each query whose weight is returned, shape (batch or 1, n_queries, m), -1 for
         none; default the key before the query, m = 1.
     statistics : iterable of str
-        Names out of `ROW_STATISTICS`; default all.
+        Names from `ROW_STATISTICS`; default all.
     impl : {"auto", "blockwise", "fused", "reference"}
-        Blocks of queries, which does everything; flash kernels (only `CHEAP_STATISTICS`, no
+        Blocks of queries, which compute everything; flash kernels (only `CHEAP_STATISTICS`, no
         window, dense mask or softcap, a prior with lanes, scores below 16,384; float32 errors
-        grow to 1e-6 of the largest expected logit); the dense float64 definition. "auto" takes
+        grow to 1e-6 of the largest expected logit); the dense float64 definition. "auto" uses
         kernels for the cheap statistics where they apply and are faster (on an accelerator; on a
-        CPU beyond 32,768 keys), else blocks, and the result says which.
+        CPU beyond 32,768 keys), else blocks; the result records the choice.
+    **call
+        The rest of the call: prior, scale, causal, window, mask, bias, sink, softcap, query_pos,
+        key_pos, ..., as in `goatviz.transport.call.AttentionCall.from_tensors`.
 
     Returns
     -------
     RowStatistics
-        Equal for all implementations up to rounding.
+        Equal up to rounding, whatever the implementation.
 
     Raises
     ------
@@ -202,20 +197,8 @@ def row_statistics(
     >>> rows.entropy.exp().round().flatten().tolist()
     [1.0, 2.0, 3.0, 4.0]
     """
-    call = AttentionCall.from_tensors(
-        q,
-        k,
-        prior=prior,
-        scale=scale,
-        causal=causal,
-        window=window,
-        mask=mask,
-        sink=sink,
-        softcap=softcap,
-        query_pos=query_pos,
-        key_pos=key_pos,
-    )
-    return statistics_of(call, statistics, keys=keys, recent=recent, at=at, impl=impl)
+    made = AttentionCall.from_tensors(q, k, **call)
+    return statistics_of(made, statistics, keys=keys, recent=recent, at=at, impl=impl)
 
 
 def incoming_mass(
@@ -223,33 +206,25 @@ def incoming_mass(
     k: Tensor,
     *,
     query_mass: Tensor | None = None,
-    prior: Prior | None = None,
-    scale: float | None = None,
-    causal: bool = True,
-    window: int | None = None,
-    mask: Tensor | None = None,
-    sink: Tensor | None = None,
-    softcap: float | None = None,
-    query_pos: PositionsLike | None = None,
-    key_pos: PositionsLike | None = None,
     impl: str = "auto",
+    **call: Any,
 ) -> IncomingMass:
     r"""Mass that each key receives: b_j = sum_i a_i p_ij, no L x L array.
 
     Parameters
     ----------
-    q, k, prior, scale, causal, window, mask, sink, softcap, query_pos, key_pos
+    q, k, **call
         As in `row_statistics`.
     query_mass : Tensor, optional
-        a_i >= 0, shape (batch or 1, n_queries); default 1 for every query. Queries of mass 0
-        (padding) do not count as observers.
+        a_i >= 0, shape (batch or 1, n_queries); default 1, or 0 for padding by `query_mask`.
+        Queries of mass 0 do not count as observers.
     impl : {"auto", "blockwise", "fused", "reference"}
-        As in `row_statistics`; "auto" takes kernels on an accelerator, blocks on a CPU.
+        As in `row_statistics`; "auto" uses kernels on an accelerator, blocks on a CPU.
 
     Returns
     -------
     IncomingMass
-        The extra column's share is missing from the sum over keys.
+        Of the keys alone: an extra column's share is left out.
 
     Raises
     ------
@@ -269,20 +244,8 @@ def incoming_mass(
     >>> incoming_mass(q, k).mass.flatten().tolist()
     [1.5, 0.5]
     """
-    call = AttentionCall.from_tensors(
-        q,
-        k,
-        prior=prior,
-        scale=scale,
-        causal=causal,
-        window=window,
-        mask=mask,
-        sink=sink,
-        softcap=softcap,
-        query_pos=query_pos,
-        key_pos=key_pos,
-    )
-    return incoming_of(call, query_mass=query_mass, impl=impl)
+    made = AttentionCall.from_tensors(q, k, **call)
+    return incoming_of(made, query_mass=query_mass, impl=impl)
 
 
 @torch.no_grad()
@@ -295,7 +258,7 @@ def statistics_of(
     at: Places | None = None,
     impl: str = "auto",
 ) -> RowStatistics:
-    """`row_statistics` of an `AttentionCall`, of which a function may give the places `at`."""
+    """`row_statistics` of an `AttentionCall`; `at` may be a function of the call."""
     asked = _options(call, statistics, keys, recent, at)
     impl = _choose(call, impl, only_cheap=set(asked.streamed) <= set(CHEAP_STATISTICS))
     if impl == "reference":
@@ -331,16 +294,15 @@ def all_of(
     keys: Sequence[int] = (0,),
     recent: int = 128,
     at: Places | None = None,
-    query_mass: Tensor | None = None,
     impl: str = "auto",
 ) -> tuple[RowStatistics, IncomingMass]:
     """Row statistics and incoming mass together: one pass over the blocks yields both."""
     impl = _without_gain(call, impl)
     if impl != "blockwise":
         rows = statistics_of(call, statistics, keys=keys, recent=recent, at=at, impl=impl)
-        return rows, incoming_of(call, query_mass=query_mass, impl=impl)
+        return rows, incoming_of(call, impl=impl)
     asked = _options(call, statistics, keys, recent, at)
-    query_mass = _query_mass(call, query_mass)
+    query_mass = _query_mass(call, None)
     options = {"keys": asked.keys, "recent": asked.recent, "query_mass": query_mass}
     values, mass = sweep(call, asked.streamed, **options)
     return (
@@ -406,13 +368,13 @@ def _reference(
 
 
 def _own(weights: Tensor, at: Tensor) -> Tensor:
-    """Weights of each row's own keys, NaN where there is none."""
+    """Weights of each row's own keys, NaN where the key is -1."""
     at = at.to(weights.device)
     return weights.gather(-1, at.clamp(min=0)).masked_fill(at < 0, math.nan)
 
 
 def _without_gain(call: AttentionCall, impl: str) -> str:
-    """On a CPU, kernels are no faster for incoming mass than blocks."""
+    """Let "auto" mean blocks on a CPU, where kernels compute incoming mass no faster."""
     return "blockwise" if impl == "auto" and call.device.type == "cpu" else impl
 
 
@@ -439,7 +401,7 @@ def _choose(call: AttentionCall, impl: str, *, only_cheap: bool) -> str:
 
 
 class _Asked(NamedTuple):
-    """What was asked for of the rows, checked."""
+    """Checked options of a request for row statistics."""
 
     names: tuple[str, ...]
     keys: tuple[int, ...]
@@ -448,7 +410,7 @@ class _Asked(NamedTuple):
 
     @property
     def streamed(self) -> tuple[str, ...]:
-        """What a pass over the keys has to yield: weights of pairs follow from the normaliser."""
+        """Statistics that a pass over the keys computes: the rest follow from the normaliser."""
         if self.at is None:
             return self.names
         others = [name for name in self.names if name != "gathered_mass"]
@@ -474,7 +436,7 @@ def _options(
 def _query_mass(call: AttentionCall, query_mass: Tensor | None) -> Tensor:
     batch, _, n_queries, _ = call.shape
     if query_mass is None:
-        return torch.ones(batch, n_queries, dtype=torch.float64, device=call.device)
+        query_mass = torch.ones(1, n_queries) if call.query_mask is None else call.query_mask
     query_mass = torch.as_tensor(query_mass).to(call.device).double()
     if query_mass.shape not in ((batch, n_queries), (1, n_queries)):
         raise ValueError(
