@@ -1,8 +1,8 @@
-"""softmax(scores / tau + log prior) V: one readable definition, and the same through one kernel.
+"""softmax(scores / tau + log prior) V: a readable definition, and the same through one kernel.
 
-`impl` is always what the caller asked for: nothing falls back silently. "reference" is the
-definition, in float64; "sdpa" is one unmodified call of scaled_dot_product_attention on lanes;
-"sdpa_bias" hands the kernel the dense log-prior, for priors without lanes.
+`impl` is used as given: nothing falls back silently. "reference" is the definition, in float64;
+"sdpa" is one unmodified call of scaled_dot_product_attention on lanes; "sdpa_bias" gives that
+kernel the dense log-prior as its mask, for priors without lanes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from goatviz import checks
 from goatviz.priors.base import PositionsLike, Prior, default_positions, readable
 from goatviz.priors.fixed import UniformPrior
+from goatviz.transport.call import check_query_key
 from goatviz.transport.rows import TransportPlan, solve_rows
 
 IMPLEMENTATIONS = ("reference", "sdpa", "sdpa_bias")
@@ -43,13 +44,14 @@ def prior_attention(
     q : Tensor
         Content queries, shape (batch, query heads, n_queries, d).
     k : Tensor
-        Content keys, shape (batch, key-value heads, n_keys, d); query heads are a multiple.
+        Content keys, shape (batch, key-value heads, n_keys, d); the number of query heads is a
+        multiple of theirs.
     v : Tensor
         Values, shape (batch, key-value heads, n_keys, d_v).
     prior : Prior, optional
-        One parameter set, or one for each key-value head; default uniform.
+        1 head, or one for each key-value head; default uniform.
     query_pos, key_pos : int, sequence or Tensor, optional
-        See `as_positions`. Default: keys at 0 .. n_keys - 1, queries the last of them; see
+        See `as_positions`. Default: keys at 0 .. n_keys - 1, queries at the last of them; see
         `goatviz.priors.base.default_positions`.
     causal : bool
         Forbid keys whose index exceeds the query's.
@@ -90,8 +92,7 @@ def prior_attention(
     prior = UniformPrior() if prior is None else prior
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
-    _check_query_key(q, k, prior, temperature)
-    checks.flag("causal", causal)
+    _check_call(q, k, prior, causal, temperature)
     _check_value(k, v)
     query_points, key_points = default_positions(
         q.shape[2], k.shape[2], query_pos, key_pos, causal=causal
@@ -125,10 +126,10 @@ def attend(
     impl: str,
     temperature: float = 1.0,
 ) -> Tensor:
-    """`prior_attention` of checked arguments, which reads no values but a padding mask's.
+    """`prior_attention` of checked arguments; of their values it reads only a padding mask's.
 
-    `consecutive` says that keys stand at 0, 1, ... and queries at the last of them: the kernel's
-    own causal flag can then stand for a mask.
+    `consecutive` says that keys are at 0, 1, ... and queries at the last of them, so that the
+    kernel's causal flag can replace a mask.
     """
     if impl == "reference":
         plan = _plan(q, k, prior, query_points, key_points, causal, padding_mask, temperature)
@@ -146,7 +147,8 @@ def attend(
         bias = bias.to(q.device).unsqueeze(0)
         if mask is not None:
             bias = bias.masked_fill(~mask.to(q.device), -math.inf)
-        # A row constant is free: with the top at 0, half precision is finest where the mass is.
+        # A constant along a row changes nothing; with the top at 0, half precision is finest
+        # where the mass is.
         bias = (bias - bias.detach().amax(dim=-1, keepdim=True)).to(q.dtype)
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=bias, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
@@ -198,8 +200,7 @@ def attention_plan(
     [[1.0, 0.0], [0.5, 0.5]]
     """
     prior = UniformPrior() if prior is None else prior
-    _check_query_key(q, k, prior, temperature)
-    checks.flag("causal", causal)
+    _check_call(q, k, prior, causal, temperature)
     query_points, key_points = default_positions(
         q.shape[2], k.shape[2], query_pos, key_pos, causal=causal
     )
@@ -260,7 +261,7 @@ def _kernel_mask(
     padding_mask: Tensor | None,
     consecutive: bool,
 ) -> tuple[Tensor | None, bool]:
-    """The kernel's boolean mask (or None) and whether its own causal flag says it all."""
+    """The kernel's boolean mask, or None, and its causal flag."""
     keep = None if padding_mask is None else _check_padding(padding_mask, k)
     if keep is None and not causal:
         return None, False
@@ -290,31 +291,9 @@ def _check_rows(mask: Tensor) -> None:
         )
 
 
-def _check_query_key(q: Tensor, k: Tensor, prior: Prior, temperature: float) -> None:
-    if not isinstance(prior, Prior):
-        raise TypeError(f"prior must be a goatviz Prior, got {type(prior).__name__}")
-    for tensor, name in ((q, "q"), (k, "k")):
-        checks.instance(name, tensor, Tensor, "a Tensor")
-        if tensor.ndim != 4:
-            raise ValueError(
-                f"{name} must have shape (batch, heads, length, d), got {tuple(tensor.shape)}"
-            )
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
-        if 0 in tensor.shape:
-            raise ValueError(f"{name} must not be empty, got {tuple(tensor.shape)}")
-    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise ValueError(
-            f"q and k must agree in batch and head size, got {tuple(q.shape)} and {tuple(k.shape)}"
-        )
-    if q.shape[1] % k.shape[1]:
-        raise ValueError(f"q must have a multiple of k's {k.shape[1]} heads, got {q.shape[1]}")
-    if prior.num_heads not in (1, k.shape[1]):
-        raise ValueError(
-            f"prior must have 1 or {k.shape[1]} heads (the key-value heads), got {prior.num_heads}"
-        )
-    if q.dtype != k.dtype:
-        raise TypeError(f"q and k must share a dtype, got {q.dtype} and {k.dtype}")
+def _check_call(q: Tensor, k: Tensor, prior: Prior, causal: bool, temperature: float) -> None:
+    check_query_key(q, k, prior)
+    checks.flag("causal", causal)
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
 
@@ -343,7 +322,7 @@ def _check_padding(padding_mask: Tensor, k: Tensor) -> Tensor:
 
 
 def _expand_heads(tensor: Tensor, heads: int, name: str, *, head_dim: int) -> Tensor:
-    """Repeat parameter sets over the query heads that share them."""
+    """Repeat heads over the query heads that share them."""
     own = tensor.shape[head_dim]
     if heads % own:
         raise ValueError(f"{name} must have a divisor of {heads} heads, got {own}")

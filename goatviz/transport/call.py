@@ -1,8 +1,8 @@
-"""One attention call: queries, keys, prior, visibility, and everything else its logits are made of.
+"""One attention call: queries, keys, prior, visibility, and everything else in its logits.
 
-Adapters and layers make `AttentionCall`s, whose arguments are checked once, there. Its dense
-float64 logits and plans are the definition; `statistics` has what is known of plans too long for
-that.
+Adapters and layers make `AttentionCall`s, and the arguments are checked once, when one is made.
+Its dense float64 logits and plans are the definition; `statistics` serves plans that are too long
+to be dense.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from goatviz.transport.visibility import Visibility, split_mask
 
 #: Rows of a dense plan that are computed together.
 _ROWS = 256
-#: Rows of a window of which only the diagonal is wanted.
+#: Rows of a window that is computed for its diagonal.
 _DIAGONAL = 64
 
 
@@ -36,11 +36,11 @@ class Logits(NamedTuple):
     scores : Tensor
         softcap(scale <q_i, k_j>).
     log_prior : Tensor
-        Prior plus bias as they were given, nats, not normalised.
+        Prior plus bias as given, nats, not normalised.
     logits : Tensor
         Their sum; -inf at forbidden pairs.
     allowed : Tensor of bool
-        Shape (rows, keys), with a dimension of heads in front where these have masks of their own.
+        Shape (rows, keys), or (heads, rows, keys) if masks differ between heads.
     """
 
     scores: Tensor
@@ -73,10 +73,10 @@ class PlanWindow(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
-    r"""What decides the weights of one call: p_i = softmax_j(softcap(scale <q_i, k_j>) + K_ij).
+    r"""Everything that decides a call's weights: p_i = softmax_j(softcap(scale <q_i, k_j>) + K_ij).
 
-    The softmax runs over the keys that query i may use and, where there is a `sink`, over one
-    further column of that logit. Make one with `from_tensors`, which checks; nothing else does.
+    The softmax runs over the keys that query i may use and, with a `sink`, over one extra column
+    with that logit. Make one with `from_tensors`, the only place that checks arguments.
 
     Attributes
     ----------
@@ -85,14 +85,14 @@ class AttentionCall:
     kv_heads : int
         Key-value heads, a divisor of the query heads.
     scale : float
-        What inner products are multiplied by.
+        Factor of the inner products.
     visibility : Visibility
         The allowed pairs.
     query_pos, key_pos : Tensor
         float64 positions, shape (length, 1 + axes); column 0 is the sequence index.
     q : Tensor or None
-        Shape (batch, query heads, n_queries, d), rotations included, detached, in the dtype of
-        the model. q, k, v and bias are None once `without_tensors` has dropped them.
+        Shape (batch, query heads, n_queries, d), after rotation, detached, in the dtype of the
+        model. q, k, v and bias are None after `without_tensors`.
     k : Tensor or None
         Shape (batch, key-value heads, n_keys, d).
     v : Tensor, optional
@@ -102,21 +102,21 @@ class AttentionCall:
     bias : Tensor, optional
         A dense term of K, shape (batch or 1, query heads or 1, n_queries, n_keys), nats.
     biased : bool
-        Whether there is, or was, such a bias.
+        Whether there is such a bias, or was before `without_tensors`.
     sink : Tensor, optional
-        Logits of a column that takes mass and has no key, nats, float64: one for each head, shape
-        (query heads,), or for each query, shape (batch or 1, query heads, n_queries). Mass on real
-        keys is 1 - `RowStatistics.sink_mass`, whether the model drops the column of its weights
-        or scales its output by sigmoid(log-normaliser - sink).
+        Logits of an extra column that takes mass and has no key, nats, float64: one for each head,
+        shape (query heads,), or for each query, shape (batch or 1, query heads, n_queries). Mass
+        on real keys is 1 - `RowStatistics.sink_mass`, whether the model drops the column from its
+        weights or scales its output by sigmoid(log-normaliser - sink).
     softcap : float, optional
         c of c tanh(x / c), applied to the scaled inner products.
     query_mask : Tensor of bool, optional
         Shape (batch or 1, n_queries), False at padding.
     gone : int
-        Tokens before the first key that have left a cache: `key_pos` begins there.
+        Number of tokens that have left the cache; `key_pos` starts after them.
     rotary : Tensor, optional
-        Radians per token by which each channel of q and k was turned, shape (d,), float64; 0 for
-        channels that were not. None where that is not known.
+        Rotation of each channel of q and k in radians per token, shape (d,), float64; 0 for
+        channels that are not rotated. None if unknown.
     """
 
     shape: tuple[int, int, int, int]
@@ -179,13 +179,13 @@ class AttentionCall:
             Forbid keys `window` or more tokens away (sliding window attention).
         mask : Tensor, optional
             Boolean, True = allowed: padding of shape (batch, n_keys), or pairs of shape (batch or
-            1, query heads or 1, n_queries, n_keys), which add to `causal` and `window`. A floating
-            mask of that second shape forbids the pairs named by
-            `goatviz.transport.visibility.split_mask`; what is left of it counts as log-prior.
+            1, query heads or 1, n_queries, n_keys), in addition to `causal` and `window`. A
+            floating-point mask of the second shape is split into forbidden pairs and a log-prior
+            by `goatviz.transport.visibility.split_mask`.
         visibility : Visibility, optional
-            In place of `causal`, `window` and `mask`.
+            Replaces `causal`, `window` and `mask`.
         bias : Tensor, optional
-            See the attributes; in addition to a floating mask.
+            See the attributes; added to the log-prior of a floating-point mask.
         query_pos, key_pos : int, sequence or Tensor, optional
             Positions; default `goatviz.priors.base.default_positions`.
 
@@ -202,16 +202,10 @@ class AttentionCall:
         >>> AttentionCall.from_tensors(q, k).plan(queries=slice(2, 3)).weights.tolist()
         [[0.3333333333333333, 0.3333333333333333, 0.3333333333333333]]
         """
-        _check_projections(q, k)
+        check_query_key(q, k, prior)
+        _check_values(q, k)
         heads, kv_heads = q.shape[1], k.shape[1]
         shape = (q.shape[0], heads, q.shape[2], k.shape[2])
-        if prior is not None:
-            checks.instance("prior", prior, Prior, "a goatviz Prior")
-            if prior.num_heads not in (1, kv_heads):
-                raise ValueError(
-                    f"prior must have 1 or {kv_heads} heads (the key-value heads), "
-                    f"got {prior.num_heads}"
-                )
         scale = q.shape[3] ** -0.5 if scale is None else checks.number("scale", scale, above=0)
         if softcap is not None:
             softcap = checks.number("softcap", softcap, above=0)
@@ -254,11 +248,11 @@ class AttentionCall:
         )
 
     def without_tensors(self) -> AttentionCall:
-        """The call without q, k, v and bias, of O(length) memory: what is left cannot be solved."""
+        """The call without q, k, v and bias: O(length) memory, but it cannot be solved."""
         return replace(self, q=None, k=None, v=None, bias=None)
 
     def of_head(self, batch: int, head: int) -> AttentionCall:
-        """The call of one sequence, and of one head alone where its prior and mask are shared."""
+        """The call of one sequence, and of one head alone if heads share their prior and mask."""
         visibility, at = self.visibility.of_entry(batch), slice(batch, batch + 1)
         shared = visibility.dense is None or visibility.dense.shape[1] == 1
         shared = shared and (self.prior is None or self.prior.num_heads == 1)
@@ -286,17 +280,17 @@ class AttentionCall:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What statistics are computed in: float64 for float64 queries, else float32."""
+        """Precision of statistics: float64 for float64 queries, else float32."""
         return torch.float64 if self.q.dtype == torch.float64 else torch.float32
 
     @property
     def device(self) -> torch.device:
-        """Where q and k are."""
+        """Device of q and k."""
         return self.q.device
 
     @functools.cached_property
     def largest_score(self) -> float:
-        """A bound on every |score|, by Cauchy and Schwarz: what a dtype must be able to hold."""
+        """A bound on every |score| before the softcap, by the Cauchy-Schwarz inequality."""
         q, k = (
             torch.linalg.vector_norm(x.detach(), dim=-1, dtype=torch.float64).amax()
             for x in (self.q, self.k)
@@ -305,7 +299,7 @@ class AttentionCall:
 
     @functools.cached_property
     def causal(self) -> bool:
-        """Whether some query may use fewer keys than another one of its sequence."""
+        """Whether some query may use fewer keys than another of its sequence."""
         count = self.visibility.count()
         real = torch.where(count > 0, count, count.amax(-1, keepdim=True))
         return bool((real != real[..., -1:]).any())
@@ -367,10 +361,10 @@ class AttentionCall:
         keys : slice
             Which keys.
         lanes : bool
-            Let a prior that has lanes be a product of them, which is faster for many heads, and
-            equal up to rounding in the prior's precision.
+            Compute a prior that has lanes as a product of them: faster for many heads, and equal
+            up to rounding in the prior's precision.
         dtype : torch.dtype
-            What to compute in; a prior's values are float64 before they are rounded to it.
+            Precision of the result; a prior is evaluated in float64 and then rounded.
         """
         query = self.scale * self.q[batch, head][..., rows, :].to(dtype)
         key = self.k[batch, :, keys][self._shared(head, self.kv_heads)].to(dtype)
@@ -387,7 +381,7 @@ class AttentionCall:
     def _together(
         self, scores: Tensor, allowed: Tensor, log_prior: Tensor | None, bias: Tensor | None
     ) -> Logits:
-        """Logits of some pairs out of scaled inner products, allowed pairs, prior and bias."""
+        """Combine scaled inner products, allowed pairs, prior and bias into logits."""
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         allowed = allowed.to(scores.device)
@@ -410,18 +404,18 @@ class AttentionCall:
         keys : Tensor of int64, shape (batch or 1, n_queries, m)
             Keys of each query; -1 for none.
         log_normaliser : Tensor, shape (batch, query heads, n_queries)
-            lse, nats: `RowStatistics.log_normaliser`, of whose precision the weights are.
+            lse, nats: `RowStatistics.log_normaliser`, which limits the weights' precision.
 
         Returns
         -------
         Tensor
             float64, shape (batch, query heads, n_queries, m): 0 at forbidden pairs, NaN where
-            there is no key. O(n_queries m) memory.
+            `keys` is -1. O(n_queries m) memory.
 
         Raises
         ------
         TypeError, ValueError
-            If `keys` has another dtype or shape, or names a key that there is not.
+            If `keys` has another dtype or shape, or names a key that does not exist.
 
         Examples
         --------
@@ -445,7 +439,7 @@ class AttentionCall:
         return out
 
     def check_places(self, keys: Tensor, name: str = "keys") -> Tensor:
-        """Keys for `weights_at`, on the CPU; its errors, which name an argument, are these."""
+        """Check keys for `weights_at`, which errors call `name`, and move them to the CPU."""
         checks.instance(name, keys, Tensor, "a Tensor of int64")
         if keys.dtype != torch.int64:
             raise TypeError(f"{name} must be a Tensor of int64, got {keys.dtype}")
@@ -463,7 +457,7 @@ class AttentionCall:
         return keys.cpu()
 
     def _logits_at(self, batch: int, rows: slice, keys: Tensor) -> Tensor:
-        """Logits of some rows at keys of their own, (rows, m): float64, (heads, rows, m)."""
+        """Logits of some rows at each row's own keys (rows, m): float64, (heads, rows, m)."""
         query = self.scale * self.q[batch, :, rows].double()
         key = self.k[batch][:, keys.to(self.device)].double()
         query = query.unflatten(0, (self.kv_heads, -1))
@@ -478,7 +472,7 @@ class AttentionCall:
         return self._together(scores, allowed, log_prior, bias).logits
 
     def _prior_at(self, rows: slice, keys: Tensor) -> Tensor:
-        """Log-prior of pairs, (prior heads, rows, m), from windows whose diagonals they are."""
+        """Log-prior of pairs, (prior heads, rows, m), read off the diagonals of small windows."""
         points, parts = self.query_pos[rows], []
         for a in range(0, len(points), _DIAGONAL):
             at = keys[a : a + _DIAGONAL]
@@ -488,7 +482,7 @@ class AttentionCall:
         return torch.cat(parts, dim=1)
 
     def _shared(self, head: int | slice | Sequence[int], sets: int) -> int | Tensor:
-        """Which of several sets, each shared by a group of heads, belongs to each head."""
+        """Which of `sets` parameter sets each head uses; consecutive heads share one."""
         which, group = head, self.shape[1] // sets
         if isinstance(head, int | slice):
             which = range(self.shape[1])[head]
@@ -519,15 +513,15 @@ class AttentionCall:
 
         max_i ||o_i - sum_j p_ij v_j||_inf / max_j ||v_j||_inf over evenly spaced queries of every
         sequence and head, with p recomputed in float64. Both sides are convex combinations of
-        the values, so that rounding leaves about the precision of the kernel's dtype, and a mask,
-        scale, prior or sink column that the kernel did not see leaves a number of order 1.
+        the values. Rounding leaves about the precision of the kernel's dtype; a mask, scale, prior
+        or sink column that the kernel did not apply leaves a number of order 1.
 
         Parameters
         ----------
         output : Tensor
             What the kernel returned, shape (batch, query heads, n_queries, d_v).
         queries : int
-            Most queries that are compared; those that see no key, or are padding, do not count.
+            Largest number of queries to compare; padding and queries without keys do not count.
 
         Raises
         ------
@@ -563,7 +557,7 @@ class AttentionCall:
     def solve(self, batch: int, head: int, rows: slice | Tensor = slice(None)) -> TransportPlan:
         """Some rows of a head's plan over all keys and, last, the extra column if there is one.
 
-        A query without keys is solved over all of them: see `has_keys`.
+        A query without keys is solved over all keys; see `has_keys`.
         """
         scores, log_prior, _, allowed = self.logits(batch, head, rows)
         if self.sink is not None:
@@ -585,14 +579,14 @@ class AttentionCall:
         queries: slice = slice(None),
         keys: slice = slice(None),
     ) -> PlanWindow:
-        """A window of one head's plan; rows of queries that may use no key are NaN.
+        """A window of one head's plan; rows of queries without an allowed key are NaN.
 
         Raises
         ------
         ValueError
             If the window is empty.
         TypeError
-            If it is not of slices.
+            If `queries` or `keys` is not a slice.
         """
         checks.instance("queries", queries, slice, "a slice")
         checks.instance("keys", keys, slice, "a slice")
@@ -614,7 +608,7 @@ class AttentionCall:
 
 
 def _entry(tensor: Tensor, at: int | slice | Sequence[int]) -> Tensor:
-    """One entry of a first dimension which is shared by all if it is 1."""
+    """One entry along the first dimension, or the only one, which all share."""
     return tensor[at if len(tensor) > 1 else 0]
 
 
@@ -633,7 +627,8 @@ def _checked_sink(sink: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     return sink
 
 
-def _check_projections(q: Tensor, k: Tensor) -> None:
+def check_query_key(q: Tensor, k: Tensor, prior: Prior | None) -> None:
+    """Raise an error unless the kinds and shapes of queries, keys and a prior fit together."""
     for tensor, name in ((q, "q"), (k, "k")):
         checks.instance(name, tensor, Tensor, "a Tensor")
         if tensor.ndim != 4 or 0 in tensor.shape:
@@ -645,12 +640,6 @@ def _check_projections(q: Tensor, k: Tensor) -> None:
             raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
         if tensor.itemsize == 1:
             raise TypeError(f"{name} must be of at least 16 bits, got {tensor.dtype}")
-        if tensor.is_meta:
-            raise ValueError(f"{name} must hold numbers, got a tensor on the meta device")
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
-            hint = " (float16 overflows above 65,504)" if tensor.dtype == torch.float16 else ""
-            raise ValueError(f"{name} must be finite, got {bad} NaN or infinite values{hint}")
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ValueError(
             f"q and k must agree in batch and head size, got {tuple(q.shape)} and {tuple(k.shape)}"
@@ -659,6 +648,23 @@ def _check_projections(q: Tensor, k: Tensor) -> None:
         raise TypeError(f"q and k must share a dtype, got {q.dtype} and {k.dtype}")
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"q must have a multiple of k's {k.shape[1]} heads, got {q.shape[1]}")
+    if prior is not None:
+        checks.instance("prior", prior, Prior, "a goatviz Prior")
+        if prior.num_heads not in (1, k.shape[1]):
+            raise ValueError(
+                f"prior must have 1 or {k.shape[1]} heads (the key-value heads), "
+                f"got {prior.num_heads}"
+            )
+
+
+def _check_values(q: Tensor, k: Tensor) -> None:
+    for tensor, name in ((q, "q"), (k, "k")):
+        if tensor.is_meta:
+            raise ValueError(f"{name} must hold numbers, got a tensor on the meta device")
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            hint = " (float16 overflows above 65,504)" if tensor.dtype == torch.float16 else ""
+            raise ValueError(f"{name} must be finite, got {bad} NaN or infinite values{hint}")
 
 
 def _visible(

@@ -301,8 +301,8 @@ def ask(impl="sdpa", **changes):
         ({"q": lambda t: t[:1]}, ValueError, "agree in batch and head size"),
         ({"q": lambda t: t[..., :3]}, ValueError, "agree in batch and head size"),
         ({"q": lambda t: t[:, :3]}, ValueError, "multiple of k's 2 heads, got 3"),
-        ({"q": lambda t: t[:, :, :0]}, ValueError, "q must not be empty"),
-        ({"k": lambda t: t[:, :, :0]}, ValueError, "k must not be empty"),
+        ({"q": lambda t: t[:, :, :0]}, ValueError, "q must have shape"),
+        ({"k": lambda t: t[:, :, :0]}, ValueError, "k must have shape"),
         (
             {"k": lambda t: t[:, :, :4], "v": lambda t: t[:, :, :4]},
             ValueError,
