@@ -26,12 +26,13 @@ _ROWS = 256
 # Logits that are held together on a CPU (about its cache) and on an accelerator (keeps it busy).
 _BLOCK_CPU = 2**21
 _BLOCK_ACCELERATOR = 2**26
-# Nats of key-only prior across the rows of a block beyond which float32 is not good for 1e-5.
+# Largest change of a key-only prior across a block's rows, nats, that float32 resolves to 1e-5.
 _STEEPEST = 128.0
-# Bits of a forbidden pair: exp2 of it is 0, and 0 times it is 0 (0 times -inf would be NaN).
+# Logit of a forbidden pair, bits: its exp2 is 0, and 0 times it is 0 (0 times -inf is NaN).
 _FORBIDDEN = -1e30
-_EXPECTATIONS = frozenset({"entropy", "expected_score", "expected_log_prior", "kl_to_prior"})
-_PRIOR_EXPECTATIONS = frozenset({"expected_log_prior", "kl_to_prior"})
+#: Statistics that need an expectation under the plan, and those that need the prior's normaliser.
+EXPECTATIONS = frozenset({"entropy", "expected_score", "expected_log_prior", "kl_to_prior"})
+PRIOR_EXPECTATIONS = frozenset({"expected_log_prior", "kl_to_prior"})
 _LAGS = frozenset({"lag_mean", "lag_std"})
 
 
@@ -70,7 +71,7 @@ def sweep(
     partition = None
     for b in range(batch):
         # The same for all entries that share their allowed pairs.
-        if _PRIOR_EXPECTATIONS & set(names) and (b == 0 or call.visibility.batch > 1):
+        if PRIOR_EXPECTATIONS & set(names) and (b == 0 or call.visibility.batch > 1):
             partition = prior_normaliser(call, b)
         entry = _Entry(call, names, keys, recent, b, partition)
         if len(entry.chosen) == 0:
@@ -136,7 +137,7 @@ def _blocks(
 
 
 class _Buffers:
-    """Memory that every block writes to: allocating it anew would cost page faults."""
+    """Memory that all blocks reuse; allocating it anew would cost page faults."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._held: dict[str, Tensor] = {}
@@ -150,7 +151,7 @@ class _Buffers:
 
 
 class _State:
-    """Running maximum, total and extremes of a block's rows, as tiles come by."""
+    """Running maximum, total and extremes of a block's rows, updated tile by tile."""
 
     def __init__(self, like: Tensor) -> None:
         self.top = like.new_full(like.shape[:2], -math.inf)
@@ -165,7 +166,7 @@ class _State:
         return torch.where(torch.isneginf(self.top), 0.0, self.top)
 
     def add(self, logits: Tensor, top: Tensor, index: Tensor | None, weights: Tensor) -> None:
-        """Take in one tile: `logits` become relative to the maximum so far, `weights` theirs."""
+        """Add one tile: subtract the maximum so far from `logits`, and write exp2 to `weights`."""
         before = self.top
         self.top = torch.maximum(before, top)
         base = self.base
@@ -178,7 +179,7 @@ class _State:
 
 
 class _Sums:
-    """Sums over a row of unnormalised weights times something, as tiles come by."""
+    """Sums over a row of unnormalised weights times other terms, updated tile by tile."""
 
     def __init__(self, like: Tensor) -> None:
         self.below = torch.zeros_like(like)
@@ -192,7 +193,7 @@ class _Sums:
 
 
 class _Normal(NamedTuple):
-    """What normalises a block's rows, in bits; `sink` is the extra column's logit."""
+    """Normalisers of a block's rows, in bits; `sink` is the extra column's logit."""
 
     keys_only: Tensor
     normaliser: Tensor
@@ -272,10 +273,14 @@ class _Entry:
 
     def seen(self, block: _Block, heads: slice) -> Tensor:
         """Which of the block's queries may use any key, shape (heads or 1, rows)."""
-        return (self.count[heads] if len(self.count) > 1 else self.count)[:, block.rows] > 0
+        return self._keys_seen(block, heads) > 0
+
+    def _keys_seen(self, block: _Block, heads: slice) -> Tensor:
+        """How many keys each of the block's queries may use, shape (heads or 1, rows)."""
+        return (self.count[heads] if len(self.count) > 1 else self.count)[:, block.rows]
 
     def gauge(self, block: _Block) -> Tensor | None:
-        """Bits to add to this block's logits for the gauge of `log_prior`, (prior heads, rows).
+        """Bits that bring this block's logits into the gauge of `log_prior`, (prior heads, rows).
 
         Key-only terms are taken relative to the last key of the block's middle row: m j grows
         without bound, and float32 would lose the differences that matter.
@@ -329,7 +334,7 @@ class _Entry:
                 a = torch.where(self.seen(block, heads), query_mass * normal.norm, 0.0)
                 part = torch.bmm(a.unsqueeze(1), weights).squeeze(1).double()
                 received.append((tile.columns, part))
-            if names & _EXPECTATIONS:
+            if names & EXPECTATIONS:
                 sums.below += _dot(weights, logits, buffers)
                 if self._has_prior:
                     sums.score += _dot(weights, scores, buffers)
@@ -338,7 +343,7 @@ class _Entry:
                     sums.keys[at] = weights[..., at - tile.columns.start].clone()
             if "recent_mass" in names:
                 sums.recent += self._recent(block, tile, weights)
-            if self._has_prior and names & _PRIOR_EXPECTATIONS:
+            if self._has_prior and names & PRIOR_EXPECTATIONS:
                 self._sum_prior(sums, block, tile, heads, prior, weights, outside, buffers)
             if index is not None:
                 held = buffers.take("scores", weights.shape)
@@ -371,8 +376,7 @@ class _Entry:
         if self.partition is not None:
             partition = self._partition(block, heads, gauge)
         elif not self._has_prior:
-            count = self.count[heads] if len(self.count) > 1 else self.count
-            partition = count[:, block.rows].to(self.dtype).log2().expand_as(total)
+            partition = self._keys_seen(block, heads).to(self.dtype).log2().expand_as(total)
         if normal.sink is not None:
             sink, sink_share = normal.sink, normal.sink_share
             entropy = share * (entropy + normal.normaliser - normal.keys_only)
@@ -405,8 +409,11 @@ class _Entry:
         exact = self.partition[:, block.rows].to(self.device)
         if gauge is not None:
             exact = exact - gauge.double()
-        which = torch.arange(self.call.shape[1])[heads] // self.prior_group
-        return exact.to(self.dtype)[which]
+        return exact.to(self.dtype)[self._prior_heads(heads)]
+
+    def _prior_heads(self, heads: slice) -> Tensor:
+        """The prior's head for each of these query heads."""
+        return torch.arange(self.call.shape[1])[heads] // self.prior_group
 
     @property
     def _has_prior(self) -> bool:
@@ -426,9 +433,7 @@ class _Entry:
         return _Normal(keys_only, normaliser, share, sink, share / state.total)
 
     def _shift(self, gauge: Tensor | None, heads: slice) -> Tensor | None:
-        if gauge is None:
-            return None
-        return gauge[torch.arange(self.call.shape[1])[heads] // self.prior_group]
+        return None if gauge is None else gauge[self._prior_heads(heads)]
 
     def _scores(
         self, block: _Block, tile: _Tile, heads: slice, buffers: _Buffers
@@ -473,7 +478,7 @@ class _Entry:
 
     def _lanes(self, block: _Block, tile: _Tile, heads: slice) -> tuple[Tensor, Tensor]:
         """Lanes whose inner products are the log-prior in bits, without the gauge."""
-        which = torch.arange(self.call.shape[1])[heads] // self.prior_group
+        which = self._prior_heads(heads)
         query, key, _ = self.factors
         query = torch.nn.functional.pad(query[which, block.rows], (0, 1), value=1.0)
         return query, torch.cat([key[which, tile.columns], self._bias(block, tile, which).mT], -1)
@@ -481,7 +486,7 @@ class _Entry:
     def _prior(self, block: _Block, tile: _Tile, heads: slice, buffers: _Buffers) -> Tensor:
         """Log-prior of a tile in bits, (heads, rows or 1, columns), without the gauge."""
         call, out = self.call, None
-        which = torch.arange(call.shape[1])[heads] // self.prior_group
+        which = self._prior_heads(heads)
         if self.factors is not None:
             query, key, _ = self.factors
             out = self._bias(block, tile, which)
@@ -499,7 +504,7 @@ class _Entry:
             columns = tile.columns if self.every else self.chosen[tile.columns].to(bias.device)
             bias = bias[:, block.rows][..., columns].to(self.device).double()
             # Forbidden pairs may hold -inf here; the mask forbids them already.
-            bias = (_LOG2E * bias).clamp(min=-1e30).to(self.dtype)
+            bias = (_LOG2E * bias).clamp(min=_FORBIDDEN).to(self.dtype)
             out = bias if out is None else out + bias
         return out
 
@@ -519,7 +524,7 @@ class _Entry:
     ) -> None:
         """Add a tile's expected log-prior and its share of the prior's normaliser."""
         if self._by_lanes:
-            # <phi_i, sum_j w_ij psi_j>: a thin product in place of a sum over the tile.
+            # <phi_i, sum_j w_ij psi_j>: a thin product instead of a sum over the tile.
             query, key = self._lanes(block, tile, heads)
             sums.prior += (query * torch.bmm(weights, key)).sum(-1)
         else:
@@ -567,7 +572,7 @@ def _fill(values: Tensor, outside: list[tuple[slice, Tensor]], fill: float) -> N
 
 
 def _shared_normaliser(prior: Tensor, rows: int, outside: list[tuple[slice, Tensor]]) -> Tensor:
-    """log2 sum 2^prior of a key-only term: the keys that all rows share are summed once."""
+    """log2 sum 2^prior of a key-only term; the keys that all rows share are summed once."""
     inner = torch.ones(prior.shape[-1], dtype=torch.bool, device=prior.device)
     parts = []
     for columns, forbidden in outside:

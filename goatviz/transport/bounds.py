@@ -2,7 +2,7 @@
 
 Here live ``collapse_bound`` and the margin law ``off_sink_bound`` with its two inverses,
 ``protected_length`` and ``required_margin``, which take numbers, NumPy arrays or tensors and
-answer in kind. Plans come from ``goatviz.transport.rows``; measuring a model is not done here.
+return the same kind. Plans come from ``goatviz.transport.rows``; nothing here measures a model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Values = float | np.ndarray | Tensor
 
 
 class CollapseBound(NamedTuple):
-    """Bounds of every attention weight, each of shape (..., n_queries, n_keys)."""
+    """Bounds on every attention weight, each of shape (..., n_queries, n_keys)."""
 
     lower: Tensor
     upper: Tensor
@@ -45,8 +45,8 @@ def collapse_bound(
     Parameters
     ----------
     prior : TransportPlan, or Tensor of shape (..., n_queries, n_keys)
-        A plan, which brings its own content range and temperature; or a log-prior in nats, here
-        normalised along each row, ``-inf`` where a key is not allowed.
+        A plan, which has a content range and temperature of its own; or a log-prior in nats,
+        ``-inf`` where a key is not allowed, which is normalised along each row here.
     content_range : float or Tensor of shape (..., n_queries), optional
         :math:`w_i \ge 0` in units of the scores; required with a log-prior.
     temperature : float or Tensor of shape (..., n_queries), optional
@@ -55,7 +55,7 @@ def collapse_bound(
     Returns
     -------
     CollapseBound
-        ``lower`` and ``upper``; the upper bound is cut at one.
+        ``lower`` and ``upper``; the upper bound is capped at one.
 
     Raises
     ------
@@ -254,7 +254,7 @@ def required_margin(length: Values, off_mass: Values = 0.5) -> Values:
 
 
 def _as_tensors(**values: Values):
-    """Return the values as float64 tensors, and what turns a result back into their kind."""
+    """Return the values as float64 tensors, and a function that restores their kind."""
     tensors = [value for value in values.values() if isinstance(value, Tensor)]
     device = tensors[0].device if tensors else None
     converted = []

@@ -1,7 +1,7 @@
 r"""Changes of a plan: hidden keys, capped masses, sink columns, windows, temperatures, ablations.
 
-A `Change` says what becomes of the logits of some heads. `changed_output` computes what a call's
-kernel would have returned with them; `goatviz.intervene` puts that into a model's forward pass.
+A `Change` edits the logits of some heads. `changed_output` computes what a call's kernel would have
+returned with the new logits; `goatviz.intervene` puts that into a model's forward pass.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ class Block(NamedTuple):
         return self.scores + self.log_prior
 
     def weights(self) -> Tensor:
-        """The plan over the keys, shape (heads, rows, keys); NaN in rows without any."""
+        """The plan over the keys, shape (heads, rows, keys); NaN in rows without any key."""
         return torch.cat([self.logits, self.column.unsqueeze(-1)], -1).softmax(-1)[..., :-1]
 
 
-#: Takes the rows of a call in order, so that it may remember what came before.
+#: Changes one block; gets the blocks of a call in order, so that it can carry state.
 Step = Callable[[Block], Block]
 
 
 @dataclass(frozen=True)
 class Change(ABC):
-    """What becomes of the plans of some heads.
+    """A change of the plans of some heads.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class Change(ABC):
 
     @abstractmethod
     def begin(self, call: AttentionCall, batch: int, heads: Tensor) -> Step:
-        """What happens to the rows of one sequence of a call, for these heads of it."""
+        """The step that changes the rows of one sequence of a call, for the given heads."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Hide(Change):
         )
 
     def _sinks(self, call: AttentionCall, batch: int) -> Tensor:
-        _whole(call, "the sinks of a call")
+        _whole(call, "Hide('sinks')")
         incoming = incoming_of(call)
         seen = incoming.observers >= self.min_observers
         return (incoming.importance > self.threshold)[batch] & seen[batch % len(seen)]
@@ -127,12 +127,12 @@ class Hide(Change):
 
 @dataclass(frozen=True)
 class Cap(Change):
-    """Lower the logits of some keys, all by one number, until they get no more than a mass.
+    """Lower the logits of some keys by a common amount, so that their mass is at most a limit.
 
     Parameters
     ----------
     mass : float
-        Largest share of a query's mass that they get together, in (0, 1).
+        Largest share of a query's mass that these keys get together, in (0, 1).
     keys : sequence of int
         Tokens of the text; default the first.
     """
@@ -164,13 +164,13 @@ class Cap(Change):
 
 @dataclass(frozen=True)
 class SinkColumn(Change):
-    """Set the logit of the extra column, which takes mass and has no value, or take it away.
+    """Set the logit of the extra column, which takes mass but has no value, or remove it.
 
     Parameters
     ----------
     logit : float, sequence of float, or None
         Nats, one for all heads or one for each head of the model; 0 is softmax off by one (Miller
-        2023). None takes the column away.
+        2023). None removes the column.
     """
 
     logit: float | Sequence[float] | None
@@ -201,16 +201,16 @@ class SinkColumn(Change):
 
 @dataclass(frozen=True)
 class Streaming(Change):
-    """Keep the newest keys and the first ones (StreamingLLM, Xiao et al. 2024).
+    """Keep the newest and the first keys (StreamingLLM, Xiao et al. 2024).
 
-    Positions stay those of the text, where StreamingLLM counts them within its cache.
+    Positions remain those of the text, whereas StreamingLLM counts them within its cache.
 
     Parameters
     ----------
     window : int
         Newest keys that a query may use, its own included.
     sinks : int
-        First tokens of the text that it may use as well; 0 for a plain window.
+        First tokens of the text that every query may use as well; 0 for a plain window.
     """
 
     window: int
@@ -233,11 +233,10 @@ class Streaming(Change):
 
 @dataclass(frozen=True)
 class HeavyHitters(Change):
-    """Keep the newest keys and those that got most mass so far (H2O, Zhang et al. 2023).
+    """Keep the newest keys and those with the most mass so far (H2O, Zhang et al. 2023).
 
-    After every query the older key with the least mass, summed over the queries before, leaves
-    for good while there are more than `heavy`. Queries of a text decide one after the other, as
-    in decoding, so that this is slow.
+    After every query, older keys are evicted for good until `heavy` are left, those with the least
+    mass from the queries so far first. Queries are processed one by one, as in decoding: slowly.
 
     Parameters
     ----------
@@ -255,7 +254,7 @@ class HeavyHitters(Change):
         checks.positive_int("recent", self.recent)
 
     def begin(self, call: AttentionCall, batch: int, heads: Tensor) -> Step:
-        _whole(call, "the keys that are evicted")
+        _whole(call, "HeavyHitters")
         shape = len(heads), call.shape[3]
         mass = torch.zeros(shape, dtype=torch.float64, device=call.device)
         gone = torch.zeros(shape, dtype=torch.bool, device=call.device)
@@ -348,7 +347,7 @@ class Ablate(Change):
 
 @torch.no_grad()
 def changed_output(call: AttentionCall, output: Tensor, changes: Sequence[Change]) -> Tensor:
-    """What a kernel would have returned, had the plans of some heads been changed.
+    """What a kernel would have returned with changed plans in some heads.
 
     Parameters
     ----------
@@ -362,7 +361,7 @@ def changed_output(call: AttentionCall, output: Tensor, changes: Sequence[Change
     Returns
     -------
     Tensor
-        As `output`, whose heads without a change, and queries without a key, keep every bit.
+        Like `output`; heads without a change, and queries without a key, keep every bit.
 
     Raises
     ------
@@ -379,7 +378,9 @@ def changed_output(call: AttentionCall, output: Tensor, changes: Sequence[Change
     """
     count = call.shape[1]
     each = [
-        torch.arange(count) if one.heads is None else torch.tensor(_heads(one, count))
+        torch.arange(count)
+        if one.heads is None
+        else torch.tensor(checks.places("heads", one.heads, count))
         for one in changes
     ]
     heads = torch.cat([torch.zeros(0, dtype=torch.long), *each]).unique()
@@ -408,7 +409,7 @@ def changed_output(call: AttentionCall, output: Tensor, changes: Sequence[Change
 
 
 def _with_keys(block: Block, before: Block) -> Block:
-    """The block, whose rows that have lost all of their keys are as before."""
+    """The block, with rows that have lost all of their keys restored."""
     keyless = (block.log_prior.amax(-1) == -math.inf).unsqueeze(-1)
     if not bool(keyless.any()):
         return block
@@ -452,10 +453,6 @@ def _put(block: Block, at: Tensor, part: Block) -> Block:
     return Block(block.rows, *parts)
 
 
-def _heads(change: Change, count: int) -> list[int]:
-    return list(checks.places("heads", change.heads, count))
-
-
 def _check_keys(call: AttentionCall, keys: Sequence[int]) -> None:
     """Raise a ValueError for keys beyond the end of a whole text; decoding may yet reach them."""
     count = call.shape[3] + call.gone
@@ -464,13 +461,14 @@ def _check_keys(call: AttentionCall, keys: Sequence[int]) -> None:
 
 
 def _chosen_keys(call: AttentionCall, batch: int, keys: Sequence[int]) -> Tensor:
-    """Which keys of the call are these tokens of the text, booleans of shape (n_keys,)."""
+    """Which keys of the call are the given tokens of the text, booleans, shape (n_keys,)."""
     mask = call.query_mask
     if mask is not None and call.shape[2] == call.shape[3]:
         row = mask[batch if len(mask) > 1 else 0]
         if not bool(row[0]):
             raise ValueError(
-                "keys are tokens of the text, and this input is padded on the left: key 0 is none"
+                "keys are tokens of the text, but this input is padded on the left, so that key 0 "
+                "is padding"
             )
     places = [key - call.gone for key in keys if 0 <= key - call.gone < call.shape[3]]
     chosen = torch.zeros(call.shape[3], dtype=torch.bool, device=call.device)
@@ -479,14 +477,14 @@ def _chosen_keys(call: AttentionCall, batch: int, keys: Sequence[int]) -> Tensor
 
 
 def _lags(call: AttentionCall) -> Callable[[Tensor], Tensor]:
-    """Distances of queries to all keys, tokens."""
+    """A function of rows: the lags of these queries from all keys, in tokens."""
     query, key = (at[:, 0].to(call.device) for at in (call.query_pos, call.key_pos))
     return lambda rows: query[rows].unsqueeze(-1) - key
 
 
-def _whole(call: AttentionCall, what: str) -> None:
+def _whole(call: AttentionCall, change: str) -> None:
     if call.shape[2] != call.shape[3]:
         raise ValueError(
-            f"{what} need whole sequences, got {call.shape[2]} queries over {call.shape[3]} keys "
-            "(cached decoding, or cross-attention)"
+            f"{change} needs whole sequences, got {call.shape[2]} queries over {call.shape[3]} "
+            "keys (cached decoding, or cross-attention)"
         )

@@ -1,9 +1,9 @@
-"""The normaliser of a prior made of lags and keys: a convolution, no exponential for each pair.
+"""The normaliser of a prior made of lag and key terms: a convolution, not one exp per pair.
 
 log sum_j exp(kappa(i - j) + u(j)) over consecutive tokens is a positive convolution of exp(kappa)
 with exp(u). It is summed block by block as products of a Toeplitz block with all key blocks that
-stand at the same distance, in float64: no cancellation, and as many exponentials as there are
-lags. `blockwise` asks here first and sums pair by pair where this does not apply.
+stand at the same distance, in float64: no cancellation, and one exponential per lag. `blockwise`
+tries this first and sums pair by pair where it does not apply.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from goatviz.priors.base import Prior
 from goatviz.transport.call import AttentionCall
 
 _LOG2E = 1.0 / math.log(2.0)
-# Positions of a block, tried in this order.
+# Sizes of a block in positions, tried in this order.
 _BLOCKS = (256, 64)
 # Bits between the largest and the smallest term of two blocks; float64 holds about 1,074.
 _WIDEST = 900.0
@@ -29,7 +29,7 @@ _TOLERANCE = 1e-3
 
 
 class _Band(NamedTuple):
-    """Consecutive queries and keys; allowed are the lags from `low` to `high`, both included."""
+    """Consecutive queries and keys; lags from `low` to `high`, inclusive, are allowed."""
 
     first_query: int
     queries: int
@@ -41,7 +41,7 @@ class _Band(NamedTuple):
 
 @torch.no_grad()
 def prior_normaliser(call: AttentionCall, batch: int) -> Tensor | None:
-    """log sum_j exp(K_ij) over the allowed keys in bits, or None where it is no convolution.
+    """log sum_j exp(K_ij) over the allowed keys in bits, or None if it is not a convolution.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def prior_normaliser(call: AttentionCall, batch: int) -> Tensor | None:
 
 
 def _band(call: AttentionCall, batch: int) -> _Band | None:
-    """The band of lags that a batch entry's intervals are, or None."""
+    """The band of lags that a batch entry's intervals form, or None."""
     chosen, start, stop = call.visibility.entry(batch)
     seen = stop > start
     if call.key_pos.shape[1] > 1 or not bool(seen.any()):
@@ -107,7 +107,7 @@ def _parts(prior: Prior, band: _Band) -> tuple[Tensor, Tensor] | None:
             kernel = kernel + part.log_prior([float(query)], points)[:, 0].double().cpu()
         elif part.kind == "key":
             bias = bias + part.log_prior([0.0], keys)[:, 0].double().cpu()
-    # A prior may call itself what it is not: the parts must say what the prior says.
+    # A part's `kind` may be wrong: the parts must add up to the prior itself.
     rows = torch.linspace(0, band.queries - 1, _CHECKED_ROWS).long().unique()
     exact = prior.log_prior((band.first_query + rows).double(), keys).double().cpu()
     lags = (band.first_query + rows[:, None]) - (band.first_key + torch.arange(band.keys))

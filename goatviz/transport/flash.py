@@ -1,8 +1,9 @@
-"""What a flash kernel already knows: statistics from one call and its log-normaliser.
+"""Statistics from a flash kernel: from the output of one call and its log-normaliser.
 
-A prior's lanes are appended to queries and keys, so that their inner product is the whole logit;
-keys as values give the expectations, queries and keys exchanged the incoming mass. `hindrance`
-says what this cannot do. The public functions and the definition live in `statistics`.
+A prior's lanes are appended to queries and keys, so that their inner product is the whole logit.
+Keys passed as values give the expectations; exchanging queries and keys gives the incoming mass.
+`hindrance` names what stands in the way. The public functions and the definition live in
+`statistics`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from goatviz.transport.blockwise import sweep
+from goatviz.transport.blockwise import EXPECTATIONS, PRIOR_EXPECTATIONS, sweep
 from goatviz.transport.call import AttentionCall
 from goatviz.transport.visibility import Visibility
 
@@ -32,22 +33,24 @@ STATISTICS = (
 )
 # A forbidden key's lane: far below any logit, far above -inf (0 * inf is NaN).
 _FORBIDDEN = 1e5
-# Scores beyond this come near that lane, and float32 keeps less than two of their decimals.
+# Scores beyond this come near that lane, and float32 keeps fewer than two of their decimals.
 _LARGEST_SCORE = 2.0**14
-# Nats of prior in a lane, of which a sum over all keys is taken, beyond which float32 is not good
-# for 1e-5.
+# Largest prior in a lane, nats, for which float32 sums over all keys are good to 1e-5.
 _LARGEST_LANE = 8.0
 
 
 class _Span(NamedTuple):
-    """Keys of a fused call: the first `prefix` are open to all, the rest are causal."""
+    """Keys of a fused call: the first `prefix` are open to all queries, the rest are causal."""
 
     prefix: int
     causal: bool
 
 
-def hindrance(call: AttentionCall) -> str | None:
-    """What keeps a call from a flash kernel, in words; None if nothing does."""
+def hindrance(call: AttentionCall, names: Sequence[str]) -> str | None:
+    """What keeps a flash kernel from the named statistics of a call, in words; None if nothing."""
+    expensive = [name for name in names if name not in STATISTICS]
+    if expensive:
+        return ", ".join(expensive)
     span = _span(call)
     if isinstance(span, str):
         return span
@@ -65,20 +68,9 @@ def hindrance(call: AttentionCall) -> str | None:
 def rows(
     call: AttentionCall, names: Sequence[str], keys: Sequence[int], recent: int
 ) -> dict[str, Tensor]:
-    """Named row statistics out of `STATISTICS`; those of queries without keys are not defined.
-
-    Raises
-    ------
-    ValueError
-        If another one is asked for.
-    """
-    expensive = [name for name in names if name not in STATISTICS]
-    if expensive:
-        raise ValueError(
-            f"impl='fused' cannot do {', '.join(expensive)}; use impl='blockwise' or 'auto'"
-        )
+    """Named row statistics from `STATISTICS`; undefined for queries without keys."""
     q, k = _widened(call)
-    expected = {"entropy", "expected_score", "expected_log_prior", "kl_to_prior"} & set(names)
+    expected = EXPECTATIONS & set(names)
     out, lse = _attend(q, k, k if expected else k[..., :1], _span(call))
     gauge = _gauge(call)
     normaliser, sink = _with_sink(call, lse, gauge)
@@ -95,7 +87,7 @@ def rows(
         if sink is not None:
             prior = prior + sink * torch.exp(sink - normaliser)
         values |= {"expected_score": score, "entropy": normaliser - score - prior}
-        if {"expected_log_prior", "kl_to_prior"} & set(names):
+        if PRIOR_EXPECTATIONS & set(names):
             partition = _partition(call, q, k)
             if sink is not None:
                 partition = torch.logaddexp(partition, sink)
@@ -122,7 +114,7 @@ def incoming(call: AttentionCall, query_mass: Tensor) -> Tensor:
     counted = (query_mass > 0).unsqueeze(1) & (call.visibility.count() > 0).to(lse.device)
     lane = query_mass.log().unsqueeze(1).to(lse) - normaliser
     lane = torch.where(counted, lane, -_FORBIDDEN)
-    # Keys ask, queries answer: log a_i - lse_i is a lane of the queries.
+    # Keys and queries change places; log a_i - lse_i is one more lane of the queries.
     asking = torch.cat([k, k.new_ones(*k.shape[:3], 1)], dim=-1)
     asking = asking.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     answering = torch.cat([q, lane.unsqueeze(-1)], dim=-1)
@@ -130,7 +122,7 @@ def incoming(call: AttentionCall, query_mass: Tensor) -> Tensor:
     if span.prefix:
         parts.append(_kernel(asking[:, :, : span.prefix], answering, answering[..., :1], False)[1])
     if span.prefix < k.shape[2]:
-        # Key j is asked by queries i >= j: reversed in time, that is the kernel's causal mask.
+        # Key j is used by queries i >= j: reversed in time, that is the kernel's causal mask.
         rest = asking[:, :, span.prefix :].flip(2)
         turned = answering.flip(2)
         parts.append(_kernel(rest, turned, turned[..., :1], True)[1].flip(2))
@@ -140,7 +132,7 @@ def incoming(call: AttentionCall, query_mass: Tensor) -> Tensor:
 
 
 def _span(call: AttentionCall) -> _Span | str:
-    """How a flash kernel's own causal flag covers the call, or what it cannot do."""
+    """How the kernel's causal flag can express the call's mask, or what stands in the way."""
     visible = call.visibility
     if visible.dense is not None:
         return "a dense mask"
@@ -160,7 +152,7 @@ def _span(call: AttentionCall) -> _Span | str:
         if bool(start.any()):
             return "a window"
         open_to_all &= bool((stop == len(chosen)).all())
-        # The kernel's own flag forbids the same pairs of the keys that exist.
+        # Among the keys that exist, the kernel's flag forbids the same pairs.
         before = torch.searchsorted(chosen, index + (n_keys - n_queries), right=True)
         causal &= bool((stop == before).all())
     if open_to_all:
@@ -171,7 +163,7 @@ def _span(call: AttentionCall) -> _Span | str:
 
 
 def _centred_lanes(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
-    """Query lanes, key bias centred on 0 and key lanes, in float64: a row constant is free."""
+    """Query lanes, key bias centred on 0 (row constants cancel) and key lanes, in float64."""
     factors = call.prior.factors(call.query_pos, call.key_pos)
     bias = factors.key_bias.double()
     middle = (bias.amax(-1, keepdim=True) + bias.amin(-1, keepdim=True)) / 2
@@ -179,7 +171,7 @@ def _centred_lanes(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _padding_lane(call: AttentionCall) -> Tensor | None:
-    """-1e5 at keys that nobody may use, shape (batch, 1, n_keys, 1); None if there are none."""
+    """-1e5 at keys that no query may use, shape (batch, 1, n_keys, 1); None without such keys."""
     visible = call.visibility
     if all(len(visible.entry(b)[0]) == visible.n_keys for b in range(visible.batch)):
         return None
@@ -209,7 +201,7 @@ def _widened(call: AttentionCall) -> tuple[Tensor, Tensor]:
 
 
 def _kernel(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """softmax(<q, k>) v and its log-normaliser, from the device's flash kernel; heads are equal."""
+    """softmax(<q, k>) v and its log-normaliser from the device's kernel, for equal head counts."""
     width = max(q.shape[-1], v.shape[-1])
     width = -(-width // 8) * 8
     value_width = v.shape[-1]
@@ -222,7 +214,7 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tens
         out, lse, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
             q, k, v, None, True, 0.0, causal, scale=1.0
         )
-        # This kernel rounds the length of its log-normaliser up.
+        # This kernel pads its log-normaliser.
         lse = lse[..., : q.shape[2]]
     return out[..., :value_width], lse
 
@@ -257,7 +249,7 @@ def _with_sink(
 
 
 def _gauge(call: AttentionCall) -> Tensor | None:
-    """Nats to add to fused logits for the gauge of `log_prior`, (query heads, n_queries)."""
+    """Nats that bring fused logits into the gauge of `log_prior`, (query heads, n_queries)."""
     if call.prior is None:
         return None
     query, bias, key = _centred_lanes(call)

@@ -1,7 +1,7 @@
-"""One plan's problem as POT solves it, and the judgement of POT's answer.
+"""One plan's problem as POT solves it, and the verdict on POT's answer.
 
-POT is never taken on trust: an answer that is not finite, breaks its own marginals, came with a
-warning, or is beaten by the plan it was to beat, is reported as a failure of the solver.
+POT is not taken on trust: if its answer is not finite, violates its own marginals, came with a
+warning, or has a higher objective than the plan, that is reported as a failure of the solver.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def call(solve: Callable[[ModuleType], tuple[np.ndarray, dict]]) -> Answer:
 
 def semi_relaxed(rows: Rows, settings: Settings) -> SolverReport:
     reference = rows.source[:, None] * np.exp(rows.log_prior)
-    # One temperature is POT's own; several are divided out, since rows do not interact.
+    # A single temperature is POT's `reg`; several are divided out, since rows do not interact.
     one = np.ptp(rows.temperature) == 0
     reg = float(rows.temperature[0]) if one else 1.0
     cost = -(rows.scores if one else rows.content)
@@ -229,7 +229,7 @@ def _judge(
 
 
 def _failure(name: str, rows: Rows, answer: Answer) -> SolverReport:
-    """A report of failure, from which better ones are made."""
+    """A report of failure, which later checks refine."""
     return SolverReport(
         solver=name,
         verdict=Verdict.SOLVER_FAILED,
@@ -247,7 +247,7 @@ def _failure(name: str, rows: Rows, answer: Answer) -> SolverReport:
 def _dispute(
     report: SolverReport, rows: Rows, settings: Settings, *, decoupled: bool
 ) -> SolverReport:
-    """Who is right where POT's sound plan differs: the one with the lower objective."""
+    """Decide between the plan and POT's sound but different one by their objectives."""
     excess, noise = _excess(report.weights, rows)
     if decoupled:
         # Rows do not interact, so each row that differs has its own winner.
@@ -312,9 +312,9 @@ def _excess(weights: np.ndarray, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
 def linear_programme(rows: Rows, settings: Settings) -> SolverReport:
     n, m = rows.allowed.shape
     width = float(-rows.scores.min())
-    # Dearer than any allowed key is dear enough: with the target free, rows are independent.
+    # Any cost above the allowed keys' will do: with a free target, rows are independent.
     cost = np.where(rows.allowed, -rows.scores, 2 * width + 1)
-    # Every key can hold the whole mass; the last source fills what the queries leave.
+    # Every key can hold the whole mass; the last source supplies what the queries do not.
     source = np.append(rows.source, m - 1.0)
     target = np.ones(m)
     answer = call(
@@ -363,7 +363,7 @@ def linear_programme(rows: Rows, settings: Settings) -> SolverReport:
 
 
 def _compare_with_limit(report: SolverReport, rows: Rows, settings: Settings) -> SolverReport:
-    """Whether the plan keeps the bounds that hold of it and the programme at any temperature."""
+    """Check the bounds between plan and programme that hold at any temperature."""
     # The best key, and among ties the one the prior favours: its bounds are the sharpest.
     best = np.where(rows.scores == 0, rows.log_prior, -math.inf).argmax(1)
     every = np.arange(len(rows.source))

@@ -1,4 +1,4 @@
-"""What an independent solver says about a plan: verdicts, one solver's report, a whole check."""
+"""What independent solvers say about a plan: the verdicts, one solver's report, a whole check."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SolverReport:
     seconds : float
         Time spent in POT, summed over the batch.
     iterations : int or None
-        POT's iterations, the largest of the batch; None where POT does not tell.
+        POT's iterations, the largest of the batch; None where POT does not report them.
     index : tuple of int
         Batch index that the report is about.
     weights : array of float64, shape (n_queries, n_keys), optional
@@ -79,7 +79,7 @@ class SolverReport:
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, object]:
-        """The report as plain numbers and text for JSON; None for what is not finite."""
+        """The report as plain numbers and text for JSON; NaN and infinities become None."""
         plain = asdict(replace(self, weights=None))
         plain |= {"verdict": str(self.verdict), "index": list(self.index)}
         del plain["weights"]

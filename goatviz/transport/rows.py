@@ -87,7 +87,7 @@ class TransportPlan:
         source_mass: Tensor | None = None,
         tolerance: float | None = None,
     ) -> TransportPlan:
-        """Carry any feasible candidate weights, so that their certificates can be evaluated.
+        """Wrap any feasible candidate weights, so that their certificates can be evaluated.
 
         Parameters
         ----------
@@ -126,7 +126,9 @@ class TransportPlan:
         _check_floating("weights", weights)
         bad = ~(torch.isfinite(weights) & (weights >= 0))
         if bad.any():
-            raise ValueError(f"weights must be finite and at least 0, got others in {_count(bad)}")
+            raise ValueError(
+                f"weights must be finite and at least 0, got {_count(bad)} that are not"
+            )
         positive = weights > 0
         # log(1) in place of log(0) keeps the gradient of the untaken branch finite.
         log_weights = torch.where(positive, weights, 1.0).log()
@@ -153,7 +155,7 @@ class TransportPlan:
         source_mass: Tensor | None = None,
         tolerance: float | None = None,
     ) -> TransportPlan:
-        """Carry any feasible candidate given by its log-weights; see `from_weights`.
+        """Wrap any feasible candidate given by its log-weights; see `from_weights`.
 
         Parameters
         ----------
@@ -198,8 +200,8 @@ class TransportPlan:
             raise ValueError(
                 f"weights must sum to 1 within {tolerance:g} in each row, got "
                 f"{_count(off, 'query')} where they do not: the first sums to "
-                f"{sums[first].item():.6g} (a model that drops a sink column after the softmax "
-                "has the sink as one more key)"
+                f"{sums[first].item():.6g} (if the model drops a sink column after the softmax, "
+                "pass the sink as one more key)"
             )
         return cls(
             scores=problem.scores,
@@ -308,7 +310,7 @@ class TransportPlan:
         It equals :math:`\tau_i \mathrm{KL}(p_i \| p_i^*)`: zero at the optimum and positive
         elsewhere, up to rounding of about ``eps`` times `content_range`.
         """
-        # The row's maximum is left out of both terms: it would only cancel, with its rounding.
+        # The row's maximum is left out of both terms: it would cancel, but for its rounding.
         _, shifted, log_partition = self._centred()
         content = (self.weights * shifted).sum(-1)
         return self.temperature * (self.kl_to_prior + log_partition) - content
@@ -529,7 +531,7 @@ def _check_scores(scores: Tensor) -> None:
         )
     if 0 in scores.shape[-2:]:
         raise ValueError(
-            f"scores must have a query and a key at least, got shape {tuple(scores.shape)}"
+            f"scores must have at least one query and one key, got shape {tuple(scores.shape)}"
         )
     bad = _not_below_infinity(scores)
     if bad is not None:
@@ -553,7 +555,7 @@ def _allowed(scores: Tensor, mask: Tensor | None) -> Tensor:
     empty = ~allowed.any(-1)
     if empty.any():
         raise ValueError(
-            "mask must leave each query a key that scores allow too, "
+            "mask must leave each query a key that scores also allow, "
             f"got {_count(empty, 'query')} without one"
         )
     return allowed
@@ -573,9 +575,9 @@ def _log_partition(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Row maximum c, scores - c (zero where not allowed), and log sum_j pi_j exp((s_j - c)/tau).
 
-    The logarithm is non-positive. Where the sum stays near one it is log1p of a sum of expm1,
-    which keeps the relative precision that a hot temperature multiplies back; elsewhere it is
-    the ordinary log-sum-exp.
+    The logarithm is non-positive. Where the sum is near one, it is log1p of a sum of expm1, which
+    keeps the relative precision that a high temperature needs; elsewhere it is the ordinary
+    log-sum-exp.
     """
     centre, shifted = _centre(scores, allowed)
     content = shifted / temperature.unsqueeze(-1)

@@ -1,8 +1,8 @@
 """The same transport problem through an independent solver: POT, Python Optimal Transport.
 
-``cross_check`` holds a plan against POT's answers and says which of the two is at fault when they
-differ; ``doubly_stochastic`` solves the balanced problem, whose target is fixed. Closed forms live
-in ``goatviz.transport.rows``.
+``cross_check`` compares a plan with POT's answers and, where they differ, says which of the two is
+at fault; ``doubly_stochastic`` solves the balanced problem, whose target is fixed. Closed forms
+live in ``goatviz.transport.rows``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def cross_check(
     max_iterations: int = 10_000,
     warm_start: bool = True,
 ) -> CrossCheck:
-    r"""Solve a plan's problem again through POT, and say whether the two answers agree.
+    r"""Solve a plan's problem again with POT, and report whether the two answers agree.
 
     .. math::
         \min_{G \ge 0,\; G 1 = a} \; -\langle G, S\rangle
@@ -222,8 +222,8 @@ def doubly_stochastic(
     -----
     A mask can leave allowed entries that no feasible plan may use. They are found exactly first
     and left out, since Sinkhorn would otherwise approach their zeros forever. The causal mask is
-    the extreme case: the only lower-triangular doubly stochastic matrix is the identity, whatever
-    the scores, and that is what comes back.
+    the extreme case: the only lower-triangular doubly stochastic matrix is the identity, which is
+    returned whatever the scores.
 
     References
     ----------

@@ -260,7 +260,7 @@ def statistics_of(
 ) -> RowStatistics:
     """`row_statistics` of an `AttentionCall`; `at` may be a function of the call."""
     asked = _options(call, statistics, keys, recent, at)
-    impl = _choose(call, impl, only_cheap=set(asked.streamed) <= set(CHEAP_STATISTICS))
+    impl = _choose(call, impl, asked.streamed)
     if impl == "reference":
         values, _ = _reference(call, asked, None)
     elif impl == "fused":
@@ -276,7 +276,7 @@ def incoming_of(
 ) -> IncomingMass:
     """`incoming_mass` of an `AttentionCall`."""
     query_mass = _query_mass(call, query_mass)
-    impl = _choose(call, _without_gain(call, impl), only_cheap=True)
+    impl = _choose(call, _without_gain(call, impl), ())
     if impl == "reference":
         _, mass = _reference(call, None, query_mass)
     elif impl == "fused":
@@ -378,7 +378,8 @@ def _without_gain(call: AttentionCall, impl: str) -> str:
     return "blockwise" if impl == "auto" and call.device.type == "cpu" else impl
 
 
-def _choose(call: AttentionCall, impl: str, *, only_cheap: bool) -> str:
+def _choose(call: AttentionCall, impl: str, names: Sequence[str]) -> str:
+    """The implementation that computes these statistics (or, without names, incoming mass)."""
     checks.one_of("impl", impl, IMPLEMENTATIONS)
     if impl == "reference":
         return impl
@@ -389,10 +390,9 @@ def _choose(call: AttentionCall, impl: str, *, only_cheap: bool) -> str:
         )
     if impl == "blockwise":
         return impl
-    short = call.device.type == "cpu" and call.shape[3] <= WIDEST_ROW
-    if impl == "auto" and (short or not only_cheap):
+    if impl == "auto" and call.device.type == "cpu" and call.shape[3] <= WIDEST_ROW:
         return "blockwise"
-    hindrance = flash.hindrance(call)
+    hindrance = flash.hindrance(call, names)
     if hindrance is None:
         return "fused"
     if impl == "fused":

@@ -1,7 +1,7 @@
 """Which keys each query may use, in O(length): causal, windowed, padded, cached, or anything else.
 
-Every mask of practice leaves each query an interval of the keys that exist; two numbers per query
-then say it all. A mask that is not of this kind is kept dense, as it was handed in.
+In practice a mask leaves each query an interval of the keys that exist, so that two numbers per
+query describe it. Any other mask is kept dense, as given.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-#: Rows of a dense mask that are looked at together.
+#: Rows of a dense mask that are processed together.
 _ROWS = 1024
-#: Nats: no bias is as low as the first, what forbids is as low as the second, which nothing that
-#: only discourages comes near while it stays above the third.
+#: Nats. An entry at or below the first always forbids its pair; one at or below the second does so
+#: unless others lie between the second and the third.
 _NEVER_A_BIAS, _FORBIDS, _ORDINARY = -1e8, -9999.0, -1000.0
 
 
 def split_mask(mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What a mask forbids, and what it adds to the logits: the one reading of masks of pairs.
+    """Split a mask into the pairs that it allows and what it adds to their logits.
 
     A boolean mask is True where a pair is allowed. An entry of an additive mask forbids its pair
-    if it is -inf, at most half of the dtype's lowest number or at most -1e8; and, as code writes
-    -1e4 too, if it is at most -9999 while no entry lies between -9999 and -1000. Entries between
-    show a graded bias, such as ALiBi's over thousands of tokens, all of whose pairs are allowed.
+    if it is -inf, at most half of the dtype's lowest number, or at most -1e8. Since some code
+    writes -1e4, an entry of at most -9999 forbids its pair too, unless other entries lie between
+    -9999 and -1000: those are a sign of a graded bias, such as ALiBi's over thousands of tokens,
+    all of whose pairs are allowed.
 
     Parameters
     ----------
@@ -41,9 +42,9 @@ def split_mask(mask: Tensor) -> tuple[Tensor, Tensor | None]:
     Raises
     ------
     TypeError
-        If it is neither boolean nor floating point.
+        If the mask is neither boolean nor floating point.
     ValueError
-        If it holds NaN or +inf.
+        If the mask holds NaN or +inf.
 
     Examples
     --------
@@ -76,12 +77,13 @@ class Visibility:
     n_queries, n_keys : int
         Lengths in tokens.
     keys : tuple of Tensor
-        For each batch entry (or one for all): indices of the keys that any query may use, in the
-        order in which the intervals run.
+        For each batch entry, or once for all: indices of the keys that some query may use, in the
+        order that `start` and `stop` count in.
     start, stop : Tensor of int64, shape (batch or 1, n_queries)
         Query i may use `keys[start : stop]`; nothing where they are equal.
     dense : Tensor of bool, shape (batch or 1, heads or 1, n_queries, n_keys), optional
-        The mask itself, when it is not one interval for each query; the rest is then empty.
+        The mask itself, if some query's keys are not an interval; `keys`, `start` and `stop` are
+        then empty.
     """
 
     n_queries: int
@@ -102,7 +104,7 @@ class Visibility:
         window: int | None = None,
         padding_mask: Tensor | None = None,
     ) -> Visibility:
-        """Allowed pairs from indices.
+        """Allowed pairs from rules about indices.
 
         Parameters
         ----------
@@ -144,7 +146,7 @@ class Visibility:
         Parameters
         ----------
         mask : Tensor of bool, shape (batch or 1, heads or 1, n_queries, n_keys)
-            Read in blocks of rows; kept only if some query's keys are no interval.
+            Read in blocks of rows; kept only if some query's keys are not an interval.
 
         Raises
         ------
@@ -175,7 +177,7 @@ class Visibility:
 
     @property
     def batch(self) -> int:
-        """Batch entries with rules of their own; 1 when shared."""
+        """Number of batch entries with a mask of their own; 1 if all share one."""
         return len(self.keys) if self.dense is None else self.dense.shape[0]
 
     def entry(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -232,20 +234,20 @@ class Visibility:
         return out
 
     def real_queries(self, first: int) -> Tensor:
-        """Queries of self-attention that are no padding, shape (batch or 1, n_queries).
+        """Queries of self-attention that are not padding, shape (batch or 1, n_queries).
 
-        Padding is a query whose own key nobody may use, or that may use no key itself.
+        A query is padding if no query may use its key, or if it may use no key itself.
 
         Parameters
         ----------
         first : int
-            Place of the first query among the keys; the others follow it.
+            Index of the first query among the keys; the others follow.
         """
         used = (self.observers() > 0).any(1)[:, first : first + self.n_queries]
         return used & (self.count() > 0).any(1).to(used.device)
 
     def _places(self, batch: int) -> Tensor:
-        """Where each key stands in the order of the intervals, -1 for keys that nobody may use."""
+        """Place of each key in the order of the intervals, -1 for keys that no query may use."""
         number = batch if len(self.keys) > 1 else 0
         if number not in self._place:
             chosen = self.keys[number]
@@ -255,9 +257,9 @@ class Visibility:
         return self._place[number]
 
     def may_see(self, queries: Tensor, keys: slice, *, batch: int = 0) -> Tensor:
-        """Queries that might use a key of the window, shape (queries,); no pair of others is.
+        """Queries that might use a key of the window, shape (queries,); the others cannot.
 
-        Where intervals run, this is O(queries + keys); a dense mask rules nobody out.
+        Takes O(queries + keys) with intervals; a dense mask rules no query out.
         """
         if self.dense is not None:
             return torch.ones(len(queries), dtype=torch.bool)
@@ -273,40 +275,41 @@ class Visibility:
     ) -> Tensor:
         """The dense mask of a window of pairs, shape (queries, keys), True = allowed.
 
-        Several heads give a dimension in front if their masks differ.
+        Several heads whose masks differ give shape (heads, queries, keys).
         """
         columns = range(self.n_keys)[keys]
         if self.dense is not None:
             dense = self.dense[batch if self.dense.shape[0] > 1 else 0][:, queries][..., keys]
             return dense[head if dense.shape[0] > 1 else 0]
-        _, start, stop = self.entry(batch)
         place = self._places(batch)[columns.start : columns.stop : columns.step]
-        low, high = start[queries].unsqueeze(-1), stop[queries].unsqueeze(-1)
-        return (place >= 0) & (place >= low) & (place < high)
+        return self._inside(place, queries, batch)
 
     def pairs(self, queries: slice, keys: Tensor, *, batch: int = 0) -> Tensor:
-        """Which of some keys each query may use, shape (queries, m), True = allowed.
+        """Which of its m given keys each query may use, shape (queries, m), True = allowed.
 
         Parameters
         ----------
         queries : slice
             Some queries.
         keys : Tensor of int64, shape (queries, m)
-            Keys of each of them; a dense mask gives a dimension of heads (or 1) in front.
+            m keys for each query. A dense mask gives shape (heads or 1, queries, m).
         batch : int
             Which batch entry.
         """
         if self.dense is not None:
             dense = self.dense[batch if self.dense.shape[0] > 1 else 0][:, queries]
             return dense.gather(-1, keys.to(dense.device).expand(len(dense), -1, -1))
+        return self._inside(self._places(batch)[keys], queries, batch)
+
+    def _inside(self, place: Tensor, queries: slice | Tensor, batch: int) -> Tensor:
+        """Whether places of keys lie in the queries' intervals, shape (queries, m)."""
         _, start, stop = self.entry(batch)
-        place = self._places(batch)[keys]
         low, high = start[queries].unsqueeze(-1), stop[queries].unsqueeze(-1)
         return (place >= 0) & (place >= low) & (place < high)
 
 
 def _intervals(mask: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Keys, starts and stops of a mask (n_queries, n_keys), or None if rows are no intervals."""
+    """Keys, starts and stops of a mask (n_queries, n_keys), or None if a row is not an interval."""
     used = torch.zeros(mask.shape[1], dtype=torch.bool, device=mask.device)
     for rows in mask.split(_ROWS):
         used |= rows.any(0)
