@@ -1,8 +1,7 @@
-"""Other people's attention modules, read in our words without importing their libraries.
+"""Attention modules of other libraries, read into goatviz objects without importing the libraries.
 
-An adapter recognises a module by its class's name and home, reads its parameters, and returns
-goatviz objects. `capture` watches the attention calls of all of them. Nothing here changes the
-module it is given.
+An adapter recognises a module by the name and package of its class and reads its parameters.
+`capture` watches the attention calls of all of them. Nothing here changes the modules permanently.
 """
 
 from goatviz.adapters.capture import (

@@ -1,7 +1,7 @@
-"""Watch the attention calls of a model while its own forward pass runs, and keep what they show.
+"""Watch the attention calls of a model while its own forward pass runs, and measure them.
 
-One context manager for goatviz, goat-attention, torch.nn and Hugging Face models alike; each
-family's watcher lives beside this file. Outputs stay as they were, bit for bit.
+One context manager serves goatviz, goat-attention, torch.nn and Hugging Face models; each family
+has a watcher in a module of its own. Outputs stay the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from goatviz.transport.statistics import (
     statistics_of,
 )
 
-#: What `capture` can keep of every call.
+#: What `capture` can measure of every call.
 CAPTURE_STATISTICS = (*ROW_STATISTICS, "incoming_mass", "value_norm")
 
 Watch = Callable[[nn.Module, Mapping[str, nn.Module], Observe], AbstractContextManager[None]]
 
-#: What a plan shows of keys that have left the cache.
+#: Entries of a plan at keys that have left the cache.
 _GONE = {
     "scores": math.nan,
     "log_prior": -math.inf,
@@ -56,7 +56,7 @@ _GONE = {
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CapturedCall:
-    """One attention call of one layer, and what was measured while the model ran.
+    """One attention call of one layer, with what was measured while the model ran.
 
     Attributes
     ----------
@@ -65,15 +65,15 @@ class CapturedCall:
     name : str
         The layer's path in the module tree.
     call : AttentionCall
-        The call itself; with keep="statistics" without its q, k, v and bias.
+        The call itself; with keep="statistics", without its q, k, v and bias.
     rows : RowStatistics, optional
-        Row statistics, as far as asked for.
+        The row statistics that were requested.
     incoming : IncomingMass, optional
-        Mass that each key of the call (`call.key_pos`) receives from the real queries.
+        Mass that each key of the call (`call.key_pos`) receives from queries other than padding.
     value_norm : Tensor, optional
-        Norms of their values, shape (batch, key-value heads, n_keys).
+        Norms of the values, shape (batch, key-value heads, n_keys).
     residual : float, optional
-        With certify=: how far the kernel's own output is from the plan times the values, relative
+        With certify=: distance of the kernel's own output from the plan times the values, relative
         to the largest value; see `AttentionCall.residual`.
     """
 
@@ -92,12 +92,12 @@ class CapturedCall:
 
     @property
     def projections(self) -> AttentionCall:
-        """The call, if its queries and keys were kept.
+        """The call with its queries and keys.
 
         Raises
         ------
         ValueError
-            If they were not.
+            If they were not kept.
         """
         if self.call.q is None:
             raise ValueError(
@@ -118,7 +118,7 @@ class CapturedCall:
 
 @dataclass(eq=False, repr=False)
 class Record:
-    """What `capture` saw, in the order of the calls.
+    """What `capture` recorded, in the order of the calls.
 
     Attributes
     ----------
@@ -127,7 +127,7 @@ class Record:
     calls : list of CapturedCall
         One for each call of each captured layer.
     skipped : tuple of str
-        Paths of layers beside them that hold no plan: linear attention, delta rules, state spaces.
+        Paths of the layers that have no plan: linear attention, delta rules, state spaces.
     """
 
     layers: tuple[str, ...]
@@ -149,7 +149,7 @@ class Record:
         Raises
         ------
         ValueError
-            If there is none.
+            If there are no calls.
         """
         if not self.calls:
             raise ValueError(
@@ -164,19 +164,19 @@ class Record:
         Raises
         ------
         ValueError
-            If nothing was captured, or nothing of this layer.
+            If there are no calls, or none of this layer.
         """
         seen = sorted({call.layer for call in self.check_calls()})
         checks.one_of("layer", layer, seen)
         return [call for call in self.calls if call.layer == layer]
 
     def residuals(self) -> dict[str, float]:
-        """The largest residual of every captured layer, by its path: is this what the kernel did?
+        """The largest residual of every captured layer, by path: do the plans match the kernel?
 
         Raises
         ------
         ValueError
-            If nothing was captured, or without certify=.
+            If there are no calls, or they were captured without certify=.
         """
         largest: dict[str, float] = {}
         for call in self.check_calls():
@@ -202,9 +202,9 @@ class Record:
         layer, head, batch : int
             Which query head of which layer and sequence.
         queries, keys : slice
-            The window, queries of the call by tokens of the text; each row is normalised over all
-            keys, whatever the window. Keys that have left a sliding window's cache are not
-            allowed, weigh 0, and have NaN as their scores.
+            The window: queries of the call, and tokens of the text as keys. Each row is normalised
+            over all keys, whatever the window. Keys that have left a sliding window's cache are
+            not allowed, have weight 0 and score NaN.
         call : int
             Which call of the layer; default the last.
 
@@ -216,7 +216,7 @@ class Record:
         Raises
         ------
         ValueError
-            If the record is empty or holds statistics only, or the place does not exist.
+            If the record is empty or holds statistics only, or the window does not exist.
         """
         calls = self.of(layer)
         number = checks.integer("call", call, low=-len(calls), high=len(calls) - 1)
@@ -255,51 +255,51 @@ def capture(
     impl: str = "auto",
     certify: int | None = None,
 ) -> Iterator[Record]:
-    """Run your own forward pass and see what every attention call did, without any L x L array.
+    """Run your own forward pass and measure every attention call, without any L x L array.
 
     Parameters
     ----------
     model : nn.Module
-        With goatviz Attention, goat-attention's GoatAttention, torch.nn.MultiheadAttention
-        (inside TransformerEncoder and its kin too) or Hugging Face attention inside, whatever
-        implementation that runs on.
+        A model with goatviz Attention, goat-attention's GoatAttention,
+        torch.nn.MultiheadAttention (also inside TransformerEncoder and the like) or Hugging Face
+        attention, whatever its implementation.
     layers : int, str or sequence of them, optional
-        Which attention layers, by number or path; default all. Layers without a plan (linear
+        Attention layers to capture, by number or path; default all. Layers without a plan (linear
         attention, delta rules, state spaces) are skipped and named in the record.
     statistics : iterable of str
-        Out of `CAPTURE_STATISTICS`; default all. Computed while the model runs.
+        From `CAPTURE_STATISTICS`; default all. Computed while the model runs.
     keep : {"statistics", "projections"}
-        Keep q, k and v too, which `Record.plan` needs: O(length) memory for each layer.
+        "projections" also keeps q, k and v, which `Record.plan` needs: O(length) memory per layer.
     keys : sequence of int
-        Tokens of the text whose weight is kept (`rows.keys`): 0 for one that has left a sliding
-        window's cache; one that a call does not have yet is left out.
+        Tokens of the text whose weight is kept (`rows.keys`). The weight is 0 for tokens that have
+        left a sliding window's cache; tokens that a call does not have yet are left out.
     recent, impl
         As in `goatviz.row_statistics`.
     at : callable, optional
-        at(call) gives keys of each query of an `AttentionCall` whose weight is kept
+        at(call) returns keys of each query of an `AttentionCall` whose weight is kept
         (`rows.gathered_mass`), as in `goatviz.row_statistics`; default the key before the query.
     certify : int, optional
-        Compare what the model's own kernel returned, at so many queries of every call, with the
+        Compare the output of the model's own kernel, at this many queries of every call, with the
         plan recomputed in float64 times the values: `Record.residuals`. For layers of goatviz and
-        of Hugging Face, whose outputs are seen before their output projection.
+        of Hugging Face, whose kernel output can be seen before the output projection.
 
     Yields
     ------
     Record
-        Grows with every call of the forward pass: what a backward pass computes again for
-        checkpointed activations is no call. Positions of cached steps go on from those before, and
-        count from the first place of the batch, padding on the left included, as keys do: lags are
-        those of the text. Calls of several threads stand in the order in which
-        they happened. The model is as before on exit, also after an exception.
+        Grows with every call of the forward pass; recomputation of checkpointed activations in a
+        backward pass does not count. Positions of cached steps continue those before. Positions
+        include padding on the left, for queries and keys alike, so that lags are those of the
+        text. Calls from several threads are in the order in which they happened. The model is
+        restored on exit, also after an exception.
 
     Raises
     ------
     TypeError
-        If the model has no attention that can be watched (the message lists what can), or an
-        argument that should be a list is none.
+        If the model has no attention that can be watched (the message lists what can be), or an
+        argument that should be a list is not.
     ValueError
-        If an argument does not fit, the model is on the meta device, or (while it runs)
-        attention has dropout in training mode or NaN or infinite queries or keys.
+        If an argument does not fit, the model is on the meta device, or (while it runs) attention
+        applies dropout or has NaN or infinite queries or keys.
 
     Examples
     --------
@@ -327,9 +327,9 @@ def capture(
 
     def observe(path: str, q: Tensor, k: Tensor, **options: Any) -> Answer | None:
         if torch._C._current_graph_task_id() != -1:
-            # A backward pass computes activations again that a checkpoint did not keep.
+            # A backward pass recomputes activations that a checkpoint did not keep.
             return None
-        # Under the model's autocast, statistics would be of its low precision too.
+        # Under the model's autocast, statistics would have its low precision too.
         with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
             with named_errors(path):
                 call = AttentionCall.from_tensors(q, k, **options)
@@ -347,8 +347,8 @@ def capture(
 
     if certify is not None and (hidden := without_output(model, chosen)):
         raise ValueError(
-            f"certify must be None for {', '.join(hidden)}: what its kernel returns is "
-            "seen only behind the output projection"
+            f"certify must be None for {', '.join(hidden)}: the output of the kernel is seen "
+            "only after the output projection"
         )
     with watching(model, chosen, observe):
         yield record
@@ -384,9 +384,10 @@ def check_watchable(
     Raises
     ------
     TypeError
-        If it is no module, or has none; or, with `any_layer`, one that cannot be watched.
+        If `model` is not a module, has no layer that can be watched or, with `any_layer`, has
+        attention that cannot be.
     ValueError
-        If it is on the meta device.
+        If `model` is on the meta device.
     """
     checks.instance("model", model, nn.Module, "an nn.Module")
     modules = find_attention(model)
@@ -409,7 +410,7 @@ def check_watchable(
 
 @contextmanager
 def named_errors(path: str) -> Iterator[None]:
-    """Errors of a layer's call begin with its path."""
+    """Prefix errors in the block with a layer's path."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -431,7 +432,7 @@ def watch_goatviz_attention(
     Raises
     ------
     ValueError
-        If one of them is being watched already.
+        If a layer is already being watched.
     """
     busy = [path for path, module in modules.items() if module.observer is not None]
     if busy:
@@ -454,12 +455,12 @@ _FAMILIES: tuple[tuple[Callable[[nn.Module], dict[str, nn.Module]], Watch], ...]
 )
 
 
-#: Watchers that hand on what the kernel returned.
+#: Watchers that pass the kernel's output to what `observe` returned.
 _CERTIFIED = (watch_goatviz_attention, watch_huggingface, watch_inline_attention)
 
 
 class _Wanted(NamedTuple):
-    """What to keep of every call."""
+    """What to measure and keep of every call."""
 
     statistics: tuple[str, ...]
     projections: bool
@@ -495,7 +496,7 @@ def _measured(layer: int, path: str, call: AttentionCall, wanted: _Wanted) -> Ca
 
 
 def _with_gone(rows: RowStatistics, keys: Sequence[int], gone: int) -> RowStatistics:
-    """Statistics whose keys are tokens of the text; those that have left the cache weigh 0."""
+    """Row statistics for tokens of the text as keys; those that left the cache have weight 0."""
     mass = rows.key_mass
     if mass is not None:
         held = torch.tensor([key >= gone for key in keys], dtype=torch.bool, device=mass.device)
@@ -508,12 +509,12 @@ def _with_gone(rows: RowStatistics, keys: Sequence[int], gone: int) -> RowStatis
 def chosen_layers(
     layers: Sequence[int | str] | int | str | None, paths: tuple[str, ...]
 ) -> set[str]:
-    """Paths of the layers that a caller chose by number or path; default all.
+    """Paths of layers given by number or path; default all.
 
     Raises
     ------
     TypeError, ValueError
-        If they are of another kind, none, or not there.
+        If a layer is of another kind or does not exist, or no layer is given.
     """
     if layers is None:
         return set(paths)

@@ -1,8 +1,8 @@
-"""Hugging Face models: their attention calls, seen without changing what they compute.
+"""Hugging Face models: their attention calls, watched without changing what they compute.
 
-A model's modules look up their attention function by the name in their config. While it is
-watched, that name is one of our own that reads the same, under which the function of before is
-registered behind a report. transformers itself is imported only when such a model is here.
+A model's modules look up their attention function by a name in their config. While the model is
+watched, the config holds an equal string with an entry of its own in the registry: a function that
+reports the call and then runs the original. transformers is imported only for such a model.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from goatviz.transport.visibility import Visibility, split_mask
 
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 _EAGER = "eager_attention_forward"
-#: What changes the weights in a way that an AttentionCall cannot say.
+#: Options that change the weights in ways that an AttentionCall cannot express.
 _UNREADABLE = ("head_mask", "indices", "block_indices", "cache", "block_table")
-#: Keys chosen by an indexer: under these implementations, the mask says the same.
+#: Options that hold keys chosen by an indexer, and implementations whose mask says the same.
 _CHOSEN, _MASKED = ("indices", "block_indices"), ("eager", "sdpa")
-#: Classes whose layers have no plan: recurrences and linear attention. KimiLinearAttention is not
-#: among them: it is the softmax attention of its model.
+#: Classes of layers without a plan: recurrences and linear attention. KimiLinearAttention does not
+#: belong here: it is its model's softmax attention.
 _NO_PLAN = re.compile(
     r"(DeltaAttention|GatedDeltaNet|LightningAttention|TextLinearAttention|RwkvLinearAttention"
     r"|RwkvSelfAttention|(Mamba2?|Bamba|FalconH1)Mixer|MambaLayer)$"
 )
-#: Masks whose intervals are remembered: layers share them.
+#: Number of masks whose intervals are remembered, since layers share masks.
 _HELD_MASKS = 4
 
 
 class _Captured(str):
     """An implementation's name for one watched model: equal to it as text, but a key of its own.
 
-    Model code compares the name ("eager", "sdpa", anything with "flash"), registries look it up;
-    the first must see no difference and the second must find our entry.
+    Model code compares the name ("eager", "sdpa", anything with "flash") and must see no
+    difference; registries look it up and must find our entry.
     """
 
     __slots__ = ("_own",)
@@ -60,7 +60,7 @@ class _Captured(str):
         return hash(self._own)
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        # A config that is copied or saved meanwhile is not watched.
+        # A config that is copied or saved in the meantime is not watched.
         return str, (str(self),)
 
 
@@ -76,7 +76,7 @@ def find_huggingface_attention(model: nn.Module) -> dict[str, nn.Module]:
 def unwatchable_huggingface(
     model: nn.Module, watched: Mapping[str, nn.Module]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Class names of transformers' layers that nobody can watch, by path.
+    """Class names of transformers' layers that cannot be watched, by path.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def unwatchable_huggingface(
     Returns
     -------
     refused, skipped : dict of str
-        Attention that cannot be read, and layers that hold no plan whose rows are a softmax:
+        Attention that cannot be read, and layers that have no plan whose rows are a softmax:
         linear, delta-rule, lightning and state-space layers (`_NO_PLAN`).
 
     Examples
@@ -124,20 +124,20 @@ def watch_huggingface(
     Parameters
     ----------
     model : nn.Module
-        Whatever holds the modules; its configs name our entries while the context lasts.
+        The model that holds the modules; its configs name our entries inside the block.
     modules : mapping
-        Out of `find_huggingface_attention(model)`.
+        From `find_huggingface_attention(model)`.
     observe : callable
         observe(path, q, k, **options), as in `AttentionCall.from_tensors`.
 
     Raises
     ------
     ValueError
-        If the model is being watched already, an implementation is not set, or eager attention
+        If the model is already being watched, an implementation is not set, or eager attention
         bypasses the interface (GPT-2's reorder_and_upcast_attn; code for transformers before
-        5.1); while the model runs, if attention has dropout in training mode, the meta device,
-        packed sequences under flash attention, or something else that its weights depend on and
-        nobody can read.
+        5.1); while the model runs, if attention applies dropout, is on the meta device, gets
+        packed sequences under flash attention, or has weights that depend on something that
+        cannot be read.
     TypeError
         While the model runs, for a mask of an unknown kind.
     """
@@ -171,7 +171,7 @@ def watch_huggingface(
             if speeds.get(id(module)) is None:
                 speeds[id(module)] = rotary_frequencies(module, angles, query.shape[-1])
             call["rotary"] = speeds[id(module)]
-            # The next step writes into the memory of a static cache.
+            # The next step overwrites the memory of a static cache.
             own = torch.clone if getattr(cache, "is_compileable", False) else torch.Tensor.detach
             answer = observe(path, query, own(key), v=own(value), **call)
         function, plain = _unwatched(module, original)
@@ -179,14 +179,14 @@ def watch_huggingface(
         changed = None if answer is None else answer(result[0].transpose(1, 2))
         if changed is None:
             return result
-        # The weights of an eager kernel are not those of the changed output.
+        # The weights that an eager kernel returned do not belong to the changed output.
         weights = None if result[1] is None else torch.full_like(result[1], torch.nan)
         return changed.transpose(1, 2).contiguous(), weights
 
     names = _Names(entry)
 
     def before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # Since the block began, set_attn_implementation may have been called.
+        # set_attn_implementation may have been called since the block began.
         if not isinstance(module.config._attn_implementation_internal, _Captured):
             _check_implementation(paths[id(module)], module)
             names.put(module.config)
@@ -207,11 +207,11 @@ def watch_huggingface(
 
 
 def _unwatched(module: nn.Module, name: str) -> tuple[Callable[..., Any], nn.Module]:
-    """The function of an implementation, and the module as that knows it."""
+    """The function of an implementation, and the module with that name in its config."""
     scope = inspect.unwrap(type(module).forward).__globals__
     eager = [scope.get(name) for name in _names_used(module) if name.endswith(_EAGER)]
     function = scope[_INTERFACE].get_interface(name, eager[0] if eager else None)
-    # Some functions read the name again. The module itself is shared by all threads.
+    # Some functions read the name again, but all threads share the module itself.
     plain = copy.copy(module)
     plain.config = copy.copy(module.config)
     plain.config._attn_implementation_internal = name
@@ -237,7 +237,7 @@ def _check_implementation(path: str, module: nn.Module) -> None:
 
 
 class _Names:
-    """Our names in the configs of a watched model, and what they stand for."""
+    """Our names in the configs of a watched model, and their entries in the registries."""
 
     def __init__(self, entry: Callable[..., Any]) -> None:
         from transformers import AttentionInterface, AttentionMaskInterface
@@ -248,7 +248,7 @@ class _Names:
         self._before: dict[int, tuple[Any, str]] = {}
 
     def put(self, config: Any) -> None:
-        """Let a config name our entry, until `restore`."""
+        """Make a config name our entry, until `restore`."""
         name = config._attn_implementation_internal
         if isinstance(name, _Captured):
             return
@@ -256,13 +256,13 @@ class _Names:
         self._attention.register(ours, self._entry)
         mask_functions = self._masks()
         if name in mask_functions:
-            # Without an entry the mask would be None, and causality lost without a word.
+            # Without an entry the mask would be None, and causality silently lost.
             self._masks.register(ours, mask_functions[name])
         self._before[id(config)] = config, name
         config._attn_implementation_internal = ours
 
     def restore(self) -> None:
-        """Leave every config as it was, or as the user has set it since."""
+        """Restore every config, except where the user has set another name since."""
         for config, name in self._before.values():
             if isinstance(config._attn_implementation_internal, _Captured):
                 config._attn_implementation_internal = name
@@ -272,7 +272,7 @@ class _Names:
 
 
 class _Hook:
-    """A hook that does nothing in a model that is copied or saved meanwhile."""
+    """A hook that becomes a no-op in copies and saved models."""
 
     def __init__(self, function: Callable[..., None] | None = None) -> None:
         self._function = function
@@ -286,25 +286,25 @@ class _Hook:
 
 
 class _Here(threading.local):
-    """Caches that modules were called with, their layers there and rotations, by id; a thread's."""
+    """Each module's cache, its index there, and its rotation angles, by id; one for each thread."""
 
     def __init__(self) -> None:
         self.seen: dict[int, tuple[Any, Any, Any]] = {}
 
 
 def _tokens(cache: Any, index: Any) -> int | None:
-    """Tokens that a cache has seen, those of this call included; None if nobody knows."""
+    """Number of tokens that a cache has seen, including this call's; None if unknown."""
     layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
     seen = [
         int(layer.get_seq_length()) if hasattr(layer, "get_seq_length") else 0 for layer in layers
     ]
     own = seen[index] if isinstance(index, int) and 0 <= index < len(seen) else 0
-    # Layers that use another one's keys have no cache of their own.
+    # Layers that reuse another layer's keys have no cache of their own.
     return own or max(seen, default=0) or None
 
 
 class _Masks:
-    """Intervals of the masks seen last: every layer gets the same tensor."""
+    """Intervals of the most recent masks: every layer gets the same tensor."""
 
     def __init__(self) -> None:
         self._seen: list[tuple[Tensor, int, tuple[Visibility, Tensor | None]]] = []
@@ -352,7 +352,7 @@ def _call(
     gone, first = 0, n_keys - n_queries
     known = self_attention and tokens is not None and tokens >= n_queries
     if known:
-        # A cache holds the newest tokens, or has places left after them.
+        # A cache holds the newest tokens, or has free places after them.
         gone = max(tokens - n_keys, 0)
         first = tokens - n_queries - gone
     visibility, bias = _visible(
@@ -364,7 +364,7 @@ def _call(
         bias = position_bias if bias is None else bias + position_bias
     sink, softcap = _sink(module, options), options.get("softcap")
     if implementation == "sdpa":
-        # The kernel has neither; old versions drop them where new ones raise.
+        # This kernel supports neither; old versions ignore them, new ones raise an error.
         sink = softcap = None
     if not known:
         first = _first_query(visibility, first) if self_attention and causal else max(first, 0)
@@ -383,7 +383,7 @@ def _call(
 
 
 def _sink(module: nn.Module, options: Mapping[str, Any]) -> Tensor | None:
-    """Logits of the extra column, (heads,) or, where they are asked of each query, three axes."""
+    """Logits of the extra column: one for each head, or (batch, heads, queries) per query."""
     each = options.get("sinks")
     if each is not None:
         return each.squeeze(-1)
@@ -420,7 +420,7 @@ def _visible(
     causal: bool,
     first: int,
 ) -> tuple[Visibility, Tensor | None]:
-    """Allowed pairs of a call whose first query stands at key `first`, and what its mask adds."""
+    """Allowed pairs of a call whose first query is at key `first`, and what its mask adds."""
     batch, heads, n_queries, _ = query.shape
     rows, index = torch.arange(n_queries), torch.arange(n_keys)
     if isinstance(mask, BlockMask):
@@ -459,14 +459,14 @@ def _visible(
 
 
 def _is_packed(options: Mapping[str, Any], batch: int) -> bool:
-    """Whether flash attention takes one row for several sequences."""
+    """Whether flash attention treats one row as several sequences."""
     index = options.get("position_ids")
     restarts = batch == 1 and index is not None and bool((index.diff(dim=-1) != 1).any())
     return restarts or options.get("cu_seq_lens_q") is not None
 
 
 def _first_query(visibility: Visibility, last: int) -> int:
-    """Place of the first query among the keys: before `last` if a cache has empty places."""
+    """Index of the first query among the keys: below `last` if a cache has free places."""
     if last == 0 or visibility.dense is not None:
         return last
     rows = torch.arange(visibility.n_queries)
@@ -479,7 +479,7 @@ def _first_query(visibility: Visibility, last: int) -> int:
 
 
 def _is_cross(path: str, module: nn.Module) -> bool:
-    # Decoders that share a class with their encoder tell theirs apart by causality only.
+    # Where encoder and decoder share a class, cross-attention differs only in causality.
     decodes = getattr(module, "is_decoder", False) and not getattr(module, "is_causal", True)
     names = [type(module).__name__, *path.split(".")[-2:]]
     named = any("cross" in name.lower() for name in names)
@@ -492,7 +492,7 @@ def _has_config(module: nn.Module) -> bool:
 
 
 def _names_used(module: nn.Module) -> tuple[str, ...]:
-    """Names that a module's forward reads from its file."""
+    """Global and attribute names in the code of a module's forward."""
     forward = inspect.unwrap(type(module).forward)
     code = getattr(forward, "__code__", None)
     return () if code is None else code.co_names

@@ -1,7 +1,7 @@
 """Change the plan of chosen layers and heads while a model's own forward pass runs.
 
-What `goatviz.capture` watches, `intervene` answers: the output of the kernel is replaced, before
-the output projection, by what the changed plan gives.
+`intervene` watches the calls that `goatviz.capture` does and replaces the output of the kernel,
+before the output projection, by that of the changed plan.
 """
 
 from __future__ import annotations
@@ -33,40 +33,40 @@ Changes = Change | Sequence[Change] | Mapping[int | str, Change | Sequence[Chang
 def intervene(
     model: nn.Module, changes: Changes, *, layers: Sequence[int | str] | int | str | None = None
 ) -> Iterator[None]:
-    r"""Run your own forward pass with other plans: hidden keys, capped sinks, windows, ablations.
+    r"""Run your own forward pass with changed plans: hidden keys, capped sinks, windows, ablations.
 
     In the chosen layers the kernel's output :math:`\sum_j p_{ij} v_j` is replaced by that of the
-    changed plan, computed from the layer's own queries, keys and values; later layers see what
-    follows from it. Heads without a change keep every bit of their output.
+    changed plan, computed from the layer's own queries, keys and values; later layers see the
+    consequences. Heads without a change keep every bit of their output.
 
     Parameters
     ----------
     model : nn.Module
-        With goatviz Attention or Hugging Face attention inside.
+        A model with goatviz Attention or Hugging Face attention.
     changes : Change, sequence of Change, or mapping
         `Hide`, `Cap`, `SinkColumn`, `Streaming`, `HeavyHitters`, `Temper` or `Ablate`; several
         are applied in order. A mapping from layers (numbers or paths) gives each its own.
     layers : int, str or sequence of them, optional
-        Which attention layers, as in `goatviz.capture`; default all. Not with a mapping.
+        Attention layers to change, as in `goatviz.capture`; default all. Not with a mapping.
 
     Yields
     ------
     None
-        The model is as before on exit, also after an exception.
+        The model is restored on exit, also after an exception.
 
     Raises
     ------
     TypeError
-        If the model has no attention that can be watched, or `changes` holds something else.
+        If the model has no attention that can be watched, or `changes` holds other objects.
     ValueError
-        If a layer, head or key is not there, the kernel's output of a layer is not seen
-        (goat-attention and torch.nn modules; `goatviz.convert` the former), or the model is being
-        captured already; while it runs, if gradients are wanted, or a change does not fit.
+        If a layer, head or key does not exist, the output of a layer's kernel cannot be seen
+        (goat-attention and torch.nn modules; `goatviz.convert` the former), or the model is
+        already being captured; while it runs, if gradients are enabled, or a change does not fit.
 
     Notes
     -----
-    Rows are recomputed in blocks, in float32 (float64 for float64 models): at most 4 million
-    logits are held. The output carries no gradients, so run under `torch.no_grad()`. Attention
+    Rows are recomputed in blocks, in float32 (float64 for float64 models), with at most 4 million
+    logits at a time. The output carries no gradients, so run under `torch.no_grad()`. Attention
     weights that a model returns itself (output_attentions) are NaN in layers that change.
 
     Examples
@@ -80,15 +80,15 @@ def intervene(
     by_path = _by_path(changes, layers, paths)
     if hidden := without_output(model, by_path):
         raise ValueError(
-            f"layers must be such whose kernel's output is seen, got {', '.join(hidden)}: "
-            "goatviz.convert makes goatviz layers of goat-attention's"
+            f"layers must have a kernel whose output can be seen, got {', '.join(hidden)}: "
+            "goatviz.convert turns goat-attention's layers into goatviz layers"
         )
 
     def observe(path: str, q: Tensor, k: Tensor, **options: Any) -> Answer:
         if torch.is_grad_enabled() and q.requires_grad:
             raise ValueError(
-                f"attention layer {path}: a changed plan carries no gradients, and they are "
-                "wanted: run the model under torch.no_grad()"
+                f"attention layer {path}: a changed plan carries no gradients: run the model "
+                "under torch.no_grad()"
             )
         with torch.no_grad(), torch.autocast(q.device.type, enabled=False), named_errors(path):
             call = AttentionCall.from_tensors(q, k, **options)

@@ -1,7 +1,7 @@
-"""How fast each channel of queries and keys turns with position, asked of a model's own code.
+"""How fast each channel of queries and keys rotates with position, measured on a model's own code.
 
-Layouts differ: halves or neighbours make pairs, some channels are left alone, or stand behind
-others. So nothing is assumed: unit vectors go through the function that the layer itself calls.
+Layouts differ: pairs are halves or neighbours, and some channels are not rotated, before or after
+the others. Nothing is assumed: unit vectors go through the function that the layer itself calls.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ import torch
 from torch import Tensor, nn
 
 _APPLY, _INTERLEAVED = "apply_rotary_pos_emb", "apply_rotary_pos_emb_interleave"
-#: Models whose layers turn queries and keys within sliding windows only.
+#: Models that rotate queries and keys only in layers with a sliding window.
 _ONLY_WINDOWS = ("cohere2", "cohere2_moe", "flint")
 
-#: Radians per token that are rounding.
+#: Radians per token that are no more than rounding.
 _STILL = 1e-12
 
 
 @torch.no_grad()
 def rotary_frequencies(module: nn.Module, angles: Any, size: int) -> Tensor | None:
-    """Radians per token by which a layer turns each channel of its queries and keys.
+    """Rotation of each channel of a layer's queries and keys, in radians per token.
 
     Parameters
     ----------
     module : nn.Module
         A Hugging Face attention layer.
     angles : (Tensor, Tensor) or None
-        Cosines and sines that it is called with, shape (batch or 1, length, channels), at
-        consecutive positions, except in the padding before a text.
+        Cosines and sines that the layer is called with, shape (batch or 1, length, channels), at
+        consecutive positions, except in padding on the left.
     size : int
-        Channels of a query.
+        Number of channels of a query.
 
     Returns
     -------
     Tensor or None
-        float64, shape (size,), 0 for channels that do not turn; None if the layer is called with
-        no angles, or turns in a way that is not understood.
+        float64, shape (size,), 0 for channels that are not rotated; None if the layer is called
+        without angles, or its rotation is not understood.
     """
     forward = inspect.unwrap(type(module).forward)
     names = forward.__code__.co_names
@@ -52,7 +52,7 @@ def rotary_frequencies(module: nn.Module, angles: Any, size: int) -> Tensor | No
     if not _turns(module, names):
         return torch.zeros(size, dtype=torch.float64)
     speeds = None
-    # Positions stand still in padding on the left.
+    # Positions do not advance in padding on the left.
     for places in (slice(0, 2), slice(-2, None)):
         cos, sin = (part[:1, places].double() for part in angles)
         speeds = _speeds(apply, cos, sin, size)
@@ -61,13 +61,13 @@ def rotary_frequencies(module: nn.Module, angles: Any, size: int) -> Tensor | No
     if speeds is None:
         return None
     rest = speeds.new_zeros(size - len(speeds))
-    # Latent attention keeps its rotated channels behind the others.
+    # Latent attention has its rotated channels after the others.
     last = hasattr(module, "qk_rope_head_dim")
     return torch.cat([rest, speeds] if last else [speeds, rest]).cpu()
 
 
 def _turns(module: nn.Module, names: tuple[str, ...]) -> bool:
-    """Whether this layer turns its queries and keys, where some layers of a model do not."""
+    """Whether this layer rotates its queries and keys: in some models, not all layers do."""
     if "use_rope" in names:
         return bool(module.use_rope)
     if "is_local_attention" in names:
@@ -81,14 +81,14 @@ def _turns(module: nn.Module, names: tuple[str, ...]) -> bool:
 
 
 def _speeds(apply: Any, cos: Tensor, sin: Tensor, size: int) -> Tensor | None:
-    """Angle from one position to the next of each channel, (size,) or as many as have angles."""
+    """Rotation of each channel, or of those with angles, from one position to the next."""
     for width in dict.fromkeys((size, cos.shape[-1])):
         turned = _turned(apply, cos, sin, width) if width <= size else None
         if turned is not None:
-            # Of what comes out, which may be in another order than what went in.
+            # In the order of the output channels, which may differ from that of the input.
             turn = torch.linalg.solve(turned[:, 0], turned[:, 1])
             turn = turn - torch.eye(width, dtype=turn.dtype, device=turn.device)
-            # A unit vector moves by 2 sin(w / 2): exact for slow channels too.
+            # A unit vector moves by 2 sin(w / 2), which is exact for slow channels too.
             half = torch.linalg.vector_norm(turn, dim=-1) / 2
             speeds = 2 * torch.asin(half.clamp(max=1.0))
             return torch.where(speeds > _STILL, speeds, 0.0)

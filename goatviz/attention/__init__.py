@@ -1,7 +1,7 @@
 """Attention with a prior: the function, the layer, and the position schemes it is compared with.
 
-`functional.prior_attention` is one head group's computation, `layer.Attention` adds projections
-and a cache. What a prior is lives in `goatviz.priors`.
+`functional.prior_attention` computes attention, `layer.Attention` adds projections and a cache.
+Priors are defined in `goatviz.priors`.
 """
 
 from goatviz.attention.functional import attention_plan, prior_attention

@@ -20,21 +20,21 @@ from goatviz.priors.fixed import UniformPrior
 
 @dataclass
 class LayerCache:
-    """Keys and values of one layer, as far as they have been seen.
+    """Keys and values that one layer has seen so far.
 
     Attributes
     ----------
     k, v : Tensor or None
-        Shapes (batch, key-value heads, length, content_dim) and (..., head_dim). Keys carry no
-        lanes: those are recomputed from `positions`.
+        Shapes (batch, key-value heads, length, content_dim) and (..., head_dim). Keys are stored
+        without lanes, which are recomputed from `positions`.
     positions : Tensor or None
         As `as_positions` returns them, shape (length, 1 + axes).
     padding_mask : Tensor or None
         Boolean, shape (batch, length).
     end : int
-        Where the next token stands unless it is said: one after the largest index.
+        Default position of the next token: one after the largest index.
     consecutive : bool
-        Whether the tokens held stand at 0, 1, ...
+        Whether the tokens held are at 0, 1, ...
     """
 
     k: Tensor | None = None
@@ -64,7 +64,7 @@ class LayerCache:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Add the newest keys and values; return everything held.
 
-        `following` says that they stand at `end`, `end` + 1, ..., so that nothing need be read.
+        `following` says that they are at `end`, `end` + 1, ..., so that no value need be read.
         """
         if self.k is not None and k.shape[0] != self.k.shape[0]:
             raise ValueError(f"cache holds a batch of {self.k.shape[0]}, got {k.shape[0]}")
@@ -97,7 +97,7 @@ class LayerCache:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention whose prior is an object.
+    """Multi-head self-attention with a `Prior`.
 
     Parameters
     ----------
@@ -110,12 +110,12 @@ class Attention(nn.Module):
     head_dim : int, optional
         Size of values for each head; default embed_dim / num_heads.
     content_dim : int, optional
-        Size of content queries and keys. Default: head_dim less the prior's lanes, so that the
+        Size of content queries and keys. Default: head_dim minus the prior's lanes, so that the
         fused call is as wide as without a prior (Litman and Guo 2026, d_c = d - 2R - 1).
     prior : Prior, optional
         1 or `num_kv_heads` heads; default uniform.
     rotary : RotaryEmbedding, optional
-        Turns content queries and keys; its dim must be `content_dim`.
+        Rotates content queries and keys; its dim must be `content_dim`.
     causal : bool
         Forbid keys after the query.
     bias : bool
@@ -198,7 +198,7 @@ class Attention(nn.Module):
         if impl not in IMPLEMENTATIONS:
             raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
         if impl == "sdpa" and not prior.has_lanes:
-            raise ValueError(f"impl='sdpa' needs lanes, and {type(prior).__name__} has none")
+            raise ValueError(f"impl='sdpa' needs lanes, but {type(prior).__name__} has none")
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
@@ -263,7 +263,7 @@ class Attention(nn.Module):
         return q, k, v, points
 
     def _rotary_frequencies(self) -> Tensor:
-        """Radians per token by which each channel of queries and keys turns, shape (d,)."""
+        """Rotation of each channel of queries and keys in radians per token, shape (d,)."""
         speeds = torch.zeros(self.content_dim, dtype=torch.float64)
         if self.rotary is not None:
             each = self.rotary.speeds().cpu()
@@ -297,7 +297,7 @@ class Attention(nn.Module):
             Shape (batch, length, embed_dim).
         """
         if cache is not None and not self.causal:
-            raise ValueError("cache needs a causal layer, and this one is bidirectional")
+            raise ValueError("cache needs a causal layer, but this one is bidirectional")
         start = 0 if cache is None else cache.end
         q, k, v, points = self.project(x, positions=positions, start=start)
         if padding_mask is not None and padding_mask.shape != x.shape[:2]:

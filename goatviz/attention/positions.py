@@ -1,7 +1,7 @@
 """The position schemes GOAT is compared with: rotary, interpolated rotary, sinusoidal, learned.
 
-Rotary schemes turn queries and keys inside the layer; embeddings are added to the tokens by the
-model. Priors (GOAT, ALiBi, T5 buckets) live in `goatviz.priors`.
+Rotary schemes rotate queries and keys inside the layer; the model adds embeddings to its tokens.
+Priors (GOAT, ALiBi, T5 buckets) live in `goatviz.priors`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from goatviz.priors.base import readable
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotary positions (Su et al. 2021): pairs (x_i, x_{i + d/2}) turn by pos base^(-2i/d).
+    """Rotary positions (Su et al. 2021): pairs (x_i, x_{i + d/2}) rotate by pos base^(-2i/d).
 
     Parameters
     ----------
     dim : int
-        Size of queries and keys; an odd last feature is left unturned.
+        Size of queries and keys; an odd last feature is not rotated.
     base : float
-        The slowest pair turns by about 1/base radians per token.
+        The slowest pair rotates by about 1/base radians per token.
 
     Examples
     --------
@@ -41,7 +41,7 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("frequencies", (float(base) ** -exponents).float())
 
     def scaled(self, index: Tensor, *, last: int | None = None) -> Tensor:
-        """The position that enters the phase, in training tokens; `last` as in `forward`."""
+        """Positions as they enter the phase, in training tokens; `last` as in `forward`."""
         return index
 
     def speeds(self) -> Tensor:
@@ -49,9 +49,9 @@ class RotaryEmbedding(nn.Module):
         return self.frequencies.double()
 
     def forward(self, x: Tensor, index: Tensor, *, last: int | None = None) -> Tensor:
-        """Turn `x`, shape (..., length, dim), at sequence indices of shape (length,).
+        """Rotate `x`, shape (..., length, dim), at sequence indices of shape (length,).
 
-        `last` is the largest of them where it is known, so that it need not be read.
+        `last` is the largest index, if known, so that it need not be read.
         """
         if x.shape[-1] != self.dim:
             raise ValueError(f"x must have a last size of {self.dim}, got {x.shape[-1]}")
@@ -68,8 +68,8 @@ class RotaryEmbedding(nn.Module):
 class InterpolatedRotaryEmbedding(RotaryEmbedding):
     """Rotary positions squeezed into the training length (position interpolation).
 
-    The factor depends on the length that is to be reached, not on the tokens seen so far: set
-    `target_length` before a forward pass, so that a cached decode agrees with a full pass.
+    The factor depends on the target length, not on the tokens seen so far: set `target_length`
+    before a forward pass, so that cached decoding agrees with a full pass.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ class InterpolatedRotaryEmbedding(RotaryEmbedding):
         if last >= target:
             raise ValueError(
                 f"position {last} lies beyond target_length={self.target_length}; "
-                "set target_length to the length to be reached"
+                "set target_length to the full length"
             )
         return index * (self.training_length / target)
 
@@ -125,21 +125,21 @@ class SinusoidalEmbedding(nn.Module):
         self.register_buffer("frequencies", (float(base) ** -exponents).float())
 
     def forward(self, index: Tensor, *, last: int | None = None) -> Tensor:
-        """Embeddings at sequence indices of shape (length,), whatever the `last` of them."""
+        """Embeddings at sequence indices of shape (length,); `last` is not needed."""
         phase = index.to(self.frequencies.device).double().unsqueeze(-1)
         phase = phase * self.frequencies.double()
         return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(-2).float()
 
 
 class LearnedEmbedding(nn.Module):
-    """One learned vector for each position up to a maximum; none beyond.
+    """One learned vector for each position below a maximum length.
 
     Parameters
     ----------
     dim : int
         Embedding size.
     max_length : int
-        Positions that exist.
+        Number of positions.
 
     Raises
     ------
@@ -158,7 +158,7 @@ class LearnedEmbedding(nn.Module):
     def forward(self, index: Tensor, *, last: int | None = None) -> Tensor:
         """Embeddings at sequence indices of shape (length,): shape (length, dim).
 
-        `last` is the largest of them where it is known, so that it need not be read.
+        `last` is the largest index, if known, so that it need not be read.
         """
         last = _last(index, last)
         if last >= self.max_length:
@@ -167,7 +167,7 @@ class LearnedEmbedding(nn.Module):
 
 
 def _last(index: Tensor, last: int | None) -> int:
-    """The largest index, read only if nobody said it; nothing is known while compiling."""
+    """The largest index, read only if it is not given; -1 while compiling."""
     if last is None:
         return int(index.max()) if readable() and index.numel() else -1
     return last

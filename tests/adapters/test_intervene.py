@@ -172,7 +172,7 @@ def torch_layers():
             ValueError,
             "changes must name each layer once",
         ),
-        (torch_layers(), Hide([0]), None, ValueError, "kernel's output is seen, got"),
+        (torch_layers(), Hide([0]), None, ValueError, "kernel whose output can be seen, got"),
     ],
 )
 def test_bad_arguments(model, changes, layers, error, message):

@@ -252,7 +252,7 @@ def test_every_parameter_learns():
         ({"content_dim": 0}, ValueError, "content_dim and head_dim must be positive"),
         ({"rotary": RotaryEmbedding(6)}, ValueError, "rotary.dim must be content_dim=8, got 6"),
         ({"impl": "flash"}, ValueError, "impl must be one of"),
-        ({"impl": "sdpa", "prior": BucketPrior(2)}, ValueError, "needs lanes, and BucketPrior"),
+        ({"impl": "sdpa", "prior": BucketPrior(2)}, ValueError, "needs lanes, but BucketPrior"),
     ],
 )
 def test_construction_errors(arguments, error, words):
