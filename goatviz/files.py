@@ -16,7 +16,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:
-    # Windows has no locks of folders: writers of one checkpoint must not meet there.
+    # Windows cannot lock folders: two processes must not write one checkpoint there.
     fcntl = None
 
 
@@ -43,9 +43,9 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_files(*targets: Path) -> Iterator[list[Path]]:
-    """Files of one folder that belong together, as `whole_file`: they take their places in order.
+    """`whole_file` for several files of one folder that belong together, renamed in order.
 
-    Writers do so one after the other, and nothing but renaming happens between two files.
+    Writers take turns, and nothing but renaming happens between two files.
     """
     with ExitStack() as stack:
         written = []
@@ -66,7 +66,7 @@ def whole_files(*targets: Path) -> Iterator[list[Path]]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep writers of `whole_files` from putting files into a folder, where its disk has locks."""
+    """Keep `whole_files` from renaming files in a folder, if its file system supports locks."""
     if fcntl is None:
         yield
         return
@@ -92,6 +92,6 @@ def shipped_file(name: str) -> Traversable:
 
 
 def check_shipped(name: str, known: list[str]) -> None:
-    """Raise a KeyError that lists what there is, unless `name` is known."""
+    """Raise a KeyError that lists the known names, unless `name` is one of them."""
     if name not in known:
         raise KeyError(f"name must be one of {', '.join(known)}; got {name!r}")

@@ -1,7 +1,7 @@
 """Small transformers built from one block, in which only the position scheme changes.
 
-`CausalLM` is what the shipped checkpoints are. Layers live in `goatviz.attention`, priors in
-`goatviz.priors`; reading a model's priors is the business of `goatviz.analysis`.
+The shipped checkpoints are `CausalLM`s. Layers live in `goatviz.attention`, priors in
+`goatviz.priors`; `goatviz.analysis` reads the priors of a model.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ POSITION_SCHEMES = (
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that determines a `CausalLM` but its weights.
+    """Everything that determines a `CausalLM` except its weights.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class ModelConfig:
     num_kv_heads : int or None
         Key-value heads; None: as many as query heads.
     content_dim : int or None
-        Content size of queries and keys; None: the head size less the prior's lanes.
+        Content size of queries and keys; None: the head size minus the prior's lanes.
     mlp_ratio : float
         Hidden size of the MLP over embed_dim; 0 leaves the MLP out.
     positions : str
@@ -63,8 +63,8 @@ class ModelConfig:
     base : float
         Base of relative, absolute and rotary frequencies.
     skip : bool
-        Add the stream to what attention brings. Without it a token reaches the output only
-        through the transport plan, even the query's own: nothing is copied past attention.
+        Add the residual stream to the output of attention. Without it every token, even the
+        query's own, reaches the output only through the transport plan.
     """
 
     vocab_size: int
@@ -94,12 +94,8 @@ class ModelConfig:
         checks.number("mlp_ratio", self.mlp_ratio, low=0)
         checks.number("base", self.base, above=1)
         checks.flag("skip", self.skip)
-        if self.positions not in POSITION_SCHEMES:
-            raise ValueError(
-                f"positions must be one of {', '.join(POSITION_SCHEMES)}, got {self.positions!r}"
-            )
-        if self.prior_init not in ("seeded", "uniform"):
-            raise ValueError(f"prior_init must be 'seeded' or 'uniform', got {self.prior_init!r}")
+        checks.one_of("positions", self.positions, POSITION_SCHEMES)
+        checks.one_of("prior_init", self.prior_init, ("seeded", "uniform"))
         if self.embed_dim % self.num_heads:
             raise ValueError(
                 f"embed_dim must be a multiple of num_heads, got {self.embed_dim} and "
@@ -128,7 +124,7 @@ def goat_prior(
     training_length : int
         T, tokens.
     causal : bool
-        Whether the recency term, which is for causal attention only, is there.
+        Include the recency term, which is for causal attention only.
     base : float
         Base of both sets of frequencies.
     init : str
@@ -150,7 +146,7 @@ def goat_prior(
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each added to the stream (attention only if `skip`)."""
+    """Pre-norm attention and MLP, each added to the residual stream (attention only if `skip`)."""
 
     def __init__(self, attention: Attention, mlp_ratio: float, *, skip: bool = True) -> None:
         super().__init__()
@@ -192,7 +188,7 @@ class CausalLM(nn.Module):
     Attributes
     ----------
     checkpoint_activations : bool
-        Keep the inputs of blocks only, and compute the rest again in the backward pass; off.
+        Keep only the inputs of blocks and recompute the rest in the backward pass; default False.
 
     Examples
     --------
@@ -203,9 +199,7 @@ class CausalLM(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if not isinstance(config, ModelConfig):
-            raise TypeError(f"config must be a ModelConfig, got {type(config).__name__}")
-        self.config = config
+        self.config = checks.instance("config", config, ModelConfig, "a ModelConfig")
         self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
         self.position_embedding = _position_embedding(config)
         self.blocks = nn.ModuleList(
@@ -218,7 +212,7 @@ class CausalLM(nn.Module):
         self._reset_weights()
 
     def new_cache(self) -> list[LayerCache]:
-        """An empty cache, one entry a layer, to be handed to `forward` again and again."""
+        """An empty cache with one entry per layer, for successive calls of `forward`."""
         return [LayerCache() for _ in self.blocks]
 
     def forward(
@@ -228,7 +222,7 @@ class CausalLM(nn.Module):
         padding_mask: Tensor | None = None,
         cache: list[LayerCache] | None = None,
     ) -> Tensor:
-        """Next-token logits, in one graph if compiled; values are then not checked.
+        """Next-token logits. Compiled, it is one graph, and the values of `ids` are not checked.
 
         Parameters
         ----------
@@ -287,13 +281,13 @@ class CausalLM(nn.Module):
 def interpolate_positions(model: CausalLM) -> CausalLM:
     """The same weights with rotary positions squeezed into the training length.
 
-    Up to the training length the two models are one, so that training either gives the other
+    Up to the training length the two models are identical, so that training one trains the other
     (position interpolation without fine-tuning, Chen et al. 2023).
 
     Parameters
     ----------
     model : CausalLM
-        With positions "rope"; left alone.
+        With positions "rope"; left unchanged.
 
     Returns
     -------

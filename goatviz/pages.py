@@ -1,7 +1,8 @@
 """HTML pages from the templates of this package: one jinja2 environment for all of them.
 
-Whatever a template writes is escaped, unless the template itself says `safe`: only this package's
-style sheets and scripts, plotly.js and plotly's own markup may be. Data go through `json_text`.
+Everything that a template writes is escaped, unless the template marks it `safe`: only the style
+sheets and scripts of this package, plotly.js and plotly's own markup may be. Data go through
+`json_text`.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ def page_text(template: str, **values: Any) -> str:
     template : str
         Path within the package, such as "paper/gallery.html.j2".
     **values
-        What the template names.
+        Values of the names in the template.
 
     Raises
     ------
     jinja2.UndefinedError
-        If the template names a value that is missing.
+        If a value that the template names is missing.
     """
     return _TEMPLATES.get_template(template).render(values)
 
 
 def json_text(value: Any) -> str:
-    """A value as JSON that may stand in a script element: no character of it can end the script.
+    """A value as JSON that is safe in a script element: no character of it can end the script.
 
     Raises
     ------
     ValueError
-        If it holds NaN or an infinity, which JSON cannot say.
+        If the value holds NaN or an infinity, which JSON cannot express.
 
     Examples
     --------

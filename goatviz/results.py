@@ -22,10 +22,10 @@ from goatviz import checks
 from goatviz.derived import completed
 from goatviz.files import check_shipped, shipped_file, shipped_names, whole_file
 
-#: Attribute of files that end in the sha256 of all before it; results in memory do not have it.
+#: Attribute of files that end in the sha256 of everything before it; absent in memory.
 _SUM = "goatviz_file_sha256"
 _SUM_LENGTH = 64
-#: Times its own size that a file may claim to hold: more than the best compression.
+#: Largest ratio of claimed content to file size, above that of the best compression.
 _LARGEST = 2000
 
 
@@ -40,7 +40,7 @@ class Field:
     units : str
         "nats", "probability", "tokens", "score", "radian/token", "count", or "1".
     long_name : str
-        What an axis title says.
+        Text of an axis title.
     """
 
     dims: tuple[str, ...]
@@ -103,7 +103,7 @@ PRIOR_PROFILE = Schema(
         "rotary_share": Field(_HEAD, "1", "share of the kernel's variance in rotary waves"),
         "kernel_range": Field(_HEAD, "nats", "largest less smallest kernel over all lags"),
         "relative_range": Field(_HEAD, "nats", "largest less smallest relative term"),
-        # Places over all layers, ties in order; -1 for a head that a layer does not have.
+        # Ranks over all layers, ties in order; -1 for a head that a layer does not have.
         "margin_rank": Field(_HEAD, "1", "place by the last query's margin, 0 the largest"),
         "kernel_rank": Field(_HEAD, "1", "place by the kernel's range, 0 the least flat"),
     },
@@ -572,7 +572,7 @@ def check_result(dataset: object, schema: Schema) -> xr.Dataset:
     Raises
     ------
     TypeError
-        If it is no Dataset, or one of another schema.
+        If it is not a Dataset, or is one of another schema.
     ValueError
         If fields are missing or have other dimensions.
     """
@@ -614,7 +614,7 @@ def with_all_dimensions(dataset: xr.Dataset, schema: Schema) -> xr.Dataset:
 
 
 def save_result(dataset: xr.Dataset, path: str | os.PathLike) -> Path:
-    """Write a result as netCDF-4, whole or not at all, and its sha256 after its end.
+    """Write a result as netCDF-4, whole or not at all, with its sha256 appended.
 
     Parameters
     ----------
@@ -661,17 +661,17 @@ def save_result(dataset: xr.Dataset, path: str | os.PathLike) -> Path:
 
 
 def load_result(path: str | os.PathLike) -> xr.Dataset:
-    """Read a result that `save_result` wrote, verify and complete it.
+    """Read a result that `save_result` wrote, verify it and complete it.
 
-    Fields that a file of an earlier version lacks follow from others: see `goatviz.derived`. Such
-    files have no sum to be verified, either; fields, units and kinds are checked in all.
+    Fields that files of earlier versions lack are derived from others: see `goatviz.derived`. Such
+    files have no checksum to verify, but fields, units and types are always checked.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged, is no netCDF-4 file, or holds no goatviz result.
+        If the file is damaged, is not netCDF-4, or does not hold a goatviz result.
 
     Examples
     --------
@@ -695,26 +695,26 @@ def load_result(path: str | os.PathLike) -> xr.Dataset:
         dataset = check_result(completed(dataset, schema), schema)
         _check_fields(dataset, schema)
     except Exception as error:
-        # What is derived from damaged fields fails in ways of its own.
+        # Deriving fields from damaged ones can fail in any way.
         raise ValueError(f"{path.name} holds a damaged result: {error}") from error
     return dataset
 
 
 def _check_sum(path: Path) -> None:
-    """Raise a ValueError if a file has a sum and it is of other bytes.
+    """Raise a ValueError if a file has a checksum that does not match.
 
-    Before HDF5 sees them: it may search damaged bytes for ever.
+    Call this before HDF5 sees the file: it may search damaged bytes for ever.
     """
     content = path.read_bytes()
     digest = hashlib.sha256(content[:-_SUM_LENGTH]).hexdigest()
     if _SUM.encode() in content and content[-_SUM_LENGTH:] != digest.encode():
-        raise ValueError(f"{path.name} was damaged since it was saved: its sum is of other bytes")
+        raise ValueError(f"{path.name} was damaged since it was saved: its checksum does not match")
 
 
 def _read(path: Path) -> xr.Dataset:
-    """Whatever a netCDF-4 file holds; a ValueError if it is none or claims to hold too much."""
+    """The content of a netCDF-4 file; a ValueError if it is not one or claims too much data."""
     try:
-        # What is damaged at its root is found here: h5netcdf would print what it meets on closing.
+        # Damage at the root is found here: h5netcdf would print errors when it closes the file.
         with h5py.File(path) as file:
             dict(file.attrs)
             stored = [each for each in file.values() if isinstance(each, h5py.Dataset)]
@@ -723,12 +723,12 @@ def _read(path: Path) -> xr.Dataset:
             raise ValueError(f"must hold at most {most} bytes of numbers, claims {claimed}")
         return xr.load_dataset(path, engine="h5netcdf")
     except Exception as error:
-        # h5py, h5netcdf and xarray answer damage with errors of every kind.
+        # h5py, h5netcdf and xarray raise errors of every kind for damaged files.
         raise ValueError(f"{path.name} is not a readable netCDF-4 file: {error}") from error
 
 
 def _check_fields(dataset: xr.Dataset, schema: Schema) -> None:
-    """Raise a ValueError unless variables are those of the schema, in its units, and no others."""
+    """Raise a ValueError for a variable that the schema lacks, or of other units or type."""
     for name, variable in dataset.data_vars.items():
         if name not in schema.fields:
             raise ValueError(f"{schema.name} has no field {name}")
@@ -761,7 +761,7 @@ def load_shipped_result(name: str) -> xr.Dataset:
     Raises
     ------
     KeyError
-        If there is none of that name; the message lists those there are.
+        If there is no result of that name; the message lists the names.
     ValueError
         If the file was damaged since it was shipped.
 

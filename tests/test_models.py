@@ -178,7 +178,7 @@ def test_goat_prior_starts():
         ({"num_heads": -1}, "num_heads must be"),
         ({"num_heads": 5}, "embed_dim must be a multiple of num_heads, got 64 and 5"),
         ({"positions": "nope"}, "positions must be one of goat, none, rope"),
-        ({"prior_init": "zero"}, "prior_init must be 'seeded' or 'uniform', got 'zero'"),
+        ({"prior_init": "zero"}, "prior_init must be one of seeded, uniform; got 'zero'"),
     ],
 )
 def test_config_errors(changes, words):

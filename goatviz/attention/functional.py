@@ -90,8 +90,7 @@ def prior_attention(
     >>> torch.testing.assert_close(out, v)
     """
     prior = UniformPrior() if prior is None else prior
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+    checks.one_of("impl", impl, IMPLEMENTATIONS)
     _check_call(q, k, prior, causal, temperature)
     _check_value(k, v)
     query_points, key_points = default_positions(

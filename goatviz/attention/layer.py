@@ -173,8 +173,7 @@ class Attention(nn.Module):
                 )
             head_dim = embed_dim // num_heads
         prior = UniformPrior() if prior is None else prior
-        if not isinstance(prior, Prior):
-            raise TypeError(f"prior must be a goatviz Prior, got {type(prior).__name__}")
+        checks.instance("prior", prior, Prior, "a goatviz Prior")
         if prior.num_heads not in (1, num_kv_heads):
             raise ValueError(
                 f"prior must have 1 or {num_kv_heads} heads (num_kv_heads), got {prior.num_heads}"
@@ -195,8 +194,7 @@ class Attention(nn.Module):
             raise ValueError(f"rotary.dim must be content_dim={content_dim}, got {rotary.dim}")
         if impl is None:
             impl = "sdpa" if prior.has_lanes else "sdpa_bias"
-        if impl not in IMPLEMENTATIONS:
-            raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+        checks.one_of("impl", impl, IMPLEMENTATIONS)
         if impl == "sdpa" and not prior.has_lanes:
             raise ValueError(f"impl='sdpa' needs lanes, but {type(prior).__name__} has none")
         self.embed_dim = embed_dim
