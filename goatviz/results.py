@@ -57,6 +57,15 @@ class Schema:
     optional: frozenset[str] = frozenset()
 
 
+def _interval(name: str, dims: tuple[str, ...], units: str, long_name: str) -> dict[str, Field]:
+    """Fields of a value and of the ends of its interval."""
+    return {
+        name: Field(dims, units, long_name),
+        f"{name}_low": Field(dims, units, "lower end of its interval"),
+        f"{name}_high": Field(dims, units, "upper end of its interval"),
+    }
+
+
 _HEAD = ("layer", "head")
 _ROW = (*_HEAD, "query")
 _CELL = (*_ROW, "key_bin")
@@ -91,9 +100,7 @@ PRIOR_PROFILE = Schema(
         "top_mass": Field(_ROW, "probability", "prior mass on the top key"),
         "prior_entropy": Field(_ROW, "nats", "entropy of the prior"),
         "explained_variance": Field(_HEAD, "1", "share of the logits' variance explained"),
-        "held_out": Field(_HEAD, "1", "share of the variance of unseen inputs explained"),
-        "held_out_low": Field(_HEAD, "1", "lower end of its interval"),
-        "held_out_high": Field(_HEAD, "1", "upper end of its interval"),
+        **_interval("held_out", _HEAD, "1", "share of the variance of unseen inputs explained"),
         "verdict": Field(_HEAD, "1", "prior-like, content-like or not known"),
         "kernel_error": Field((*_HEAD, "lag"), "nats", "half of the kernel's 95 % interval"),
         "sink_error": Field((*_HEAD, "key"), "nats", "half of u(j)'s 95 % interval"),
@@ -202,16 +209,14 @@ SINK_PROFILE = Schema(
     {
         "layer_name": Field(("layer",), "1", "layer"),
         "present": Field(_HEAD, "1", "whether this layer has this head"),
-        "importance": Field((*_HEAD, "key"), "probability", "mean weight over observing queries"),
-        "importance_low": Field((*_HEAD, "key"), "probability", "lower end of its interval"),
-        "importance_high": Field((*_HEAD, "key"), "probability", "upper end of its interval"),
+        **_interval(
+            "importance", (*_HEAD, "key"), "probability", "mean weight over observing queries"
+        ),
         "observers": Field(("layer", "key"), "count", "queries that see the key, over all inputs"),
         "first_importance": Field(("input", *_HEAD), "probability", "importance of the first key"),
         "sink_rate": Field(_CURVE, "probability", "share of inputs whose first key is a sink"),
         "any_sink_rate": Field(_CURVE, "probability", "share of inputs with a sink at any key"),
-        "model_sink_rate": Field(("threshold",), "probability", "sink rate of the model"),
-        "model_sink_rate_low": Field(("threshold",), "probability", "lower end of its interval"),
-        "model_sink_rate_high": Field(("threshold",), "probability", "upper end of its interval"),
+        **_interval("model_sink_rate", ("threshold",), "probability", "sink rate of the model"),
         "first_mass": Field(_HEAD, "probability", "mean weight of the first key"),
         "largest_mass": Field(_HEAD, "probability", "mean largest weight"),
         "recent_mass": Field(_HEAD, "probability", "mean weight of the recent keys"),
@@ -319,18 +324,10 @@ LENGTH_SWEEP = Schema(
         "tokens": Field(_RUN, "count", "tokens of answers"),
         "right_tokens": Field(_RUN, "count", "right tokens of answers"),
         "log_probability": Field(_RUN, "nats", "mean log-probability of an answer's token"),
-        "strict": Field(_RUN, "probability", "whole answers right"),
-        "strict_low": Field(_RUN, "probability", "lower end of its interval"),
-        "strict_high": Field(_RUN, "probability", "upper end of its interval"),
-        "token": Field(_RUN, "probability", "answer tokens right"),
-        "token_low": Field(_RUN, "probability", "lower end of its interval"),
-        "token_high": Field(_RUN, "probability", "upper end of its interval"),
-        "mean_strict": Field(_POOLED, "probability", "whole answers right, all runs"),
-        "mean_strict_low": Field(_POOLED, "probability", "lower end of its interval"),
-        "mean_strict_high": Field(_POOLED, "probability", "upper end of its interval"),
-        "mean_token": Field(_POOLED, "probability", "answer tokens right, all runs"),
-        "mean_token_low": Field(_POOLED, "probability", "lower end of its interval"),
-        "mean_token_high": Field(_POOLED, "probability", "upper end of its interval"),
+        **_interval("strict", _RUN, "probability", "whole answers right"),
+        **_interval("token", _RUN, "probability", "answer tokens right"),
+        **_interval("mean_strict", _POOLED, "probability", "whole answers right, all runs"),
+        **_interval("mean_token", _POOLED, "probability", "answer tokens right, all runs"),
     },
 )
 
@@ -339,12 +336,8 @@ NEEDLE_GRID = Schema(
     {
         "examples": Field(_GRID, "count", "examples, all runs"),
         "tokens": Field(_GRID, "count", "tokens of answers"),
-        "token": Field(_GRID, "probability", "answer tokens right"),
-        "token_low": Field(_GRID, "probability", "lower end of its interval"),
-        "token_high": Field(_GRID, "probability", "upper end of its interval"),
-        "strict": Field(_GRID, "probability", "whole answers right"),
-        "strict_low": Field(_GRID, "probability", "lower end of its interval"),
-        "strict_high": Field(_GRID, "probability", "upper end of its interval"),
+        **_interval("token", _GRID, "probability", "answer tokens right"),
+        **_interval("strict", _GRID, "probability", "whole answers right"),
     },
 )
 
@@ -358,30 +351,22 @@ PERPLEXITY_SWEEP = Schema(
         "loss": Field(_PIECE, "nats", "mean loss of a piece's tokens in windows of a length"),
         "tokens": Field(("piece", "length"), "count", "tokens that count"),
         "run_loss": Field(_RUN, "nats", "mean loss over pieces, each run"),
-        "mean_loss": Field(_POOLED, "nats", "mean loss over pieces and runs"),
-        "mean_loss_low": Field(_POOLED, "nats", "lower end of its interval"),
-        "mean_loss_high": Field(_POOLED, "nats", "upper end of its interval"),
-        "perplexity": Field(_POOLED, "1", "exp of the mean loss"),
-        "perplexity_low": Field(_POOLED, "1", "lower end of its interval"),
-        "perplexity_high": Field(_POOLED, "1", "upper end of its interval"),
+        **_interval("mean_loss", _POOLED, "nats", "mean loss over pieces and runs"),
+        **_interval("perplexity", _POOLED, "1", "exp of the mean loss"),
         "run_perplexity": Field(_RUN, "1", "exp of the mean loss, each run"),
         "position_loss": Field(_PLACE, "nats", "mean loss by position in the longest windows"),
         "position_tokens": Field(("piece", "position"), "count", "tokens that count there"),
-        "mean_position_loss": Field(_AT, "nats", "mean loss by position over pieces and runs"),
-        "mean_position_loss_low": Field(_AT, "nats", "lower end of its interval"),
-        "mean_position_loss_high": Field(_AT, "nats", "upper end of its interval"),
-        "position_perplexity": Field(_AT, "1", "exp of the mean loss by position"),
-        "position_perplexity_low": Field(_AT, "1", "lower end of its interval"),
-        "position_perplexity_high": Field(_AT, "1", "upper end of its interval"),
+        **_interval(
+            "mean_position_loss", _AT, "nats", "mean loss by position over pieces and runs"
+        ),
+        **_interval("position_perplexity", _AT, "1", "exp of the mean loss by position"),
     },
 )
 
 LOSS_DIFFERENCE = Schema(
     "loss_difference",
     {
-        "difference": Field(_POOLED, "nats", "loss less that of the reference"),
-        "difference_low": Field(_POOLED, "nats", "lower end of its interval"),
-        "difference_high": Field(_POOLED, "nats", "upper end of its interval"),
+        **_interval("difference", _POOLED, "nats", "loss less that of the reference"),
     },
 )
 
@@ -401,9 +386,7 @@ MASS_SWEEP = Schema(
     "mass_sweep",
     {
         "tokens": Field(_RUN, "count", "tokens of answers"),
-        "token": Field(_RUN, "probability", "answer tokens right"),
-        "token_low": Field(_RUN, "probability", "lower end of its interval"),
-        "token_high": Field(_RUN, "probability", "upper end of its interval"),
+        **_interval("token", _RUN, "probability", "answer tokens right"),
         **{
             f"{plan}{group}_mass{end}": Field(
                 _MASS, "probability", f"{what} {_MASS_NAMES[group]}{of}"
