@@ -116,8 +116,8 @@ def example_text() -> str:
     -------
     str
         Chapters I to III and the first pages of IV, one paragraph per line: 33 kB, about 8,250
-        SmolLM2 tokens. As one of the best-known books in English, it has been read by any
-        pretrained model.
+        SmolLM2 tokens. It is one of the best-known books in English, so that any pretrained model
+        has read it.
 
     Examples
     --------

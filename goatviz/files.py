@@ -22,7 +22,7 @@ except ImportError:
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target` that takes its place when the block ends without error.
+    """A temporary path beside `target` that replaces it when the block ends without error.
 
     A reader sees the old file or the new one, never half of it, and a failure leaves nothing
     behind.

@@ -366,7 +366,7 @@ def watching(model: nn.Module, paths: Collection[str], observe: Observe) -> Iter
 
 
 def without_output(model: nn.Module, paths: Collection[str]) -> list[str]:
-    """Those of these layers whose kernel's output is not seen."""
+    """Those of the given layers whose kernel's output cannot be seen."""
     return [
         path
         for find, watch in _FAMILIES

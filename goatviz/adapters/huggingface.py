@@ -404,7 +404,7 @@ def _check_readable(
     if unreadable:
         raise ValueError(
             f"{path} cannot be captured: its weights depend on {', '.join(unreadable)}, which it "
-            f"hands to {implementation!r} attention"
+            f"passes to {implementation!r} attention"
         )
 
 

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from goatviz.adapters.huggingface import _call, _Masks, _tokens
 from goatviz.adapters.watch import Observe, replaced_forwards
 from goatviz.priors.fixed import ALiBiPrior
-from goatviz.transport.visibility import Visibility
+from goatviz.transport.visibility import Visibility, entry_of
 
 _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
 _SUMMED_PRODUCTS = (torch.baddbmm, Tensor.baddbmm)
@@ -289,7 +289,7 @@ def _slopes(bias: Tensor, visibility: Visibility) -> Tensor | None:
     found = None
     index = torch.arange(visibility.n_keys, dtype=torch.float64, device=bias.device)
     for b in range(max(len(bias), visibility.batch)):
-        values = bias[b if len(bias) > 1 else 0].double()
+        values = entry_of(bias, b).double()
         allowed = visibility.block(slice(None), slice(None), batch=b).to(bias.device)
         if allowed.ndim > 2:
             return None

@@ -1,9 +1,8 @@
 """The mathematics of one attention head as entropic optimal transport.
 
-``rows`` solves attention exactly and carries the certificates, ``solvers`` holds it against an
-independent solver, ``bounds`` has the inequalities; ``call`` is one call of a layer, ``changes``
-what can be done to its plan, ``statistics`` what is known of it at any length. Nothing here knows
-of models or figures.
+``rows`` solves attention exactly and certifies plans, ``solvers`` checks them with an independent
+solver, ``bounds`` has the inequalities. ``call`` is one call of a layer, ``changes`` edits its
+plan, and ``statistics`` measures it at any length. Nothing here depends on models or figures.
 """
 
 from goatviz.transport.bounds import (

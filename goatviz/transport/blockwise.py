@@ -16,6 +16,7 @@ from torch import Tensor
 
 from goatviz.transport.call import AttentionCall
 from goatviz.transport.convolution import prior_normaliser
+from goatviz.transport.visibility import entry_of
 
 #: Keys of a row that are held at once; longer rows are swept twice.
 WIDEST_ROW = 2**15
@@ -239,9 +240,9 @@ class _Entry:
         self.places = [place.get(key, -1) for key in keys]
         self.queries = call.q[batch].to(self.dtype) * (call.scale * _LOG2E)
         count = call.visibility.count()
-        self.count = count[batch if len(count) > 1 else 0].to(self.device)
+        self.count = entry_of(count, batch).to(self.device)
         dense = call.visibility.dense
-        self.dense = None if dense is None else dense[batch if len(dense) > 1 else 0]
+        self.dense = None if dense is None else entry_of(dense, batch)
         self.group = call.shape[1] // call.kv_heads
         self.prior_group = call.shape[1]
         self.factors = None
@@ -499,7 +500,7 @@ class _Entry:
             out = call.prior.log_prior(call.query_pos[block.rows], points)
             out = (_LOG2E * out.double()).to(device=self.device, dtype=self.dtype)[which]
         if call.bias is not None:
-            bias = call.bias[self.batch if len(call.bias) > 1 else 0]
+            bias = entry_of(call.bias, self.batch)
             bias = bias[heads] if len(bias) > 1 else bias
             columns = tile.columns if self.every else self.chosen[tile.columns].to(bias.device)
             bias = bias[:, block.rows][..., columns].to(self.device).double()

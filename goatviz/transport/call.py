@@ -20,7 +20,7 @@ from torch import Tensor
 from goatviz import checks
 from goatviz.priors.base import PositionsLike, Prior, default_positions
 from goatviz.transport.rows import TransportPlan, solve_rows
-from goatviz.transport.visibility import Visibility, split_mask
+from goatviz.transport.visibility import Visibility, entry_of, split_mask
 
 #: Rows of a dense plan that are computed together.
 _ROWS = 256
@@ -275,7 +275,7 @@ class AttentionCall:
             v=None if self.v is None else self.v[at, kv],
             bias=bias,
             sink=None if self.sink is None else self.sink_logits(batch, heads)[None],
-            query_mask=None if self.query_mask is None else _entry(self.query_mask, batch)[None],
+            query_mask=None if self.query_mask is None else entry_of(self.query_mask, batch)[None],
         )
 
     @property
@@ -330,12 +330,12 @@ class AttentionCall:
         sink = self.sink
         if sink.ndim == 1:
             sink = sink[:, None].expand(-1, self.shape[2])[None]
-        return _entry(sink, batch)[head][..., rows]
+        return entry_of(sink, batch)[head][..., rows]
 
     def has_keys(self, batch: int, head: int, rows: slice | Tensor = slice(None)) -> Tensor:
         """Which queries may use any key, shape (rows,)."""
         count = self.visibility.count()
-        return _entry(_entry(count, batch), head)[rows] > 0
+        return entry_of(entry_of(count, batch), head)[rows] > 0
 
     @torch.no_grad()
     def logits(
@@ -375,7 +375,7 @@ class AttentionCall:
             values = self._by_lanes if lanes and self.prior.has_lanes else self._by_definition
             log_prior = values(at, rows, keys)
         if self.bias is not None:
-            bias = _entry(_entry(self.bias, batch)[:, rows][..., keys], head)
+            bias = entry_of(entry_of(self.bias, batch)[:, rows][..., keys], head)
         return self._together(query @ key.mT, allowed, log_prior, bias)
 
     def _together(
@@ -430,7 +430,7 @@ class AttentionCall:
         for a in range(0, self.shape[2], _ROWS):
             rows = slice(a, a + _ROWS)
             for b in range(self.shape[0]):
-                at = _entry(keys, b)[rows]
+                at = entry_of(keys, b)[rows]
                 logits = self._logits_at(b, rows, at.clamp(min=0))
                 lse = log_normaliser[b, :, rows, None].to(logits)
                 # Rounding of the normaliser may lift a weight above 1.
@@ -467,7 +467,7 @@ class AttentionCall:
         if self.prior is not None:
             log_prior = self._prior_at(rows, keys)[self._shared(slice(None), self.prior.num_heads)]
         if self.bias is not None:
-            bias = _entry(self.bias, batch)[:, rows]
+            bias = entry_of(self.bias, batch)[:, rows]
             bias = bias.gather(-1, keys.to(bias.device).expand(len(bias), -1, -1))
         return self._together(scores, allowed, log_prior, bias).logits
 
@@ -545,7 +545,7 @@ class AttentionCall:
             expected = weights @ self.v[b][kv].double()
             seen = torch.stack([self.has_keys(b, h, rows) for h in range(self.shape[1])])
             if self.query_mask is not None:
-                seen = seen & _entry(self.query_mask, b)[rows.to(self.query_mask.device)].cpu()
+                seen = seen & entry_of(self.query_mask, b)[rows.to(self.query_mask.device)].cpu()
             gap = (output[b][:, rows].double() - expected).abs().amax(-1).to(expected.device)
             gap = gap[seen.to(gap.device)]
             if len(gap):
@@ -605,11 +605,6 @@ class AttentionCall:
         for value in window:
             value[empty] = False if value.dtype == torch.bool else math.nan
         return window
-
-
-def _entry(tensor: Tensor, at: int | slice | Sequence[int]) -> Tensor:
-    """One entry along the first dimension, or the only one, which all share."""
-    return tensor[at if len(tensor) > 1 else 0]
 
 
 def _checked_sink(sink: Tensor, shape: tuple[int, int, int, int]) -> Tensor:

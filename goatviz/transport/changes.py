@@ -19,6 +19,7 @@ from goatviz import checks
 from goatviz.priors.base import Prior
 from goatviz.transport.call import AttentionCall
 from goatviz.transport.statistics import incoming_of
+from goatviz.transport.visibility import entry_of
 
 #: Logits that are held together, and the most rows among them.
 _PAIRS, _ROWS = 2**20, 256
@@ -464,8 +465,7 @@ def _chosen_keys(call: AttentionCall, batch: int, keys: Sequence[int]) -> Tensor
     """Which keys of the call are the given tokens of the text, booleans, shape (n_keys,)."""
     mask = call.query_mask
     if mask is not None and call.shape[2] == call.shape[3]:
-        row = mask[batch if len(mask) > 1 else 0]
-        if not bool(row[0]):
+        if not bool(entry_of(mask, batch)[0]):
             raise ValueError(
                 "keys are tokens of the text, but this input is padded on the left, so that key 0 "
                 "is padding"

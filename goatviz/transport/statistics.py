@@ -19,6 +19,7 @@ from goatviz import checks
 from goatviz.transport import flash
 from goatviz.transport.blockwise import WIDEST_ROW, sweep
 from goatviz.transport.call import AttentionCall
+from goatviz.transport.visibility import entry_of
 
 #: What one fused call yields.
 CHEAP_STATISTICS = flash.STATISTICS
@@ -342,7 +343,7 @@ def _reference(
             scores, share = plan.scores[:, :n_keys], real.sum(-1)
             mean = (real * distance).sum(-1) / share
             log_prior = plan.log_prior.masked_fill(~plan.allowed, 0.0)
-            own = real[:, :0] if at is None else _own(real, at[b if len(at) > 1 else 0])
+            own = real[:, :0] if at is None else _own(real, entry_of(at, b))
             values = {
                 "log_normaliser": torch.logsumexp(logits, -1),
                 "entropy": plan.entropy,

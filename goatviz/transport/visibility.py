@@ -6,6 +6,7 @@ query describe it. Any other mask is kept dense, as given.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -225,7 +226,7 @@ class Visibility:
         for b in range(batch):
             keys, start, stop = self.entry(b)
             if query_mask is not None:
-                chosen = query_mask[b if len(query_mask) > 1 else 0].cpu()
+                chosen = entry_of(query_mask, b).cpu()
                 start, stop = start[chosen], stop[chosen]
             steps = torch.zeros(len(keys) + 1, dtype=torch.long)
             steps.scatter_add_(0, start, torch.ones_like(start))
@@ -279,8 +280,8 @@ class Visibility:
         """
         columns = range(self.n_keys)[keys]
         if self.dense is not None:
-            dense = self.dense[batch if self.dense.shape[0] > 1 else 0][:, queries][..., keys]
-            return dense[head if dense.shape[0] > 1 else 0]
+            dense = entry_of(self.dense, batch)[:, queries][..., keys]
+            return entry_of(dense, head)
         place = self._places(batch)[columns.start : columns.stop : columns.step]
         return self._inside(place, queries, batch)
 
@@ -297,7 +298,7 @@ class Visibility:
             Which batch entry.
         """
         if self.dense is not None:
-            dense = self.dense[batch if self.dense.shape[0] > 1 else 0][:, queries]
+            dense = entry_of(self.dense, batch)[:, queries]
             return dense.gather(-1, keys.to(dense.device).expand(len(dense), -1, -1))
         return self._inside(self._places(batch)[keys], queries, batch)
 
@@ -306,6 +307,11 @@ class Visibility:
         _, start, stop = self.entry(batch)
         low, high = start[queries].unsqueeze(-1), stop[queries].unsqueeze(-1)
         return (place >= 0) & (place >= low) & (place < high)
+
+
+def entry_of(values: Tensor, at: int | slice | Sequence[int]) -> Tensor:
+    """One entry along the first dimension, or the only one, which all share."""
+    return values[at if len(values) > 1 else 0]
 
 
 def _intervals(mask: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
