@@ -203,14 +203,7 @@ class TransportPlan:
                 f"{sums[first].item():.6g} (if the model drops a sink column after the softmax, "
                 "pass the sink as one more key)"
             )
-        return cls(
-            scores=problem.scores,
-            log_prior=problem.log_prior,
-            temperature=problem.temperature,
-            source_mass=problem.source_mass,
-            allowed=problem.allowed,
-            log_weights=log_weights,
-        )
+        return problem.plan(log_weights)
 
     @property
     def n_queries(self) -> int:
@@ -438,14 +431,7 @@ def solve_rows(
     True
     """
     problem = _Problem.build(scores, log_prior, temperature, mask, source_mass)
-    plan = TransportPlan(
-        scores=problem.scores,
-        log_prior=problem.log_prior,
-        temperature=problem.temperature,
-        source_mass=problem.source_mass,
-        allowed=problem.allowed,
-        log_weights=torch.log_softmax(problem.logits, dim=-1),
-    )
+    plan = problem.plan(torch.log_softmax(problem.logits, dim=-1))
     object.__setattr__(plan, "_solved", True)
     return plan
 
@@ -519,6 +505,16 @@ class _Problem:
             source_mass=_positive("source_mass", mass, rows, scores),
             allowed=allowed,
             logits=logits,
+        )
+
+    def plan(self, log_weights: Tensor) -> TransportPlan:
+        return TransportPlan(
+            scores=self.scores,
+            log_prior=self.log_prior,
+            temperature=self.temperature,
+            source_mass=self.source_mass,
+            allowed=self.allowed,
+            log_weights=log_weights,
         )
 
 
