@@ -236,6 +236,17 @@ def output_folder(name: str, folder: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
+def count_text(count: int, noun: str) -> str:
+    """A count with its noun, for messages and labels.
+
+    Examples
+    --------
+    >>> count_text(1, "input"), count_text(1000, "input")
+    ('1 input', '1,000 inputs')
+    """
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def _bounds(low: int | None, high: int | None) -> str:
     if low is not None and high is not None:
         return f" in {low} .. {high}"

@@ -126,7 +126,8 @@ class Sweep:
                     self.lengths, measure.values.sel(scheme=scheme).values, strict=True
                 )
             )
-            print(f"{scheme} ({len(models)} run(s)), {measure.name}: {values}")
+            runs_text = checks.count_text(len(models), "run")
+            print(f"{scheme} ({runs_text}), {measure.name}: {values}")
         print(self.out)
         return 3 if left_out else 0
 

@@ -302,7 +302,7 @@ def test_a_folder_is_swept(tmp_path, capsys):
     cached = [*sweep, "--cache", str(tmp_path / "cells")]
     assert main(cached) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[0].startswith("goat (1 run(s)), whole answers right: ") and told[-1] == str(out)
+    assert told[0].startswith("goat (1 run), whole answers right: ") and told[-1] == str(out)
     result = load_result(out)
     assert result["scheme"].values.tolist() == ["goat", "rope", "rope-interpolated"]
     assert result["length"].values.tolist() == [32, 80] and int(result["examples"].max()) == 3
@@ -369,7 +369,7 @@ def test_documents_are_swept(tmp_path, capsys):
     assert not out.exists()
     assert main(new) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[0].startswith("alibi (1 run(s)), loss [nats/token]: 5.") and told[-1] == str(out)
+    assert told[0].startswith("alibi (1 run), loss [nats/token]: 5.") and told[-1] == str(out)
     result = load_result(out)
     assert result.attrs["source"] == str(tmp_path / "test")
     assert result.attrs["command"] == shlex.join(["goatviz", *new])

@@ -287,7 +287,7 @@ class AnswerExplorer(LengthExplorer):
             return f"{where}: not measured. {known}"
         runs = "all runs"
         if "run" in one.dims:
-            runs = _runs(one["examples"].values > 0)
+            runs = checks.count_text(int((one["examples"].values > 0).sum()), "run")
         return (
             f"{where}: {float(one[name]):.4f} of {MEASURES[measure]} (95 % interval "
             f"{float(one[f'{name}_low']):.4f} to {float(one[f'{name}_high']):.4f}; "
@@ -379,7 +379,7 @@ class LossExplorer(LengthExplorer):
         where = f"{scheme} in windows of {length:,} tokens"
         if np.isnan(float(one["mean_loss"])):
             return f"{where}: not measured. {self._training.capitalize()}."
-        runs = _runs(np.isfinite(one["run_loss"].values))
+        runs = checks.count_text(int(one["run_loss"].notnull().sum()), "run")
         text = (
             f"{where}: loss {_interval(one, 'mean_loss')} nats/token, perplexity "
             f"{_interval(one, 'perplexity')} (n = {int(one['tokens'].sum()):,} tokens of "
@@ -432,11 +432,11 @@ class MassExplorer(LengthExplorer):
         tokens = one["tokens"].values[:, at]
         if not tokens.sum():
             return f"{where}: not measured. {known}"
-        one = one.isel(length=at)
+        one, runs = one.isel(length=at), checks.count_text(int((tokens > 0).sum()), "run")
         share, low, high = (float(one[f"mean_token{end}"]) for end in ("", "_low", "_high"))
         text = (
             f"{where}: {share:.4f} of answer tokens right (95 % intervals {low:.4f} to {high:.4f}; "
-            f"n = {int(tokens.sum()):,} tokens, {_runs(tokens > 0)})"
+            f"n = {int(tokens.sum()):,} tokens, {runs})"
         )
         for group, title in GROUPS.items():
             if not np.isnan(float(one[f"mean_{group}_mass"])):
@@ -487,11 +487,6 @@ def _measured_lengths(results: Sequence[xr.Dataset], counts: Sequence[str]) -> l
             f"{results[0].attrs['schema']} must hold at least one measured cell, got none"
         )
     return sorted(lengths)
-
-
-def _runs(measured: np.ndarray) -> str:
-    count = int(measured.sum())
-    return f"{count} run" if count == 1 else f"{count} runs"
 
 
 def _interval(one: xr.Dataset, name: str, form: str = ".4f") -> str:

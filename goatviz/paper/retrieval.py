@@ -163,11 +163,15 @@ def _verdict(sweep: xr.Dataset, measure: str) -> str:
         order = sweep.sel(length=length).sortby(f"mean_{measure}", ascending=False)
         first, second = (order.isel(scheme=at) for at in (0, 1))
         apart = float(first[f"mean_{measure}_low"]) > float(second[f"mean_{measure}_high"])
-        leaders.append(
-            f"at {length:,} {first['scheme'].item()} {float(first[f'mean_{measure}']):.1%} "
-            f"before {second['scheme'].item()} {float(second[f'mean_{measure}']):.1%}"
-            f"{'' if apart else ' (intervals overlap)'}"
-        )
+        names = [each["scheme"].item() for each in (first, second)]
+        shares = [f"{float(each[f'mean_{measure}']):.1%}" for each in (first, second)]
+        if shares[0] == shares[1]:
+            leaders.append(f"at {length:,} {names[0]} and {names[1]} are equal at {shares[0]}")
+        else:
+            overlap = "" if apart else " (intervals overlap)"
+            leaders.append(
+                f"at {length:,} {names[0]} {shares[0]} before {names[1]} {shares[1]}{overlap}"
+            )
     spread = (sweep[measure].max("run") - sweep[measure].min("run")).max("length")
     most = spread.isel(scheme=int(spread.argmax("scheme")))
     return (

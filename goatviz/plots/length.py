@@ -182,7 +182,8 @@ def accuracy_lines(
             f"mean_{measure}" if several else measure,
             focus,
             hover=f"{name}, %{{customdata[0]:,}} tokens<br>%{{y:.3f}} {interval_text('.3f')}<br>"
-            f"%{{customdata[3]:,}} {unit}, " + (f"{runs} run(s)" if several else "all runs"),
+            f"%{{customdata[3]:,}} {unit}, "
+            + (checks.count_text(runs, "run") if several else "all runs"),
             detail=[one["length"].values, count.sum(axis=0) if several else count],
         )
     ]

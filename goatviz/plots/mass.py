@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from goatviz import checks
 from goatviz.plots import style
 from goatviz.plots.base import Panel, Words, grid
 from goatviz.plots.figure import Figure
@@ -129,7 +130,7 @@ def _masses(one: xr.Dataset, scheme: str, x: np.ndarray, of: str, focus: Focus) 
             f"mean_{plan}{of}_mass",
             focus,
             hover=f"{name}, {what}<br>%{{customdata[0]:,}} tokens<br>%{{y:.4f}} "
-            f"{interval_text('.4f')}<br>{len(heads)} run(s)",
+            f"{interval_text('.4f')}<br>{checks.count_text(len(heads), 'run')}",
             detail=[one["length"].values],
             **settings,
         )

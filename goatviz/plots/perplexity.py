@@ -134,7 +134,8 @@ def _losses(
             focus,
             hover=f"{name}, {kind} %{{customdata[0]:,}}<br>{shown.format('y')} "
             f"{interval_text(digits)}<br>{other.format('customdata[3]')}<br>"
-            f"%{{customdata[4]:,}} tokens of {one.sizes['piece']} pieces, {runs} run(s)",
+            f"%{{customdata[4]:,}} tokens of {one.sizes['piece']} pieces, "
+            f"{checks.count_text(runs, 'run')}",
             detail=[
                 one[kind].values,
                 one[_FIELDS[kind, opposite]].values,

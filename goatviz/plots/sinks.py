@@ -272,10 +272,12 @@ def _about(profile: xr.Dataset) -> list[str]:
     """The source of the profile, and notes on it."""
     attrs = profile.attrs
     shortest, longest, count = attrs["length_min"], attrs["length"], attrs["n_inputs"]
-    lengths = f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
+    lengths = checks.count_text(longest, "token")
+    if shortest != longest:
+        lengths = f"{shortest:,} to {lengths}"
     about = [
         attrs["source"],
-        f"{count:,} input{'' if count == 1 else 's'} of {lengths} tokens",
+        f"{checks.count_text(count, 'input')} of {lengths}",
         "causal" if attrs["causal"] else "not causal",
         "no explicit prior" if attrs["prior"] == "none" else f"prior: {attrs['prior']}",
     ]

@@ -41,7 +41,7 @@ def test_lines_whiskers_and_marks_are_the_sweeps(measure):
         np.testing.assert_allclose(line["y"] - whiskers["arrayminus"], one[f"mean_{measure}_low"])
         count = one[UNITS[measure]].sum("run")
         np.testing.assert_array_equal(line["customdata"][:, 3], count)
-        assert UNITS[measure] in line["hovertemplate"] and "2 run(s)" in line["hovertemplate"]
+        assert UNITS[measure] in line["hovertemplate"] and "2 runs" in line["hovertemplate"]
         dots = named(panel.traces, f"{name}, each run")
         np.testing.assert_array_equal(dots["y"], one[measure].values.ravel())
         np.testing.assert_array_equal(dots["customdata"][:, 0], np.repeat([0, 1], 3))

@@ -37,7 +37,7 @@ def test_lines_and_whiskers_are_the_means_and_their_intervals(kind, measure):
         np.testing.assert_array_equal(places, sweep[kind])
         tokens = sweep["tokens" if kind == "length" else "position_tokens"].sum("piece")
         np.testing.assert_array_equal(count, tokens)
-        assert "3 pieces, 2 run(s)" in line["hovertemplate"]
+        assert "3 pieces, 2 runs" in line["hovertemplate"]
         # Schemes stand beside each other, close to where they belong.
         assert np.abs(line["x"] - np.log2(places)).max() < 0.25
     title = {"loss": "loss [nats/token]", "perplexity": "perplexity [1]"}[measure]
