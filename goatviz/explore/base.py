@@ -6,28 +6,28 @@ and work that takes long runs beside the kernel's own and can be cancelled.
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import html
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
 
+from goatviz import checks
+from goatviz.analysis.levels import PlanLevels
 from goatviz.explore.controls import Control, ControlPanel
 from goatviz.explore.export import write_page
 from goatviz.explore.figure_view import FigureView
+from goatviz.explore.plan_map import PlanMap
 from goatviz.explore.selection import NAMES, Selection
-from goatviz.explore.task import Task, run_beside, running_loop
+from goatviz.explore.task import Newest, Task, running_loop
 from goatviz.plots.base import Panel, Words, grid
 from goatviz.plots.figure import Figure
-
-#: The least width of a map beside the panels.
-LEAST_PX = 380
 
 
 @dataclass
@@ -36,12 +36,12 @@ class Picture:
 
     Attributes
     ----------
-    figures : dict of str to Panel, or to panels below each other
-        One for each panel, with one pair of axes each.
+    figures : dict of str to Panel or sequence of Panel
+        What each panel of the explorer shows; a sequence is drawn one below the other.
     summary : str
         Plain text, for screen readers and below the panels.
     views : dict of str to str
-        By panel: as long as this text stays, so does what a reader zoomed to.
+        For each panel, a text: as long as it stays the same, the reader's zoom is kept.
     """
 
     figures: dict[str, Panel | Sequence[Panel]]
@@ -53,12 +53,15 @@ class Explorer(ipywidgets.VBox):
     """Controls above, panels side by side, a sentence below; subclasses say what is shown.
 
     A subclass names the traits that its picture depends on in `shown`, each of which has a
-    control, and implements `_picture`. It calls `_set_up` when what it needs is there.
+    control, and implements `_picture`. Its constructor ends with `_set_up`. One that has a map of
+    plans implements `_levels` and `_map_options`, and calls `_show_map` before that.
 
     Attributes
     ----------
     selection : Selection
-        Layer, head, query and key, shared with whoever was given the same.
+        Layer, head, query and key, shared with every explorer that was given the same one.
+    map : PlanMap or None
+        The plan of the chosen head, beside the panels.
     """
 
     #: Traits that the picture depends on.
@@ -67,22 +70,46 @@ class Explorer(ipywidgets.VBox):
     #: Panels, in order, with their least width in pixels.
     panels: Mapping[str, int] = {}
 
+    #: The map's place among the panels, and its least width in pixels.
+    map_place: tuple[int, int] = (0, 380)
+
     selection: Selection | None = None
-    _task: Task | None = None
+    map: PlanMap | None = None
+
+    #: Heads of every layer, where there are layers to choose from.
+    _heads: Mapping[int, Sequence[int]] = {}
+    #: Above 0 while changes wait for others, and no picture is asked for.
+    _quiet = 0
 
     def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
-        """The picture of these values: pure, and `task(share)` is called now and then."""
+        """Draw these values: a pure function, which calls `task(share)` now and then."""
         raise NotImplementedError
 
     def _is_long(self, values: Mapping[str, Any]) -> bool:
-        """Whether the picture takes so long that the kernel should stay free."""
+        """Whether the picture takes so long that it is computed beside the kernel's own work."""
         return False
 
     def _check(self, values: Mapping[str, Any]) -> None:
         """Raise ValueError for values that have no picture."""
+        if "layer" in values:
+            layer = checks.one_of("layer", checks.integer("layer", values["layer"]), self._heads)
+            checks.one_of("head", checks.integer("head", values["head"]), self._heads[layer])
 
     def _lead(self, values: Mapping[str, Any]) -> None:
-        """Show what need not wait for the picture, such as a map beside it."""
+        """Show what need not wait for the picture, such as the map beside it."""
+        if self.map is not None:
+            self._show_map(values["layer"], values["head"])
+
+    def _clicked(self, panel: str, message: Mapping[str, Any]) -> None:
+        """Act on a click on a point of a panel; see `FigureView.on_click`."""
+
+    def _levels(self, layer: int, head: int) -> PlanLevels:
+        """The plan that the map shows of a head."""
+        raise NotImplementedError
+
+    def _map_options(self, levels: PlanLevels) -> dict[str, Any]:
+        """Title and tokens of a plan in the map."""
+        raise NotImplementedError
 
     def _set_up(
         self,
@@ -90,18 +117,18 @@ class Explorer(ipywidgets.VBox):
         *,
         label: str,
         selection: Selection | None = None,
-        above: Sequence[ipywidgets.DOMWidget] = (),
     ) -> None:
         """Build the widgets, show the first picture, and listen from now on."""
         self.selection = Selection() if selection is None else selection
         self._label = label
-        self._quiet = 0
-        self._adopt_selection()
         self._controls = ControlPanel(controls, self._values_of(controls), label=label)
+        self._work = Newest(lambda share: self.report_progress("Computing", share))
         self._summary = ipywidgets.HTML()
         self._views = {name: FigureView(label=f"{label}: {name}") for name in self.panels}
-        boxes = [_wrapped(widget, LEAST_PX) for widget in above]
-        boxes += [_wrapped(self._views[name], least) for name, least in self.panels.items()]
+        boxes = [_wrapped(self._views[name], least) for name, least in self.panels.items()]
+        if self.map is not None:
+            place, least = self.map_place
+            boxes.insert(place, _wrapped(self.map, least))
         pictures = ipywidgets.HBox(boxes, layout={"flex_flow": "row wrap", "overflow": "visible"})
         self.children = [self._controls, pictures, self._summary]
         self.add_class("goatviz-explorer")
@@ -109,6 +136,12 @@ class Explorer(ipywidgets.VBox):
             self.observe(self._trait_changed, name)
         self._controls.observe(self._controls_changed, "values")
         self._controls.on_cancel(self.cancel)
+        for name, view in self._views.items():
+            view.on_click(partial(self._click_received, name))
+        with self._quietly():
+            self._follow_layer()
+            for name in NAMES:
+                self._selection_changed({"name": name, "new": getattr(self.selection, name)})
         for name in NAMES:
             if self.has_trait(name):
                 self.observe(self._tell_selection, name)
@@ -118,21 +151,42 @@ class Explorer(ipywidgets.VBox):
     # --- values ---
 
     def values(self) -> dict[str, Any]:
-        """What the picture depends on, by name."""
+        """The values that the picture depends on, by name."""
         return {name: getattr(self, name) for name in self.shown}
 
     def _values_of(self, controls: Sequence[Control]) -> dict[str, Any]:
         return {c.name: getattr(self, c.name) for c in controls if c.kind != "button"}
 
+    def _require_known(self, values: Mapping[str, Any]) -> None:
+        """Raise ValueError for a name that is none of `shown`."""
+        for name in values:
+            if name not in self.shown:
+                raise ValueError(f"values must be among {', '.join(self.shown)}, got {name!r}")
+
+    def _merged(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """These values, and the widget's own for the others; checked."""
+        self._require_known(values)
+        merged = {**self.values(), **values}
+        self._check(merged)
+        return merged
+
     @contextmanager
-    def _together(self):
-        """Several traits change and one picture follows."""
-        before = self.values()
+    def _quietly(self):
+        """Traits change and no picture is asked for."""
         self._quiet += 1
         try:
             yield
         finally:
             self._quiet -= 1
+
+    @contextmanager
+    def _together(self):
+        """Several traits change and one picture follows."""
+        before = self.values()
+        try:
+            with self._quietly():
+                yield
+        finally:
             if not self._quiet and self.values() != before:
                 self._request()
 
@@ -142,16 +196,16 @@ class Explorer(ipywidgets.VBox):
         Raises
         ------
         ValueError
-            If one of them is no value of this explorer.
+            If this explorer has no value of that name.
         """
-        unknown = [name for name in values if name not in self.shown]
-        if unknown:
-            raise ValueError(f"values must be among {', '.join(self.shown)}, got {unknown[0]!r}")
+        self._require_known(values)
         with self._together():
             for name, value in values.items():
                 setattr(self, name, value)
 
     def _trait_changed(self, change: dict[str, Any]) -> None:
+        if change["name"] == "layer":
+            self._follow_layer()
         panel = self._controls
         if change["name"] in panel.values and panel.values[change["name"]] != change["new"]:
             panel.values = {**panel.values, change["name"]: change["new"]}
@@ -167,16 +221,22 @@ class Explorer(ipywidgets.VBox):
         except Exception as error:  # noqa: BLE001 - shown, since nobody sees a kernel's log
             self._say_error(error)
 
+    def _follow_layer(self) -> None:
+        """Offer the heads of the chosen layer, and move to the one nearest to the chosen head."""
+        heads = self._heads.get(self.layer) if self.has_trait("layer") else None
+        if heads:
+            self._controls.change("head", options=[(head, str(head)) for head in heads])
+            # As a change of its own, a head that this layer lacks would be an error.
+            with self._quietly():
+                self.head = min(heads, key=lambda head: abs(head - self.head))
+
     # --- one selection for several ---
 
-    def _adopt_selection(self) -> None:
-        for name in NAMES:
-            value = getattr(self.selection, name)
-            if self.has_trait(name) and value is not None and self._accepts(name, value):
-                setattr(self, name, value)
-
     def _accepts(self, name: str, value: int) -> bool:
-        """Whether a value that somebody else chose is one of this explorer's."""
+        """Whether this explorer can show a value that was chosen elsewhere."""
+        if name == "layer":
+            # Its head may be another one; it follows.
+            return value in self._heads
         try:
             self._check({**self.values(), name: value})
         except (TypeError, ValueError):
@@ -197,7 +257,7 @@ class Explorer(ipywidgets.VBox):
     # --- pictures ---
 
     def draw(self, **values: Any) -> Figure:
-        """The same picture as one plotly figure, for these values and else the widget's own.
+        """The same picture as one plotly figure; values not given are the widget's own.
 
         Nothing changes in the widget, and no kernel or page is needed.
 
@@ -211,76 +271,68 @@ class Explorer(ipywidgets.VBox):
         return grid([panel for part in panels for panel in part], Words(self._label))
 
     def picture(self, values: Mapping[str, Any]) -> Picture:
-        """Figures by panel and their summary for these values, and else the widget's own.
+        """Figures by panel and their summary; values not given are the widget's own.
 
         Raises
         ------
         ValueError
             If there is no such value.
         """
-        unknown = [name for name in values if name not in self.shown]
-        if unknown:
-            raise ValueError(f"values must be among {', '.join(self.shown)}, got {unknown[0]!r}")
-        merged = {**self.values(), **values}
-        self._check(merged)
-        return self._picture(merged, Task())
+        return self._picture(self._merged(values), Task())
 
     def _request(self) -> None:
-        """Show the picture of the values as they are now; an older one that is on its way ends."""
-        if self._task is not None:
-            self._task.stop()
+        """Show the picture of the present values; one that is still being computed is stopped."""
+        self._work.stop()
         values = self.values()
         try:
             self._check(values)
             self._lead(values)
             loop = running_loop()
             if loop is None or not self._is_long(values):
-                self._task = None
                 self._show(self._picture(values, Task()))
             else:
-                self._begin(values, loop)
+                self._work.start(loop, partial(self._picture, values), self._end)
         except Exception as error:  # noqa: BLE001 - shown, since nobody sees a kernel's log
-            self._task = None
             self._say_error(error)
 
-    def _begin(self, values: Mapping[str, Any], loop: asyncio.AbstractEventLoop) -> None:
-        """Compute in a thread, and show the picture when it is there."""
-
-        def report(share: float) -> None:
-            if self._task is task:
-                self._controls.progress = share
-
-        def end(picture: Picture | None, error: Exception | None) -> None:
-            if self._task is not task:
-                return
-            self._task = None
-            self._controls.progress = -1.0
-            if picture is not None:
-                self._show(picture)
-            elif error is not None:
-                self._say_error(error)
-
-        self._task = task = Task()
-        self.report_progress("Computing", 0.0)
-        run_beside(loop, task, lambda task: self._picture(values, task), report, end)
+    def _end(self, picture: Picture | None, error: Exception | None) -> None:
+        """What was computed beside the kernel's own work is there, or never will be."""
+        if picture is not None:
+            self._show(picture)
+        elif error is not None:
+            self._say_error(error)
 
     def cancel(self) -> None:
         """Stop what is being computed; what was shown before stays."""
-        if self._task is not None:
-            self._task.stop()
-            self._task = None
-            self._controls.progress = -1.0
+        self._work.stop()
 
     def _show(self, picture: Picture) -> None:
         for name, figure in picture.figures.items():
-            self._views[name].show_figure(
-                figure,
-                label=self._views[name].label,
-                view_of=picture.views.get(name, name),
-            )
-        text = html.escape(picture.summary, quote=False)
-        self._summary.value = f'<div aria-live="polite" class="goatviz-summary">{text}</div>'
+            self._views[name].show_figure(figure, view_of=picture.views.get(name, name))
+        self._say(picture.summary)
         self._controls.error = ""
+
+    def _say(self, summary: str) -> None:
+        text = html.escape(summary, quote=False)
+        self._summary.value = f'<div aria-live="polite" class="goatviz-summary">{text}</div>'
+
+    def _show_map(self, layer: int, head: int) -> None:
+        """Show the plan of a head in the map, unless it is there already."""
+        shown = None if self.map is None else self.map.levels
+        if shown is not None and (shown.call.layer, shown.head) == (layer, head):
+            return
+        levels = self._levels(layer, head)
+        options = self._map_options(levels)
+        if self.map is None:
+            self.map = PlanMap(levels, **options)
+        else:
+            self.map.show_plan(levels, **options)
+
+    def _click_received(self, panel: str, message: Mapping[str, Any]) -> None:
+        try:
+            self._clicked(panel, message)
+        except Exception as error:  # noqa: BLE001 - shown, since nobody sees a kernel's log
+            self._say_error(error)
 
     def _say_error(self, error: Exception) -> None:
         self._controls.progress = -1.0
@@ -291,26 +343,26 @@ class Explorer(ipywidgets.VBox):
     def save_html(
         self, path: str | os.PathLike, *, vary: Mapping[str, Sequence[Any]] | None = None
     ) -> Path:
-        """Write one offline file whose controls still work, for the values that are in it.
+        """Write one offline page whose controls still work, for values computed beforehand.
 
         Parameters
         ----------
         path : path-like
             Ends in .html, in an existing folder.
         vary : mapping of str to sequence
-            Which controls move, and through which values; every combination is computed now.
-            Default: what the explorer thinks a reader wants to move. The others stay as they are.
+            Controls that move, and the values of each; every combination is computed now.
+            Default: a choice of the explorer's own. Other controls stay as they are.
 
         Returns
         -------
         Path
-            Of the file: plotly.js (4.8 MB) and below 6 MB of pictures.
+            The file, which holds plotly.js (4.8 MB) and at most 6 MB of pictures.
 
         Raises
         ------
         ValueError
-            If `path` is no .html in a folder that exists, a value has no picture, or all of them
-            together exceed 6 MB (the message says how many there are).
+            If `path` is no .html file in an existing folder, a value has no picture, or the
+            pictures together exceed 6 MB (the message says how many there are).
         """
         chosen = dict(self._default_vary() if vary is None else vary)
         movable = [name for name in self.shown if name in self.controls]
@@ -323,7 +375,7 @@ class Explorer(ipywidgets.VBox):
 
     @property
     def label(self) -> str:
-        """What is explored, in a few words."""
+        """The explorer's name, in a few words."""
         return self._label
 
     @property
@@ -332,23 +384,27 @@ class Explorer(ipywidgets.VBox):
         return dict(self._controls.items())
 
     def report_progress(self, doing: str, share: float) -> None:
-        """Show how far some work is; a share of -1 says that there is none."""
+        """Show which share of some work is done; -1 says that nothing is being done."""
         self._controls.doing, self._controls.progress = doing, share
 
     def page_extras(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """States of maps beside the panels, for an exported page."""
-        return {}
+        """State of the map beside the panels, for an exported page."""
+        if self.map is None:
+            return {}
+        merged = self._merged(values)
+        levels = self._levels(merged["layer"], merged["head"])
+        return {"map": self.map.state_of(levels, title=self._map_options(levels)["title"])}
 
     def _default_vary(self) -> dict[str, list[Any]]:
-        """What an exported page lets a reader move."""
+        """The controls that a reader of an exported page can move, and their values."""
         return {}
 
     def close(self) -> None:
-        """Take the widget and all its parts off the page and let go of their memory."""
+        """Take the widget and all its parts off the page and free their memory."""
         if self.comm is None:
             return
         if self.selection is None:
-            # Bad input: it was never set up.
+            # Its constructor failed before it was set up.
             super().close()
             return
         self.cancel()
@@ -361,11 +417,12 @@ class Explorer(ipywidgets.VBox):
         gc.collect()
 
     def _forget(self) -> None:
-        """Drop what is large."""
+        """Drop the large objects that this explorer holds."""
+        self.map = None
 
 
 def _wrapped(widget: ipywidgets.DOMWidget, least: int) -> ipywidgets.VBox:
-    """The widget in a box that grows, and goes to the next line rather than below `least` px."""
+    """The widget in a box that grows, and wraps to the next line below `least` pixels."""
     layout = {"flex": f"1 1 {least}px", "min_width": f"min({least}px, 100%)"}
     return ipywidgets.VBox([widget], layout=layout)
 
@@ -378,9 +435,3 @@ def _below(widget: ipywidgets.Widget) -> list[ipywidgets.Widget]:
         if isinstance(child, ipywidgets.DOMWidget) and child.trait_has_value("layout"):
             below.append(child.layout)
     return below
-
-
-def ranged(name: str, value: Any, count: int) -> None:
-    """Raise ValueError unless the value is one of 0 .. count - 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
-        raise ValueError(f"{name} must be in 0 .. {count - 1}, got {value!r}")

@@ -1,5 +1,5 @@
-// Named controls of an explorer: native elements, so that keyboard and screen readers know them.
-// Each has a value in `values`; numbers on a logarithmic slider are moved in powers of ten.
+// Named controls of an explorer: native elements, which work with keyboards and screen readers.
+// Each has a value in `values`; a logarithmic slider moves in powers of ten.
 
 function make(tag, attributes, parent, text) {
   const element = document.createElement(tag);
@@ -26,8 +26,7 @@ export function fromSlider(place, spec) {
 
 export function reading(value, spec) {
   if (spec.whole) return Number(value).toLocaleString("en");
-  const text = Number(Number(value).toPrecision(3)).toString();
-  return spec.unit ? `${text} ${spec.unit}` : text;
+  return Number(Number(value).toPrecision(3)).toString();
 }
 
 const KINDS = {
@@ -175,7 +174,7 @@ function render({ model, el }) {
     problem.textContent = model.get("error");
   };
   cancel.addEventListener("click", () => model.send && model.send({ kind: "cancel" }));
-  // Lab would take arrow keys and the like for its own.
+  // Otherwise JupyterLab would act on arrow keys and the like.
   root.addEventListener("keydown", (event) => event.stopPropagation());
 
   model.on("change:controls change:values change:label", fill);

@@ -1,7 +1,7 @@
-"""Named controls as one widget: native elements that keyboard and screen readers know.
+"""Named controls as one widget: native elements, which work with keyboards and screen readers.
 
-What a control is called and may be, is said by a `Control`; what they are set to, by one dict. The
-line below them holds progress, a button that cancels, and errors.
+A `Control` holds a control's name and range, one dict the values of all. The line below them shows
+progress, a Cancel button, and errors.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Control:
     Parameters
     ----------
     name : str
-        Name of the value and of the trait of an explorer.
+        Name of the value, and of the explorer's trait.
     label : str
-        What stands before it.
+        Text before the control.
     kind : {"select", "slider", "number", "toggle", "button"}
         A button has no value.
     options : sequence of (value, text)
@@ -39,14 +39,12 @@ class Control:
         A slider that moves in powers of ten.
     whole : bool
         Integers only.
-    unit : str
-        Said after a slider's number.
     hint : str
-        Shown on hover, said by screen readers.
+        Text shown on hover, and read out by screen readers.
     disabled : bool
-        Shown, and not to be moved.
+        Whether the control is shown but cannot be used.
     choices : sequence of float
-        Values of a slider that knows no values between these.
+        The only values of a slider.
     """
 
     name: str
@@ -58,7 +56,6 @@ class Control:
     step: float = 1.0
     log: bool = False
     whole: bool = False
-    unit: str = ""
     hint: str = ""
     disabled: bool = False
     choices: Sequence[float] = ()
@@ -68,7 +65,7 @@ class Control:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
 
     def spec(self) -> dict[str, Any]:
-        """As the page needs it: a logarithmic slider's ends are exponents."""
+        """The control as the page needs it: the ends of a logarithmic slider are exponents."""
         low, high, step = self.low, self.high, self.step
         if len(self.choices):
             low, high, step = 0, len(self.choices) - 1, 1
@@ -85,7 +82,6 @@ class Control:
             "choices": list(self.choices),
             "log": self.log,
             "whole": self.whole,
-            "unit": self.unit,
             "hint": self.hint,
             "disabled": self.disabled,
         }
@@ -97,20 +93,20 @@ class ControlPanel(anywidget.AnyWidget):
     Parameters
     ----------
     controls : sequence of Control
-        In this order.
+        The controls, in order.
     values : mapping
-        What they are set to; buttons have none.
+        Their values by name; buttons have none.
     label : str
         Name of the whole group, for screen readers.
 
     Attributes
     ----------
     values : dict
-        Set by the page and by the kernel alike.
+        Values by name, set by the page and by the kernel alike.
     progress : float
-        Share of the work that is done; -1 while none is.
+        Share of the work that is done; -1 while nothing is being done.
     doing, error : str
-        What is being done, and what went wrong.
+        Name of the work that is being done, and the last error.
     """
 
     _esm = widget_file("controls.js")
@@ -142,18 +138,18 @@ class ControlPanel(anywidget.AnyWidget):
         return list(self._controls.items())
 
     def change(self, name: str, **changes: Any) -> None:
-        """Give a control other options, ends, or another hint."""
+        """Change some fields of a control, such as its options or range."""
         changed = replace(self._controls[name], **changes)
         if changed != self._controls[name]:
             self._controls[name] = changed
             self.controls = [control.spec() for control in self._controls.values()]
 
     def on_press(self, name: str, act: Callable[[], None]) -> None:
-        """Have `act` called when the button of that name is pressed."""
+        """Call `act` when the button of that name is pressed."""
         self._on_press[name] = act
 
     def on_cancel(self, act: Callable[[], None]) -> None:
-        """Have `act` called when the work is to stop."""
+        """Call `act` when Cancel is pressed."""
         self._on_cancel = act
 
     def _received(self, _widget: Any, message: dict[str, Any], _buffers: list[Any]) -> None:

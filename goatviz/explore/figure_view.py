@@ -2,7 +2,7 @@
 
 plotly's own FigureWidget carries 5 MB of it every time, saved with the notebook, and walks matrices
 number by number. Here one model holds the library for all figures of a kernel, and a figure is its
-JSON, in which plotly packs arrays; what is drawn last is what a saved notebook shows.
+JSON, in which plotly packs arrays; a saved notebook shows the figure that was drawn last.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _library: PlotlyLibrary | None = None
 
 
 def plotly_library() -> PlotlyLibrary:
-    """The one library; another only after it was closed."""
+    """The one library; a new one only after that was closed."""
     global _library
     if _library is None or _library.comm is None:
         _library = PlotlyLibrary(source=get_plotlyjs())
@@ -47,17 +47,17 @@ class FigureView(anywidget.AnyWidget):
     Parameters
     ----------
     figure : plotly.graph_objects.Figure, Panel or sequence of Panel, optional
-        As from any `draw_*`, or panels below each other; it fills the width that there is and
+        From any `draw_*`, or panels one below the other. It fills the width of its place and
         keeps its height.
     label : str
-        What screen readers say of it.
+        Its name for screen readers.
 
     Attributes
     ----------
     figure : str
-        What is drawn, as plotly's JSON.
+        The figure as plotly's JSON.
     view_of : str
-        What is drawn: as long as this stays, so does what a reader zoomed to.
+        The subject of the figure: as long as it stays the same, the reader's zoom is kept.
     """
 
     _esm = widget_file("figure_view.js")
@@ -74,9 +74,9 @@ class FigureView(anywidget.AnyWidget):
         self._on_click: list[Callable[[dict[str, Any]], None]] = []
         self.on_msg(self._received)
         if figure is not None:
-            self.show_figure(figure, label=label)
+            self.show_figure(figure)
 
-    def show_figure(self, figure: Drawn, *, label: str = "", view_of: str = "") -> None:
+    def show_figure(self, figure: Drawn, *, view_of: str = "") -> None:
         """Draw another figure in this one's place.
 
         Raises
@@ -84,16 +84,15 @@ class FigureView(anywidget.AnyWidget):
         TypeError
             If `figure` is neither a plotly Figure nor panels.
         """
-        # What was drawn last is often drawn again: a slider moves a few of many panels.
+        # The same panel often comes again: a slider changes a few of many.
         text = self.figure if figure is self._shown else as_json(figure)
         self._shown = None if isinstance(figure, go.Figure) else figure
         with self.hold_sync():
             self.view_of = view_of
-            self.label = label
             self.figure = text
 
     def on_click(self, act: Callable[[dict[str, Any]], None]) -> None:
-        """Have `act` called with "trace", "x", "y" and "index" of every point that is clicked."""
+        """Call `act` with "trace", "x", "y" and "index" of every point that is clicked."""
         self._on_click.append(act)
 
     def _received(self, _widget: Any, message: dict[str, Any], _buffers: list[Any]) -> None:

@@ -1,12 +1,12 @@
-"""What length does to answers and losses: `explore_length` turns a sweep by scheme and length.
+"""What length does to answers and losses: `explore_length` shows a sweep by scheme and length.
 
 The numbers are those of the result; where a picture needs others (depths pooled, losses paired with
-a reference), `goatviz.analysis` makes them.
+a reference), `goatviz.analysis` computes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,9 +34,9 @@ from goatviz.results import (
     check_result,
 )
 
-#: What can be explored.
+#: Results that can be explored.
 SCHEMAS = (LENGTH_SWEEP, NEEDLE_GRID, MASS_SWEEP, PERPLEXITY_SWEEP)
-#: Depths pooled, or the task's own.
+#: The choice of no single depth: all depths pooled, or those of the task.
 ALL = "all"
 _WIDTH = 340
 
@@ -53,7 +53,7 @@ def explore_length(
     grid : xarray.Dataset, optional
         With a length sweep: a needle grid of the same task and schemes.
     scheme : str, optional
-        The one that is chosen at first; default the first.
+        The scheme chosen at first; default the first.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def explore_length(
     Raises
     ------
     TypeError
-        If `result` or `grid` is another kind of result, or none.
+        If `result` or `grid` is not such a result.
     ValueError
         If nothing was measured, a selection dropped a dimension, there is no such scheme, or the
         grid does not belong to the sweep.
@@ -87,22 +87,21 @@ def explore_length(
         return AnswerExplorer(result, grid, scheme=scheme)
     if schema == NEEDLE_GRID.name:
         return AnswerExplorer(None, result, scheme=scheme)
-    return {MASS_SWEEP.name: MassExplorer, PERPLEXITY_SWEEP.name: LossExplorer}[schema](
-        result, scheme=scheme
-    )
+    explorer = MassExplorer if schema == MASS_SWEEP.name else LossExplorer
+    return explorer(result, scheme=scheme)
 
 
 class LengthExplorer(Explorer):
-    """A sweep over lengths, a scheme and a length of it chosen; see `explore_length`.
+    """A sweep over lengths with a chosen scheme and length; see `explore_length`.
 
     Attributes
     ----------
     scheme : str
-        The chosen one; a click on its line chooses it, too.
+        The chosen scheme; a click on its line chooses it, too.
     others : {"shown", "dimmed", "hidden"}
-        What becomes of the other schemes.
+        How the other schemes are shown.
     length : int
-        The chosen one, in tokens.
+        The chosen length, in tokens.
     runs : bool
         Whether single runs are shown.
     """
@@ -122,7 +121,10 @@ class LengthExplorer(Explorer):
         scheme: str | None,
         controls: Sequence[Control] = (),
     ) -> None:
-        """Choose at first, and build the widgets; `counts` names what says that it was measured."""
+        """Choose a scheme and a length, and build the widgets.
+
+        `counts` names, for each result, the field that tells which cells were measured.
+        """
         self.schemes = [str(each) for each in results[0]["scheme"].values]
         self.lengths = _measured_lengths(results, counts)
         first = self.schemes[0] if scheme is None else scheme
@@ -136,7 +138,7 @@ class LengthExplorer(Explorer):
                 "others",
                 "Others",
                 options=[(each, each) for each in OTHERS],
-                hint="what becomes of the other schemes",
+                hint="how the other schemes are shown",
                 disabled=len(self.schemes) == 1,
             ),
             Control("length", "Length", options=[(each, f"{each:,}") for each in self.lengths]),
@@ -150,8 +152,6 @@ class LengthExplorer(Explorer):
             ),
         ]
         self._set_up(shared, label=f"Length extrapolation: {results[0].attrs['task']}")
-        for name, view in self._views.items():
-            view.on_click(self._guarded(name))
 
     def _focus(self, values: Mapping[str, Any]) -> Focus:
         return Focus(
@@ -169,16 +169,7 @@ class LengthExplorer(Explorer):
 
     # --- clicks ---
 
-    def _guarded(self, panel: str) -> Callable[[dict[str, Any]], None]:
-        def act(message: dict[str, Any]) -> None:
-            try:
-                self._clicked(panel, message)
-            except Exception as error:  # noqa: BLE001 - shown, since nobody sees a kernel's log
-                self._say_error(error)
-
-        return act
-
-    def _clicked(self, panel: str, message: dict[str, Any]) -> None:
+    def _clicked(self, panel: str, message: Mapping[str, Any]) -> None:
         """Choose the scheme and length of a point."""
         chosen = self._scheme_named(message["trace"])
         if "position" not in panel:
@@ -186,7 +177,7 @@ class LengthExplorer(Explorer):
         self.set(**chosen)
 
     def _scheme_named(self, trace: str) -> dict[str, str]:
-        """The scheme that a trace belongs to, by its name; none for chance and the like."""
+        """The scheme whose trace has this name, as a value to set; {} for chance and the like."""
         for scheme in self.schemes:
             if trace in (style.escape(scheme), f"{style.escape(scheme)}, each run"):
                 return {"scheme": scheme}
@@ -203,17 +194,17 @@ class AnswerExplorer(LengthExplorer):
     Parameters
     ----------
     sweep, grid : xarray.Dataset or None
-        At least one of them.
+        A length sweep, a needle grid, or both.
     scheme : str, optional
-        The one that is chosen at first.
+        The scheme chosen at first.
 
     Attributes
     ----------
     measure : {"strict", "token"}
         Whole answers, or their tokens.
     depth : float or "all"
-        Depth of the grid, as a share of the text before the answer; "all" is the sweep, or all
-        depths of the grid pooled.
+        Depth in the grid: the share of the text that comes before the answer. "all" is the sweep,
+        or all depths of the grid pooled.
     """
 
     measure = traitlets.Unicode("strict")
@@ -227,15 +218,13 @@ class AnswerExplorer(LengthExplorer):
         scheme: str | None = None,
     ) -> None:
         super().__init__()
-        results = []
-        for result, schema in ((sweep, LENGTH_SWEEP), (grid, NEEDLE_GRID)):
-            if result is not None:
-                results.append(_whole(result, schema))
+        given = ((sweep, LENGTH_SWEEP), (grid, NEEDLE_GRID))
+        results = [_whole(result, schema) for result, schema in given if result is not None]
         if len(results) == 2:
             _check_belongs(sweep, grid)
         self._sweep, self._grid = sweep, grid
         self.depths = [] if grid is None else [float(each) for each in grid["depth"].values]
-        # All depths of a sweep are the task's own; a grid alone has none but its own.
+        # A sweep has the depths of its task; without one, those of the grid are pooled.
         self._all = sweep if sweep is not None else over_depths(grid)
         self.shown = ("scheme", "others", "length", "measure", "runs")
         self.panels = {"accuracy by length": _WIDTH}
@@ -268,9 +257,11 @@ class AnswerExplorer(LengthExplorer):
             cells = map_panel(self._grid, focus.scheme, focus, measure=measure)
             figures["depth and length"] = replace(cells, title=f"Depth and length: {focus.scheme}")
             figures["accuracy by depth"] = depth_panel(self._grid, focus, measure=measure)
-        return Picture(figures, self._said(result, values, depth))
+        return Picture(figures, self._summary_of(result, values, depth))
 
-    def _said(self, result: xr.Dataset, values: Mapping[str, Any], depth: float | None) -> str:
+    def _summary_of(
+        self, result: xr.Dataset, values: Mapping[str, Any], depth: float | None
+    ) -> str:
         scheme, length, measure = values["scheme"], values["length"], values["measure"]
         where = f"{scheme} at {length:,} tokens"
         if depth is not None:
@@ -294,7 +285,7 @@ class AnswerExplorer(LengthExplorer):
             f"n = {count:,} {unit}, {runs}). {known}"
         )
 
-    def _clicked(self, panel: str, message: dict[str, Any]) -> None:
+    def _clicked(self, panel: str, message: Mapping[str, Any]) -> None:
         if panel == "depth and length":
             column, row = (round(float(message[side])) for side in "xy")
             self.set(length=int(self._grid["length"].values[column]), depth=self.depths[row])
@@ -307,21 +298,21 @@ class AnswerExplorer(LengthExplorer):
 
 
 class LossExplorer(LengthExplorer):
-    """Loss on documents by length and position, and less that of a reference.
+    """Loss on documents by length and position, and its difference from a reference.
 
     Parameters
     ----------
     sweep : xarray.Dataset
         From `goatviz.perplexity_sweep`.
     scheme : str, optional
-        The one that is chosen at first.
+        The scheme chosen at first.
 
     Attributes
     ----------
     measure : {"loss", "perplexity"}
-        Nats per token, or e to the power of them; differences stay in nats.
+        Loss in nats per token, or its exponential; differences stay in nats.
     reference : str
-        The scheme that others are compared with, on the same pieces.
+        The scheme that the others are compared with, on the same pieces.
     """
 
     measure = traitlets.Unicode("loss")
@@ -346,9 +337,9 @@ class LossExplorer(LengthExplorer):
                 Control("measure", "Measure", options=[(each, each) for each in LOSSES]),
                 Control(
                     "reference",
-                    "Less that of",
+                    "Reference",
                     options=[(each, each) for each in schemes],
-                    hint="reference of the loss difference",
+                    hint="the scheme whose loss is subtracted in the loss difference",
                 ),
             ],
         )
@@ -371,9 +362,9 @@ class LossExplorer(LengthExplorer):
             "loss by position": loss_panel(self._sweep, focus, kind="position", measure=measure),
             "loss difference": difference_panel(difference, focus),
         }
-        return Picture(figures, self._said(values, difference))
+        return Picture(figures, self._summary_of(values, difference))
 
-    def _said(self, values: Mapping[str, Any], difference: xr.Dataset) -> str:
+    def _summary_of(self, values: Mapping[str, Any], difference: xr.Dataset) -> str:
         scheme, length, reference = values["scheme"], values["length"], values["reference"]
         one = self._sweep.sel(scheme=scheme, length=length)
         where = f"{scheme} in windows of {length:,} tokens"
@@ -388,20 +379,21 @@ class LossExplorer(LengthExplorer):
         apart = difference.sel(scheme=scheme, length=length)
         if scheme != reference and not np.isnan(float(apart["difference"])):
             text += (
-                f"; less that of {reference}, paired: {_interval(apart, 'difference', '+.4f')} nats"
+                f"; difference from {reference} on the same pieces: "
+                f"{_interval(apart, 'difference', '+.4f')} nats"
             )
         return f"{text}. {self._training.capitalize()}."
 
 
 class MassExplorer(LengthExplorer):
-    """What answers rest on: accuracy, and the mass on answer, recent keys and first key.
+    """Accuracy of answers, and the attention mass on the answer, recent keys and the first key.
 
     Parameters
     ----------
     sweep : xarray.Dataset
         From `goatviz.mass_sweep`.
     scheme : str, optional
-        The one that is chosen at first.
+        The scheme chosen at first.
     """
 
     panels = {
@@ -422,17 +414,17 @@ class MassExplorer(LengthExplorer):
             name: mass_panel(self._sweep, focus, of=of)
             for name, of in zip(self.panels, ("accuracy", *GROUPS), strict=True)
         }
-        return Picture(figures, self._said(values))
+        return Picture(figures, self._summary_of(values))
 
-    def _said(self, values: Mapping[str, Any]) -> str:
+    def _summary_of(self, values: Mapping[str, Any]) -> str:
         scheme, length = values["scheme"], values["length"]
-        sweep, at = self._sweep, self._sweep["length"].values.tolist().index(length)
-        one, where = sweep.sel(scheme=scheme), f"{scheme} at {length:,} tokens"
+        sweep, where = self._sweep, f"{scheme} at {length:,} tokens"
+        one = sweep.sel(scheme=scheme, length=length)
         known = f"Chance {float(sweep.attrs['chance_token']):.3g}; {self._training}."
-        tokens = one["tokens"].values[:, at]
+        tokens = one["tokens"].values
         if not tokens.sum():
             return f"{where}: not measured. {known}"
-        one, runs = one.isel(length=at), checks.count_text(int((tokens > 0).sum()), "run")
+        runs = checks.count_text(int((tokens > 0).sum()), "run")
         share, low, high = (float(one[f"mean_token{end}"]) for end in ("", "_low", "_high"))
         text = (
             f"{where}: {share:.4f} of answer tokens right (95 % intervals {low:.4f} to {high:.4f}; "
@@ -449,7 +441,7 @@ class MassExplorer(LengthExplorer):
 
 
 def _whole(result: xr.Dataset, schema: Schema) -> xr.Dataset:
-    """The result, if it has all its dimensions."""
+    """Return the result; raise ValueError if a selection dropped one of its dimensions."""
     check_result(result, schema)
     dims = {dim for field in schema.fields.values() for dim in field.dims}
     dropped = sorted(dims - set(result.dims))
@@ -462,7 +454,7 @@ def _whole(result: xr.Dataset, schema: Schema) -> xr.Dataset:
 
 
 def _check_belongs(sweep: xr.Dataset, grid: xr.Dataset) -> None:
-    """Raise ValueError unless both are of the same task, training and schemes."""
+    """Raise ValueError unless both have the same task, training length and schemes."""
     for name in ("task", "training_length"):
         if str(sweep.attrs[name]) != str(grid.attrs[name]):
             raise ValueError(
@@ -476,7 +468,7 @@ def _check_belongs(sweep: xr.Dataset, grid: xr.Dataset) -> None:
 
 
 def _measured_lengths(results: Sequence[xr.Dataset], counts: Sequence[str]) -> list[int]:
-    """Lengths at which some scheme was measured, of all results."""
+    """Lengths at which any result has a measured cell."""
     lengths: set[int] = set()
     for result, name in zip(results, counts, strict=True):
         values = result[name].fillna(0) != 0

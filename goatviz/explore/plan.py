@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 import traitlets
-import xarray as xr
-from torch import Tensor, nn
+from torch import nn
 
+from goatviz import checks
 from goatviz.adapters.capture import Record, capture
-from goatviz.analysis.inputs import forward_calls
+from goatviz.analysis.inputs import forward_calls, run_model, token_texts
 from goatviz.analysis.levels import MAX_BALANCED, PlanLevels, row_summary
-from goatviz.explore.base import Explorer, Picture, ranged
+from goatviz.explore.base import Explorer, Picture
 from goatviz.explore.controls import Control
-from goatviz.explore.plan_map import INLINE_PAIRS, PlanMap
+from goatviz.explore.plan_map import INLINE_PAIRS
 from goatviz.explore.selection import Selection
 from goatviz.explore.task import Task
 from goatviz.plots.plan import row_panels
@@ -24,11 +23,11 @@ from goatviz.training.checkpoint import Checkpoint
 
 #: Temperatures between which the slider moves.
 TEMPERATURES = (0.01, 100.0)
-#: Longest row that is solved again through POT.
+#: The longest row that POT solves again.
 MAX_CHECKED_KEYS = 4096
-#: Points of the row's curves.
+#: Number of points of the row's curves.
 POINTS = 512
-#: Plans that are kept, with the normalisers of the queries seen so far.
+#: Number of plans that are kept, with the normalisers of the queries seen so far.
 _KEPT = 4
 
 
@@ -41,23 +40,23 @@ def explore_plan(
     batch: int = 0,
     selection: Selection | None = None,
 ) -> PlanExplorer:
-    """Explore the plans of a model's own forward pass in JupyterLab.
+    """Explore the plans of one forward pass of a model in JupyterLab.
 
     Parameters
     ----------
     model : nn.Module, Checkpoint or Record
-        What `goatviz.capture` can watch; or a record captured with keep="projections".
+        A model that `goatviz.capture` can watch, or a record captured with keep="projections".
     inputs : Tensor, mapping, str, or sequence of them
-        What the model is called with, as in `goatviz.sink_profile`; the first call is shown. Not
+        Inputs of the model, as in `goatviz.sink_profile`; the first call is shown. Not to be given
         with a record.
     tokenizer : callable, optional
-        For texts; its tokens are shown if it can name them.
+        Tokenizer of texts, whose tokens are shown if it can name them.
     tokens : sequence of str, optional
         One text for each position.
     batch : int
-        Which sequence of the first call.
+        Number of the sequence in the first call.
     selection : Selection, optional
-        Shared with other explorers.
+        Selection to share with other explorers.
 
     Returns
     -------
@@ -82,15 +81,14 @@ def explore_plan(
     """
     if isinstance(model, Record):
         if inputs is not None:
-            raise TypeError("inputs must not be given with a Record: it has seen its own")
+            raise TypeError("inputs must not be given with a Record: it has its own")
         return PlanExplorer(model, tokens=tokens, batch=batch, selection=selection)
     model = model.model if isinstance(model, Checkpoint) else model
     call = next(iter(forward_calls(inputs, tokenizer)))
-    with capture(model, statistics=(), keep="projections") as record, torch.no_grad():
-        model(call) if isinstance(call, Tensor) else model(**call)
-    if tokens is None and hasattr(tokenizer, "convert_ids_to_tokens"):
-        ids = call if isinstance(call, Tensor) else call.get("input_ids")
-        tokens = None if ids is None else tokenizer.convert_ids_to_tokens(ids[batch].tolist())
+    with capture(model, statistics=(), keep="projections") as record:
+        run_model(model, call)
+    if tokens is None:
+        tokens = token_texts(tokenizer, call, batch)
     return PlanExplorer(record, tokens=tokens, batch=batch, selection=selection)
 
 
@@ -100,15 +98,16 @@ class PlanExplorer(Explorer):
     Attributes
     ----------
     layer, head, query : int
-        What is shown; the map's click or Enter chooses query and key.
+        The row that is shown; a click or Enter in the map chooses query and key.
     key : int
-        Chosen in the map, and told to the selection.
+        The key chosen in the map, shared through the selection.
     temperature : float
-        tau of the row, 0.01 (the largest score) to 100 (the prior); the map stays at the model's.
+        tau of the row, from 0.01 (the largest score takes all) to 100 (close to the prior); the
+        map stays at the model's temperature.
     balanced : bool
-        Whether the doubly stochastic plan's row stands beside it (up to 512 tokens).
+        Whether the row of the doubly stochastic plan is drawn too (up to 512 tokens).
     queries : tuple of int
-        Half-open range of queries brushed in the map, whose mean plan stands beside it; or ().
+        Half-open range of queries brushed in the map, whose mean plan is drawn too; or ().
     map : PlanMap
         The plan of this layer and head.
     """
@@ -141,14 +140,14 @@ class PlanExplorer(Explorer):
         self._tokens = None if tokens is None else [str(token) for token in tokens]
         self._kept: dict[tuple[int, int], PlanLevels] = {}
         layers = sorted({call.layer for call in record.calls})
+        self._heads = {layer: range(record.of(layer)[-1].shape[1]) for layer in layers}
         self.layer = layers[0]
-        levels = self._levels(self.layer, 0)
-        self.query = levels.queries - 1
-        self.map = PlanMap(levels, title=self._title(), **self._map_tokens(levels))
+        self._show_map(self.layer, 0)
+        self.query = self.map.levels.queries - 1
         controls = [
             Control("layer", "Layer", options=[(n, f"{n} ({record.layers[n]})") for n in layers]),
-            Control("head", "Head", options=self._head_options()),
-            Control("query", "Query", "number", high=levels.queries - 1, whole=True),
+            Control("head", "Head"),
+            Control("query", "Query", "number", high=self.query, whole=True),
             Control(
                 "temperature",
                 "Temperature",
@@ -157,20 +156,18 @@ class PlanExplorer(Explorer):
                 high=TEMPERATURES[1],
                 step=0.05,
                 log=True,
-                hint="of the row: towards 0 the largest score takes all, towards infinity the "
-                "prior is left; 1 is the model's",
+                hint="temperature of the row: towards 0 the largest score takes all, towards "
+                "infinity only the prior is left; 1 is the model's",
             ),
             Control("reset", "Temperature 1", "button", hint="as in the model"),
             Control(
                 "balanced",
                 "Doubly stochastic",
                 "toggle",
-                hint="the plan with a uniform target, solved whole through POT",
-                disabled=max(levels.queries, levels.keys) > MAX_BALANCED,
+                hint="the plan whose keys all receive the same mass, solved whole by POT",
             ),
         ]
-        self._shown_plan = (self.layer, self.head)
-        self._set_up(controls, label="Plan and prior", selection=selection, above=[self.map])
+        self._set_up(controls, label="Plan and prior", selection=selection)
         self._controls.on_press("reset", lambda: self.set(temperature=1.0))
         self.map.observe(self._chosen, "selection")
         self.map.observe(self._brushed, "brush")
@@ -179,20 +176,15 @@ class PlanExplorer(Explorer):
     # --- what is shown ---
 
     def _check(self, values: Mapping[str, Any]) -> None:
-        layers = {call.layer for call in self._record.calls}
-        if values["layer"] not in layers:
-            known = ", ".join(str(layer) for layer in sorted(layers))
-            raise ValueError(f"layer must be one of {known}, got {values['layer']!r}")
-        call = self._record.of(values["layer"])[-1]
-        ranged("head", values["head"], call.shape[1])
-        ranged("query", values["query"], call.shape[2])
-        if (
-            values["queries"]
-            and not 0 <= values["queries"][0] < values["queries"][-1] <= call.shape[2]
-        ):
+        super()._check(values)
+        *_, count, keys = self._record.of(values["layer"])[-1].shape
+        checks.index("query", values["query"], count)
+        if "key" in values:
+            checks.index("key", values["key"], keys)
+        queries = values["queries"]
+        if queries and not 0 <= queries[0] < queries[-1] <= count:
             raise ValueError(
-                f"queries must be a non-empty range within 0 .. {call.shape[2]}, or (), "
-                f"got {values['queries']!r}"
+                f"queries must be a non-empty range within 0 .. {count}, or (), got {queries!r}"
             )
 
     def _is_long(self, values: Mapping[str, Any]) -> bool:
@@ -202,58 +194,30 @@ class PlanExplorer(Explorer):
         return bool(values["queries"]) and keys * np.ptp(values["queries"]) > INLINE_PAIRS
 
     def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
-        row = self._row(values, task)
-        view = f"{row.sizes['key']}"
-        return Picture({"row": row_panels(row)}, self._sentence(row), {"row": view})
-
-    def _row(self, values: Mapping[str, Any], task: Task) -> xr.Dataset:
         levels = self._levels(values["layer"], values["head"])
-        return levels.row(
+        row = levels.row(
             values["query"],
             temperature=values["temperature"],
             points=POINTS,
-            tokens=self._map_tokens(levels)["key_tokens"],
+            tokens=self._map_options(levels)["key_tokens"],
             check=levels.keys <= MAX_CHECKED_KEYS,
             balanced=values["balanced"],
             mean_of=values["queries"] or None,
             progress=task,
         )
-
-    def _sentence(self, row: xr.Dataset) -> str:
         sentence = row_summary(row)
-        if "balanced" in row.variables and self._is_identity(row):
+        if "balanced" in row and float(row["balanced"].max()) > 1 - 1e-6:
             sentence += (
                 " The doubly stochastic plan is the identity: under the causal mask no other "
                 "plan gives every key the same mass."
             )
-        return sentence
-
-    @staticmethod
-    def _is_identity(row: xr.Dataset) -> bool:
-        return float(row["balanced"].max()) > 1 - 1e-6
+        return Picture({"row": row_panels(row)}, sentence, {"row": f"{row.sizes['key']}"})
 
     def _lead(self, values: Mapping[str, Any]) -> None:
-        at = (values["layer"], values["head"])
-        if self._shown_plan == at:
-            return
-        self._shown_plan = at
-        levels = self._levels(*at)
-        self.map.show_plan(levels, title=self._title(), **self._map_tokens(levels))
+        super()._lead(values)
+        levels = self.map.levels
         self._controls.change("query", high=levels.queries - 1)
         self._controls.change("balanced", disabled=max(levels.queries, levels.keys) > MAX_BALANCED)
-
-    def _trait_changed(self, change: dict[str, Any]) -> None:
-        if change["name"] == "layer":
-            options = self._head_options()
-            if options:
-                self._controls.change("head", options=options)
-                # Another layer may have fewer heads; as a change of its own it would be an error.
-                self._quiet += 1
-                try:
-                    self.head = min(self.head, len(options) - 1)
-                finally:
-                    self._quiet -= 1
-        super()._trait_changed(change)
 
     # --- the map ---
 
@@ -267,20 +231,15 @@ class PlanExplorer(Explorer):
         self.queries = tuple(change["new"])
 
     def _mark(self, change: dict[str, Any]) -> None:
-        """Show in the map what was chosen elsewhere."""
+        """Select in the map the pair that was chosen elsewhere."""
         queries, keys = self.map.size
         if self.map.selection != [self.query, self.key] and (
             0 <= self.query < queries and 0 <= self.key < keys
         ):
             self.map.selection = [self.query, self.key]
 
-    def _accepts(self, name: str, value: int) -> bool:
-        if name == "key":
-            return 0 <= value < self._levels(self.layer, self.head).keys
-        return super()._accepts(name, value)
-
     def _levels(self, layer: int, head: int) -> PlanLevels:
-        """Plans seen lately are kept, with what they know already."""
+        # The last few are kept with their normalisers.
         at = (layer, head)
         if at not in self._kept:
             levels = PlanLevels(self._record.of(layer)[-1], head=head, batch=self._batch)
@@ -289,41 +248,28 @@ class PlanExplorer(Explorer):
             self._kept[at] = levels
         return self._kept[at]
 
-    def _head_options(self) -> list[tuple[int, str]]:
-        try:
-            count = self._record.of(self.layer)[-1].shape[1]
-        except (KeyError, IndexError, ValueError):
-            return []
-        return [(head, str(head)) for head in range(count)]
-
-    def _title(self) -> str:
-        return f"Layer {self.layer}, head {self.head}"
-
-    def _map_tokens(self, levels: PlanLevels) -> dict[str, Sequence[str] | None]:
-        """Tokens where they fit; keys of a cached or cross-attention call have others."""
-        return {
-            f"{side}_tokens": self._tokens
-            if self._tokens is not None and len(self._tokens) == count
-            else None
-            for side, count in (("query", levels.queries), ("key", levels.keys))
-        }
+    def _map_options(self, levels: PlanLevels) -> dict[str, Any]:
+        options = {"title": f"Layer {levels.call.layer}, head {levels.head}"}
+        for side, count in (("query", levels.queries), ("key", levels.keys)):
+            # The keys of a cached or cross-attention call are other tokens.
+            fits = self._tokens is not None and len(self._tokens) == count
+            options[f"{side}_tokens"] = self._tokens if fits else None
+        return options
 
     # --- without a kernel ---
 
     def _default_vary(self) -> dict[str, list[Any]]:
-        heads = [head for head, _ in self._head_options()]
+        heads = list(self._heads[self.layer])
         last = self._levels(self.layer, self.head).queries - 1
         queries = sorted({round(last * share) for share in (0.1, 0.25, 0.5, 0.75, 1.0)})
         return {"head": heads[:12], "query": queries, "temperature": [0.1, 0.5, 1.0, 2.0, 10.0]}
 
     def page_extras(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        merged = {**self.values(), **values}
-        levels = self._levels(merged["layer"], merged["head"])
-        title = f"Layer {merged['layer']}, head {merged['head']}"
-        state = self.map.state_of(levels, title=title)
-        return {"map": {**state, "selection": [merged["query"], self.key]}}
+        extras = super().page_extras(values)
+        extras["map"]["selection"] = [values.get("query", self.query), self.key]
+        return extras
 
     def _forget(self) -> None:
+        super()._forget()
         self._kept.clear()
         del self._record
-        del self.map

@@ -7,15 +7,17 @@ for a pair at a time. What is drawn, and how the window moves, lives in plan_map
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import anywidget
 import numpy as np
 import traitlets
 
+from goatviz import checks
 from goatviz.analysis.levels import POOLS, PlanLevels, PlanView
 from goatviz.explore.scripts import widget_file
-from goatviz.explore.task import Task, run_beside, running_loop
+from goatviz.explore.task import Newest, Task, running_loop
 from goatviz.plots.style import colour_table
 
 SCALES = ("linear", "log")
@@ -25,9 +27,9 @@ DECADES = 5
 FIRST_VIEW = 256
 #: The most cells a side that are sent, whatever a page asks for.
 MOST_CELLS = 2048
-#: Views that look at more pairs than this are computed beside the kernel's own work.
+#: Views of more pairs than this are computed beside the kernel's own work.
 INLINE_PAIRS = 4_000_000
-#: The most tokens along an axis that are sent as text.
+#: An axis of more tokens than this is sent without their text.
 MOST_TOKENS = 256
 
 
@@ -37,15 +39,15 @@ class PlanMap(anywidget.AnyWidget):
     Parameters
     ----------
     levels : PlanLevels
-        Which plan.
+        The plan to show.
     title : str
-        Said above the map and to screen readers.
+        Title above the map, which screen readers say too.
     query_tokens, key_tokens : sequence of str, optional
         One for each query and key; shown as text where there is room.
     scale : {"linear", "log"}
         Scale of the colours: from 0, or over five decades below the largest weight seen.
     pool : {"max", "mean"}
-        What a cell of several keys shows.
+        What a cell of several keys shows: their largest weight, or their mean.
 
     Attributes
     ----------
@@ -56,22 +58,21 @@ class PlanMap(anywidget.AnyWidget):
     view, pixels
         The last view and its cells, one byte each: 0 where every pair is forbidden.
     error : str
-        What went wrong last, shown in the widget; "" after the next success.
+        The last error, shown in the widget; "" after the next success.
     progress : float
         Share of the view that is being computed; -1 while none is.
 
     Raises
     ------
     TypeError
-        If `levels` is no PlanLevels.
+        If `levels` is not a PlanLevels.
     ValueError
-        If tokens do not fit the plan, or there is no such scale or rule.
+        If tokens do not fit the plan, or there is no such scale or pool.
     """
 
     _esm = widget_file("plan_map.js")
     _css = widget_file("plan_map.css")
 
-    _task: Task | None = None
     _room = (FIRST_VIEW, FIRST_VIEW)
 
     title = traitlets.Unicode().tag(sync=True)
@@ -99,9 +100,9 @@ class PlanMap(anywidget.AnyWidget):
         scale: str = "linear",
         pool: str = "max",
     ) -> None:
-        for name, value, known in (("scale", scale, SCALES), ("pool", pool, POOLS)):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        self._work = Newest(partial(setattr, self, "progress"))
+        checks.one_of("scale", scale, SCALES)
+        checks.one_of("pool", pool, POOLS)
         super().__init__(palette=[list(rgb) for rgb in colour_table()], scale=scale, pool=pool)
         self.on_msg(self._received)
         self.show_plan(levels, title=title, query_tokens=query_tokens, key_tokens=key_tokens)
@@ -114,9 +115,8 @@ class PlanMap(anywidget.AnyWidget):
         query_tokens: Sequence[str] | None = None,
         key_tokens: Sequence[str] | None = None,
     ) -> None:
-        """Show another plan, as a whole; what was selected is forgotten if it has another size."""
-        if not isinstance(levels, PlanLevels):
-            raise TypeError(f"levels must be PlanLevels, got {type(levels).__name__}")
+        """Show the whole of another plan; one of another size clears selection and brush."""
+        checks.instance("levels", levels, PlanLevels, "PlanLevels")
         for name, tokens, count in (
             ("query_tokens", query_tokens, levels.queries),
             ("key_tokens", key_tokens, levels.keys),
@@ -127,7 +127,7 @@ class PlanMap(anywidget.AnyWidget):
         self._tokens = (query_tokens, key_tokens)
         self._highest = 0.0
         size = [levels.queries, levels.keys]
-        self._stop()
+        self._work.stop()
         with self.hold_sync():
             if size != self.size:
                 self.selection, self.brush = [], []
@@ -135,7 +135,7 @@ class PlanMap(anywidget.AnyWidget):
             self.title = self.title if title is None else title
             self.has_tokens = query_tokens is not None or key_tokens is not None
             self.plan += 1
-            # With all of this in one message, if it is quick; as large as the page asked for last.
+            # A quick view goes out in the same message, as large as the page asked for last.
             self._view(-self.plan, (0, size[0]), (0, size[1]), *self._room)
 
     @property
@@ -143,20 +143,10 @@ class PlanMap(anywidget.AnyWidget):
         """The plan that is shown."""
         return self._levels
 
-    def state_of(self, levels: PlanLevels, *, title: str, cells: int = 256) -> dict[str, Any]:
-        """What a page without a kernel needs to show another plan of the same tokens, as a whole.
-
-        Parameters
-        ----------
-        levels : PlanLevels
-            Which.
-        title : str
-            Said above it.
-        cells : int
-            The most a side.
-        """
+    def state_of(self, levels: PlanLevels, *, title: str) -> dict[str, Any]:
+        """The map's state for another plan of the same tokens, for a page without a kernel."""
         window = ((0, levels.queries), (0, levels.keys))
-        shown = levels.view(*window, rows=cells, columns=cells, pool=self.pool)
+        shown = levels.view(*window, rows=FIRST_VIEW, columns=FIRST_VIEW, pool=self.pool)
         scale = colour_range(self.scale, float(np.nanmax(shown.weights, initial=0.0)))
         return {
             "title": title,
@@ -175,8 +165,8 @@ class PlanMap(anywidget.AnyWidget):
         }
 
     def close(self) -> None:
-        """As of every widget; what is being computed ends, and the plan is let go."""
-        self._stop()
+        """Close the widget, stop what is being computed, and let go of the plan."""
+        self._work.stop()
         super().close()
         self.__dict__.pop("_levels", None)
 
@@ -214,9 +204,9 @@ class PlanMap(anywidget.AnyWidget):
         columns: int,
         answer: Callable[[], None] = lambda: None,
     ) -> None:
-        """Compute a view and show it; `answer` is called in any case, when it is there or not.
+        """Compute a view and show it; `answer` is called at the end, even after an error.
 
-        What looks at many pairs is computed beside the kernel's own work, if there is a kernel.
+        A view of many pairs is computed beside the kernel's own work, if there is a kernel.
         """
         rows, columns = (max(1, min(int(count), MOST_CELLS)) for count in (rows, columns))
         levels, pool = self._levels, self.pool
@@ -225,7 +215,7 @@ class PlanMap(anywidget.AnyWidget):
             return levels.view(queries, keys, rows=rows, columns=columns, pool=pool, progress=task)
 
         loop = running_loop()
-        self._stop()
+        self._work.stop()
         pairs = levels.pairs(min(rows, queries[1] - queries[0]), keys[1] - keys[0])
         if loop is None or pairs <= INLINE_PAIRS:
             try:
@@ -236,34 +226,19 @@ class PlanMap(anywidget.AnyWidget):
             return
 
         def end(shown: PlanView | None, error: Exception | None) -> None:
-            if self._task is task:
-                self._task = None
-                self.progress = -1.0
-                if shown is not None:
-                    self._show(number, shown)
-                elif error is not None:
-                    self.error = f"{type(error).__name__}: {error}"
+            if shown is not None:
+                self._show(number, shown)
+            elif error is not None:
+                self.error = f"{type(error).__name__}: {error}"
             answer()
 
-        def report(share: float) -> None:
-            if self._task is task:
-                self.progress = share
-
-        self._task = task = Task()
-        self.progress = 0.0
-        run_beside(loop, task, compute, report, end)
-
-    def _stop(self) -> None:
-        if self._task is not None:
-            self._task.stop()
-            self._task = None
-            self.progress = -1.0
+        self._work.start(loop, compute, end)
 
     def _received(self, _widget: Any, message: dict[str, Any], _buffers: list[Any]) -> None:
-        """A question of the page; it is answered whatever happens, or the page would wait."""
+        """Answer a question of the page, whatever happens: the page waits for it."""
         kind = message.get("kind")
         if kind == "stop":
-            self._stop()
+            self._work.stop()
             return
         try:
             if kind == "view":
@@ -293,7 +268,7 @@ class PlanMap(anywidget.AnyWidget):
 
 
 def colour_range(kind: str, highest: float) -> dict[str, Any]:
-    """What the first and last colour stand for, as the page needs it."""
+    """The weights of the first and last colour, as the page needs them."""
     high = highest if highest > 0 else 1.0
     return {"kind": kind, "low": 0.0 if kind == "linear" else high * 10.0**-DECADES, "high": high}
 
@@ -318,7 +293,7 @@ def _texts(tokens: Sequence[str] | None, window: tuple[int, int]) -> dict[str, A
 
 
 def _summary(view: PlanView) -> str:
-    """The picture in a sentence."""
+    """The view in a sentence."""
     if not np.isfinite(view.weights).any():
         return "Every pair in view is forbidden."
     row, column = np.unravel_index(int(np.nanargmax(view.weights)), view.weights.shape)

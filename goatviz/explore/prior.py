@@ -5,7 +5,6 @@ Numbers come from `goatviz.analysis.prior_mix`, pictures from `goatviz.plots.pri
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 from collections import OrderedDict
@@ -34,9 +33,9 @@ from goatviz.plots.prior import MIX_PANELS
 from goatviz.priors.base import Prior
 from goatviz.training.checkpoint import Checkpoint
 
-#: The longest text, in tokens.
+#: Tokens of the longest text.
 MAX_LENGTH = 1_000_000
-#: Between which the scales, the content range and the temperature move.
+#: Ranges of the sliders: scales of components, content range and temperature.
 SCALES = (0.0, 3.0)
 CONTENT_RANGES = (0.0, 20.0)
 TEMPERATURES = (0.01, 100.0)
@@ -44,16 +43,16 @@ TEMPERATURES = (0.01, 100.0)
 LONG = 32_768
 #: Numbers of evaluated curves that are kept (32 MB).
 _KEPT = 1 << 22
-#: States of an exported page by itself.
+#: Most states of an exported page whose values nobody named.
 _STATES = 32
 
 _COMPONENTS = ("sink", "relative", "recency")
 _MEANING = {
-    "sink": "u(j), what a key has whatever the query",
-    "relative": "the kernel of the lag without recency",
+    "sink": "u(j), the part of a key that is the same for every query",
+    "relative": "the kernel of the lag, without recency",
     "recency": "the slope that favours near keys",
 }
-#: What each panel depends on besides layer, head and length: a move draws no other again.
+#: Components that a panel depends on; besides layer, head and length, no other change redraws it.
 _SCALES_OF = {
     "sink": ("sink",),
     "kernel": ("relative", "recency"),
@@ -77,14 +76,14 @@ def explore_prior(
     Parameters
     ----------
     source : Prior, nn.Module or Checkpoint
-        A prior; a model with goatviz `Attention` or goat-attention's modules inside; a loaded
+        A prior; a model that contains goatviz `Attention` or goat-attention's modules; or a loaded
         checkpoint. Its parameters are read when a layer, head or length is first shown.
     length : int, optional
-        Tokens to begin with, 1 to 1,000,000; default the training length, or 128.
+        Initial number of tokens, 1 to 1,000,000; default the training length, or 128.
     causal : bool, optional
-        Overrides what the layers say; needed where the module does not know (default: causal).
+        Overrides the layers' own setting; needed for a module that has none (default: causal).
     selection : Selection, optional
-        Shared with other explorers.
+        Selection to share with other explorers.
 
     Returns
     -------
@@ -101,8 +100,8 @@ def explore_prior(
     Notes
     -----
     The temperature is that of the content: in softmax(s / tau + K) it divides the scores s and
-    not the log-prior, so a prior alone does not know it. What it says together with a content
-    range w is how far *any* content can move the plan: log-odds by at most w / tau. To temper the
+    not the log-prior, so it does not change a prior by itself. Together with a content range w it
+    bounds how far *any* content can move the plan: log-odds by at most w / tau. To temper the
     prior itself, pi^(1/T), set all scales to 1/T.
 
     Examples
@@ -124,18 +123,18 @@ class PriorExplorer(Explorer):
     Attributes
     ----------
     layer, head : int
-        Which; heads are parameter sets (key-value heads under grouped queries).
+        The head that is shown; heads are parameter sets (key-value heads under grouped queries).
     length : int
-        Tokens, 1 to 1,000,000.
+        Number of tokens, 1 to 1,000,000.
     sink, relative, recency : bool
         Whether the component counts; only those that some layer has can be switched.
     sink_scale, relative_scale, recency_scale : float
-        Its factor in the log-prior, 0 to 3; 1 as learned.
+        Factor of the component in the log-prior, 0 to 3; 1 as learned.
     content_range : float
         w, the largest less the smallest content score of a query, 0 to 20.
     temperature : float
-        tau of the content, 0.01 to 100: any content moves log-odds by at most w / tau. It leaves
-        the prior alone.
+        tau of the content, 0.01 to 100: any content moves log-odds by at most w / tau. The prior
+        does not depend on it.
     """
 
     layer = traitlets.Int(0)
@@ -174,7 +173,7 @@ class PriorExplorer(Explorer):
             length = min(known, MAX_LENGTH)
         super().__init__(length=int(length))
         self._source, self._causal = source, causal
-        self._heads = [s.prior.num_heads for s in sources]
+        self._heads = {layer: range(s.prior.num_heads) for layer, s in enumerate(sources)}
         self._parts = [component_names(s.prior) for s in sources]
         self._names = tuple(n for n in _COMPONENTS if any(n in parts for parts in self._parts))
         self._mixers: OrderedDict[tuple[int, int, int], PriorMixer] = OrderedDict()
@@ -197,7 +196,6 @@ class PriorExplorer(Explorer):
         self.panels = {name: 340 for name in MIX_PANELS if there.get(name, True)}
         self._set_up(self._all_controls(sources), label="Learned prior", selection=selection)
         self._controls.on_press("reset", self.reset)
-        self._fit()
 
     @traitlets.validate(*_COMPONENTS, *(f"{name}_scale" for name in _COMPONENTS))
     def _is_there(self, proposal: Any) -> Any:
@@ -207,7 +205,7 @@ class PriorExplorer(Explorer):
         return proposal["value"]
 
     def reset(self) -> None:
-        """Every component on and as learned, and the content at temperature 1."""
+        """Switch every component on, as learned, and set the content's temperature to 1."""
         self.set(
             **dict.fromkeys(self._names, True),
             **{f"{name}_scale": 1.0 for name in self._names},
@@ -215,7 +213,7 @@ class PriorExplorer(Explorer):
         )
 
     def result(self, **values: Any) -> xr.Dataset:
-        """The numbers behind the picture, for these values and else the widget's own.
+        """The numbers behind the picture; values not given are the widget's own.
 
         Returns
         -------
@@ -227,22 +225,18 @@ class PriorExplorer(Explorer):
         ValueError
             If there is no such value.
         """
-        unknown = [name for name in values if name not in self.shown]
-        if unknown:
-            raise ValueError(f"values must be among {', '.join(self.shown)}, got {unknown[0]!r}")
-        merged = {**self.values(), **values}
-        self._check(merged)
-        return self._mix(merged, Task())
+        return self._mix(self._merged(values), Task())
 
     # --- controls ---
 
     def _all_controls(self, sources: list[PriorSource]) -> list[Control]:
-        grouped = "a set of parameters: a key-value head under grouped queries"
         controls = [
             Control(
                 "layer", "Layer", options=[(n, f"{n} ({s.name})") for n, s in enumerate(sources)]
             ),
-            Control("head", "Head", options=self._head_options(0), hint=grouped),
+            Control(
+                "head", "Head", hint="a set of parameters: a key-value head under grouped queries"
+            ),
             Control(
                 "length",
                 "Length",
@@ -286,36 +280,23 @@ class PriorExplorer(Explorer):
                 high=TEMPERATURES[1],
                 step=0.05,
                 log=True,
-                hint="divides content scores in softmax(s/τ + K) and leaves the prior alone; to "
-                "temper the prior itself, scale all its components",
+                hint="divides the content scores in softmax(s/τ + K), not the log-prior; to temper "
+                "the prior itself, scale all its components",
             ),
             Control("reset", "Reset to learned", "button"),
         ]
 
-    def _head_options(self, layer: int) -> list[tuple[int, str]]:
-        return [(head, str(head)) for head in range(self._heads[layer])]
-
-    def _trait_changed(self, change: dict[str, Any]) -> None:
-        if change["name"] == "layer" and 0 <= change["new"] < len(self._heads):
-            with self._together():
-                self._fit()
-        super()._trait_changed(change)
-
-    def _fit(self) -> None:
-        """Offer the heads that this layer has, and rest the switches of what it lacks."""
-        self._controls.change("head", options=self._head_options(self.layer))
-        if self.head >= self._heads[self.layer]:
-            self.head = self._heads[self.layer] - 1
+    def _lead(self, values: Mapping[str, Any]) -> None:
+        """Disable the controls of components that the chosen layer lacks."""
         for name in self._names:
-            lacking = name not in self._parts[self.layer]
+            lacking = name not in self._parts[values["layer"]]
             self._controls.change(name, disabled=lacking)
             self._controls.change(f"{name}_scale", disabled=lacking)
 
     # --- pictures ---
 
     def _check(self, values: Mapping[str, Any]) -> None:
-        checks.index("layer", values["layer"], len(self._heads))
-        checks.index("head", values["head"], self._heads[values["layer"]])
+        super()._check(values)
         _check_length(values["length"])
         ranges = {"content_range": CONTENT_RANGES, "temperature": TEMPERATURES}
         for name in self._names:
@@ -371,31 +352,27 @@ class PriorExplorer(Explorer):
         return sum(mixer.size for mixer in self._mixers.values())
 
     def _mixer(self, layer: int, head: int, length: int, task: Any) -> PriorMixer:
-        # Modules that normalise by the current length have another prior at each.
+        # Modules that normalise by the current length have a different prior at each length.
         source = prior_sources(self._source, causal=self._causal, length=length)[layer]
         return PriorMixer(source, head=head, length=length, layer=layer, task=task)
 
     # --- without a kernel, and the end ---
 
     def _default_vary(self) -> dict[str, list[Any]]:
-        """Heads, the sink's switch and a few scales, as many as a page holds."""
-        heads = list(range(self._heads[self.layer]))
+        """Heads, the sink's switch and a few scales, as many of them as a page can hold."""
         vary: dict[str, list[Any]] = {}
         parts = [name for name in self._names if name in self._parts[self.layer]]
-        wanted = {
-            **({"sink": [True, False]} if "sink" in parts else {}),
-            **{
-                f"{name}_scale": [0.0, 1.0, 2.0]
-                for name in ("relative", "recency")
-                if name in parts
-            },
-        }
-        for name, options in itertools.chain([("head", heads)], wanted.items()):
+        wanted: dict[str, list[Any]] = {"head": list(self._heads[self.layer])}
+        if "sink" in parts:
+            wanted["sink"] = [True, False]
+        wanted |= {f"{name}_scale": [0.0, 1.0, 2.0] for name in parts if name != "sink"}
+        for name, options in wanted.items():
             if len(options) * math.prod(map(len, vary.values())) <= _STATES:
                 vary[name] = options
         return vary
 
     def _forget(self) -> None:
+        super()._forget()
         self._mixers.clear()
         self._drawn.clear()
         self._source = None

@@ -5,9 +5,7 @@ The numbers are those of `sink_profile`, computed once; moving a control draws t
 
 from __future__ import annotations
 
-import html
 from collections.abc import Generator, Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import traitlets
 import xarray as xr
 from torch import nn
 
+from goatviz import checks
 from goatviz.adapters.capture import CapturedCall, Record
 from goatviz.analysis.inputs import forward_calls, token_texts
 from goatviz.analysis.levels import PlanLevels
@@ -22,7 +21,6 @@ from goatviz.analysis.sink_text import above_text, at_threshold, sink_sentence
 from goatviz.analysis.sinks import sink_profile_steps
 from goatviz.explore.base import Explorer, Picture
 from goatviz.explore.controls import Control
-from goatviz.explore.plan_map import PlanMap
 from goatviz.explore.selection import Selection
 from goatviz.explore.steps import Steps
 from goatviz.explore.task import Task, running_loop
@@ -32,13 +30,13 @@ from goatviz.plots.sink_maps import heads_panel, places
 from goatviz.results import SINK_PROFILE, check_result, with_all_dimensions
 from goatviz.training.checkpoint import Checkpoint
 
-#: Of the threshold's slider; its curve has the same steps.
+#: Step and end of the threshold's slider, which are those of its curve.
 STEP, HIGHEST = 0.01, 0.99
-#: What a panel of 340 pixels has room for: points of a curve, bins of a density.
+#: Points of a curve and bins of a density that a panel of 340 pixels has room for.
 POINTS, BINS = 120, (32, 40)
-#: States and bytes of an exported page, as far as nobody says which values it holds.
+#: Most states and bytes of an exported page whose values nobody named.
 _MOST_STATES, _MOST_BYTES = 64, 4_000_000
-#: Of `sink_profile`, as far as they change what is shown here.
+#: Options of `sink_profile` that change what is shown here.
 _OPTIONS = ("layers", "min_observers", "recent", "resamples", "seed")
 
 
@@ -54,24 +52,24 @@ def explore_sinks(
 ) -> SinkExplorer:
     """Explore in JupyterLab where a model's attention sinks are, and what makes them.
 
-    All heads at a glance; a click on one shows the importance of its keys, its sink mass against
-    the content range, and its plan of the first input. The widget is there at once and the
-    forward passes follow, one by one, while the kernel stays free; they can be stopped.
+    All heads are shown at a glance; a click on one shows the importance of its keys, its sink mass
+    against the content range, and its plan of the first input. The widget appears at once; the
+    forward passes run one by one while the kernel stays free, and can be stopped.
 
     Parameters
     ----------
     source : nn.Module, Checkpoint, Record or xarray.Dataset
         A model that `goatviz.capture` can watch, with `inputs`; a record of its forward passes;
-        or a finished `sink_profile`. Plans are shown of a model, and of a record captured with
+        or a finished `sink_profile`. Plans are shown for a model, and for a record captured with
         keep="projections".
     inputs : Tensor, mapping, str, or sequence of them, optional
         As in `goatviz.sink_profile`; with a model only.
     threshold : float, optional
-        epsilon to start with, in [0, 1); default 0.3, or a finished profile's own.
+        epsilon to start with, in [0, 1); default 0.3, or that of a finished profile.
     tokenizer, tokens
-        As in `goatviz.sink_profile`; tokens also stand along the plan, where they fit.
+        As in `goatviz.sink_profile`; tokens also label the plan, where they fit.
     selection : Selection, optional
-        Shared with other explorers: layer, head and key.
+        Selection to share with other explorers: layer, head and key.
     **profile
         Passed to `goatviz.sink_profile`: layers, min_observers, recent, resamples, seed.
 
@@ -83,8 +81,8 @@ def explore_sinks(
     Raises
     ------
     TypeError
-        If the model cannot be captured, inputs are missing or of another kind, or something is
-        given that the source has settled already.
+        If the model cannot be captured, inputs are missing or of another kind, or an argument is
+        given that a record or a finished profile has already fixed.
     ValueError
         If an argument is out of range, or a record or a profile is empty.
 
@@ -115,13 +113,13 @@ class SinkExplorer(Explorer):
     Attributes
     ----------
     threshold : float
-        epsilon: a first key whose importance exceeds it, strictly, is a sink. A click into the
-        sink rate's panel chooses it.
+        epsilon: a first key whose importance is strictly above it is a sink. A click on the sink
+        rate chooses it.
     layer, head : int
-        What is looked at closely; a click into the overview chooses both.
+        The head shown in detail; a click on the overview chooses both.
     key : int
-        Whose importance the overview shows, by default the first; a click into the importances
-        or into the plan chooses it.
+        The key whose importance the overview shows, by default the first; a click on the
+        importances or on the plan chooses it.
     map : PlanMap or None
         The plan of this head for the first input, if queries and keys are known.
     """
@@ -133,6 +131,7 @@ class SinkExplorer(Explorer):
 
     shown = ("threshold", "layer", "head", "key")
     panels = {"heads": 340, "sink rate": 340, "importance": 340, "signal": 340}
+    map_place = (1, 340)
 
     def __init__(
         self,
@@ -149,12 +148,12 @@ class SinkExplorer(Explorer):
         unknown = [name for name in profile if name not in _OPTIONS]
         if unknown:
             raise TypeError(f"profile takes {', '.join(_OPTIONS)}, got {', '.join(unknown)}")
-        if isinstance(threshold, bool) or not isinstance(threshold, Real | None):
-            raise TypeError(f"threshold must be a number, got {type(threshold).__name__}")
+        if threshold is not None:
+            threshold = checks.number("threshold", threshold, low=0, below=1)
         self._calls: dict[int, CapturedCall] = {}
         self._profile: xr.Dataset | None = None
         self._tokens = tokens
-        # That of the cells: what a page asks for may come by another thread's.
+        # The loop that runs cells: messages of a page may be answered in another thread.
         self._loop = running_loop()
         given = {"inputs": inputs, "tokenizer": tokenizer, "tokens": tokens}
         given = [name for name, value in given.items() if value is not None] + list(profile)
@@ -167,27 +166,13 @@ class SinkExplorer(Explorer):
         else:
             names = self._adopt_model(source, inputs, tokenizer, threshold, profile)
         if threshold is not None:
-            self.threshold = float(threshold)
+            self.threshold = threshold
         self.layer = next(iter(self._heads))
         self.head = self._heads[self.layer][0]
-        if selection is not None:
-            self.selection = selection
-            self._adopt_selection()
-            self.head = self._nearest_head()
-        self._check(self.values())
-        self.map: PlanMap | None = None
-        self._mapped: tuple[int, int] | None = None
         if self._calls:
-            levels = self._levels(self.layer, self.head)
-            self.map = PlanMap(levels, **self._map_options(levels))
-            self._mapped = (self.layer, self.head)
-        self._set_up(
-            self._make_controls(names),
-            label="Attention sinks",
-            selection=selection,
-            above=[] if self.map is None else [self.map],
-        )
-        self._connect()
+            self._show_map(self.layer, self.head)
+            self.map.observe(self._pair_chosen, "selection")
+        self._set_up(self._make_controls(names), label="Attention sinks", selection=selection)
 
     def _make_controls(self, names: Mapping[int, str]) -> list[Control]:
         return [
@@ -201,7 +186,7 @@ class SinkExplorer(Explorer):
                 hint="a first key whose importance exceeds it is a sink",
             ),
             Control("layer", "Layer", options=[(n, f"{n} ({name})") for n, name in names.items()]),
-            Control("head", "Head", options=self._head_options()),
+            Control("head", "Head"),
             Control(
                 "key",
                 "Key",
@@ -209,21 +194,9 @@ class SinkExplorer(Explorer):
                 low=self._key_range()[0],
                 high=self._key_range()[1],
                 whole=True,
-                hint="whose importance the heads are compared by; 0 is the first",
+                hint="the key whose importance is compared between heads; 0 is the first",
             ),
         ]
-
-    def _connect(self) -> None:
-        """Clicks choose, and the plan of a head stands beside the overview it is chosen in."""
-        self._views["heads"].on_click(self._head_clicked)
-        self._views["importance"].on_click(self._key_clicked)
-        self._views["sink rate"].on_click(self._threshold_clicked)
-        if self.map is not None:
-            self.map.observe(self._pair_chosen, "selection")
-            pictures = self.children[1]
-            plan, heads, *others = pictures.children
-            plan.layout.flex, plan.layout.min_width = heads.layout.flex, heads.layout.min_width
-            pictures.children = [heads, plan, *others]
 
     # --- sources ---
 
@@ -258,13 +231,13 @@ class SinkExplorer(Explorer):
         threshold: float | None,
         options: Mapping[str, Any],
     ) -> dict[int, str]:
-        """See the first inputs, and have the profile made later; returns the layers' names."""
+        """Run the first input, and leave the profile for later; returns the layers' names."""
         options = {**options, "tokenizer": tokenizer, "tokens": self._tokens}
         if threshold is not None:
             options["threshold"] = threshold
         records = []
         steps = sink_profile_steps(source, inputs, first=records.append, **options)
-        # Checks what was given, so that errors are raised here and not shown in the widget.
+        # This step checks the arguments: their errors are raised here, not shown in the widget.
         next(steps)
         if not isinstance(source, Record):
             model = source.model if isinstance(source, Checkpoint) else source
@@ -287,7 +260,7 @@ class SinkExplorer(Explorer):
         return {layer: record.layers[layer] for layer in layers}
 
     def profile(self) -> xr.Dataset:
-        """The numbers that are shown, as from `sink_profile`; what is left of them is computed."""
+        """The numbers that are shown, as from `sink_profile`; computes those still missing."""
         if self._profile is None:
             profile = self._steps.finish()
             self._whole = with_all_dimensions(profile, SINK_PROFILE)
@@ -295,7 +268,7 @@ class SinkExplorer(Explorer):
         return self._profile
 
     def _key_range(self) -> tuple[int, int]:
-        """The first key and the last, as far as they are known."""
+        """The first and the last key known so far."""
         if self._profile is None:
             return 0, self._first_keys - 1
         first, last = self._whole["key"].values[[0, -1]].tolist()
@@ -306,13 +279,7 @@ class SinkExplorer(Explorer):
     def _check(self, values: Mapping[str, Any]) -> None:
         if not 0 <= values["threshold"] < 1:
             raise ValueError(f"threshold must be in [0, 1), got {values['threshold']!r}")
-        for name, value, known in (
-            ("layer", values["layer"], tuple(self._heads)),
-            ("head", values["head"], self._heads.get(values["layer"], ())),
-        ):
-            if value not in known:
-                listed = ", ".join(map(str, known))
-                raise ValueError(f"{name} must be one of {listed}, got {value!r}")
+        super()._check(values)
         key = values["key"]
         if self._profile is None:
             if key < 0:
@@ -323,7 +290,7 @@ class SinkExplorer(Explorer):
 
     def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
         self.profile()
-        # Only now it is known which keys there are.
+        # Only now are the keys known.
         self._check(values)
         profile = at_threshold(self._whole, float(values["threshold"]))
         layer, head, key = values["layer"], values["head"], values["key"]
@@ -343,24 +310,25 @@ class SinkExplorer(Explorer):
         sentence = sink_sentence(profile, layer, head, key)
         if not self._calls:
             sentence += (
-                " No plan is shown: its queries and keys are not here; explore the model with its "
+                " No plan is shown, since queries and keys are missing: explore the model with its "
                 'inputs, or a record captured with keep="projections".'
             )
         return Picture(panels, sentence)
 
     def _request(self) -> None:
-        self._follow_with_map()
         if self._profile is not None or self._loop is None:
             super()._request()
             return
-        # The picture follows when the profile is there, with the values of then.
+        # The picture follows when the profile is done, with the values of that moment.
+        values = self.values()
         try:
-            self._check(self.values())
+            self._check(values)
+            self._lead(values)
         except ValueError as error:
             self._say_error(error)
         if not self._steps.running:
             self._report(self._steps.share)
-            self._steps.start(self._loop, self._report, self._end)
+            self._steps.start(self._loop, self._report, self._profiled)
 
     def _report(self, share: float) -> None:
         self.report_progress("Profiling", share)
@@ -370,7 +338,7 @@ class SinkExplorer(Explorer):
         self._controls.change("key", high=self._key_range()[1])
         super()._show(picture)
 
-    def _end(self, error: Exception | None) -> None:
+    def _profiled(self, error: Exception | None) -> None:
         """The profile is there, or never will be."""
         self._controls.progress = -1.0
         if error is not None:
@@ -380,44 +348,26 @@ class SinkExplorer(Explorer):
         self._request()
 
     def cancel(self) -> None:
-        """Stop what is being computed; moving a control goes on with it."""
+        """Stop what is being computed; moving a control resumes it."""
         super().cancel()
         if self._steps is not None and self._steps.running:
             self._steps.stop()
             self._controls.progress = -1.0
-            text = f"Stopped at {100 * self._steps.share:.0f} %: moving a control goes on."
-            self._summary.value = (
-                f'<div aria-live="polite" class="goatviz-summary">{html.escape(text)}</div>'
-            )
-
-    def _trait_changed(self, change: dict[str, Any]) -> None:
-        if change["name"] == "layer" and change["new"] in self._heads:
-            self._controls.change("head", options=self._head_options())
-            # Another layer may have other heads; as a change of its own it would be an error.
-            self._quiet += 1
-            try:
-                self.head = self._nearest_head()
-            finally:
-                self._quiet -= 1
-        super()._trait_changed(change)
-
-    def _nearest_head(self) -> int:
-        """The chosen head, or the one of this layer that is nearest to it."""
-        return min(self._heads[self.layer], key=lambda head: abs(head - self.head))
-
-    def _head_options(self) -> list[tuple[int, str]]:
-        return [(head, str(head)) for head in self._heads.get(self.layer, ())]
-
-    def _accepts(self, name: str, value: int) -> bool:
-        # The head follows to the nearest that this layer has.
-        return value in self._heads if name == "layer" else super()._accepts(name, value)
+            self._say(f"Stopped at {100 * self._steps.share:.0f} %: moving a control resumes.")
 
     # --- clicks ---
 
-    def _head_clicked(self, message: Mapping[str, Any]) -> None:
-        """A click into the overview: its cells stand at the places of layers and heads."""
-        if self._profile is None:
-            return
+    def _clicked(self, panel: str, message: Mapping[str, Any]) -> None:
+        choose = {
+            "heads": self._choose_head,
+            "importance": self._choose_key,
+            "sink rate": self._choose_threshold,
+        }
+        if self._profile is not None and panel in choose:
+            choose[panel](message)
+
+    def _choose_head(self, message: Mapping[str, Any]) -> None:
+        """Take the head of a cell of the overview, by its place."""
         y, x = (
             dict(zip(places(ids).tolist(), ids.tolist(), strict=True))
             for ids in (self._whole["layer"].values, self._whole["head"].values)
@@ -426,23 +376,23 @@ class SinkExplorer(Explorer):
         if head in self._heads.get(layer, ()):
             self.set(layer=layer, head=head)
 
-    def _key_clicked(self, message: Mapping[str, Any]) -> None:
-        """A click into the importances; a logarithmic axis begins at 1."""
+    def _choose_key(self, message: Mapping[str, Any]) -> None:
+        """Take the key at a place on the importances' axis; a logarithmic one begins at 1."""
         at = _place(message.get("x"))
-        if self._profile is None or at is None:
+        if at is None:
             return
         key = at - int(key_places(self._whole["key"].values, np.zeros(1, np.int64))[0])
         if self._accepts("key", key):
             self.key = key
 
-    def _threshold_clicked(self, message: Mapping[str, Any]) -> None:
-        """A click into the sink rate, at one of the slider's steps."""
+    def _choose_threshold(self, message: Mapping[str, Any]) -> None:
+        """Take a threshold from the sink rate's axis, rounded to the slider's steps."""
         at = message.get("x")
         if isinstance(at, int | float) and 0 <= at <= 1:
             self.threshold = min(round(round(at / STEP) * STEP, 2), HIGHEST)
 
     def _pair_chosen(self, change: dict[str, Any]) -> None:
-        """A pair chosen in the map: others may know its query, all know its key."""
+        """Take the key of a pair chosen in the map; its query is for other explorers."""
         if change["new"]:
             query, key = change["new"]
             self.selection.query = query
@@ -456,38 +406,21 @@ class SinkExplorer(Explorer):
 
     def _map_options(self, levels: PlanLevels) -> dict[str, Any]:
         fits = self._tokens is not None and len(self._tokens) == levels.queries == levels.keys
-        tokens = [str(token) for token in self._tokens] if fits else None
+        tokens = self._tokens if fits else None
         return {
             "title": f"Plan of layer {levels.call.layer}, head {levels.head}, first input",
             "query_tokens": tokens,
             "key_tokens": tokens,
         }
 
-    def _follow_with_map(self) -> None:
-        """Show the plan of the chosen head, if there is such a head."""
-        at = (self.layer, self.head)
-        if self.map is None or self._mapped == at or self.head not in self._heads.get(at[0], ()):
-            return
-        self._mapped = at
-        levels = self._levels(*at)
-        self.map.show_plan(levels, **self._map_options(levels))
-
     # --- without a kernel, and the end ---
 
-    def page_extras(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """The plan of the chosen head, for an exported page."""
-        if self.map is None:
-            return {}
-        merged = {**self.values(), **values}
-        levels = self._levels(merged["layer"], merged["head"])
-        return {"map": self.map.state_of(levels, title=self._map_options(levels)["title"])}
-
     def _default_vary(self) -> dict[str, list[Any]]:
-        """All heads if they fit, else those of this layer; a combination must be a head."""
+        """All heads if they fit, else those of this layer: every combination must be a head."""
         layers = list(self._heads)
         common = self._heads[layers[0]]
         panels = self.picture({}).figures
-        # What does not depend on the head is written once.
+        # Panels that do not depend on the head are written once.
         figures = [as_figure(panels[name]) for name in ("importance", "signal")]
         size = sum(len(figure.to_json(validate=False)) for figure in figures)
         size += 0 if self.map is None else len(self.map.pixels) * 4 // 3
@@ -500,19 +433,20 @@ class SinkExplorer(Explorer):
         return {"head": heads[first : first + most]}
 
     def _forget(self) -> None:
+        super()._forget()
         self._calls.clear()
-        self._profile = self._whole = self._steps = self.map = None
+        self._profile = self._whole = self._steps = None
 
 
 def _place(value: Any) -> int | None:
-    """A place along an axis, as a page tells it."""
+    """A place along an axis as an integer, from what a page sends; None for anything else."""
     return round(value) if isinstance(value, int | float) and np.isfinite(value) else None
 
 
 def _while_unchanged(
     model: nn.Module, steps: Generator[float, None, xr.Dataset]
 ) -> Generator[float, None, xr.Dataset]:
-    """The same steps; other cells run between them, and must not make it another model."""
+    """The same steps, and an error if a cell that runs between them changes the model."""
     before = _state(model)
     while True:
         if _state(model) != before:
@@ -527,7 +461,7 @@ def _while_unchanged(
 
 
 def _state(model: nn.Module) -> tuple[Any, ...]:
-    """What tells two states of a model apart at no cost: identities and versions of its weights."""
+    """A cheap fingerprint of a model: its mode, and identities and versions of its weights."""
     return (
         model.training,
         *((id(p), 0 if p.is_inference() else p._version) for p in model.parameters()),

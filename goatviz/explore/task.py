@@ -97,6 +97,52 @@ def run_beside(
     threading.Thread(target=work, daemon=True, name="goatviz explorer").start()
 
 
+class Newest:
+    """Work beside the kernel's own, one computation at a time: a new one stops the one before.
+
+    Parameters
+    ----------
+    report : callable
+        Called by the loop with the share that is done, and with -1 when nothing is being computed.
+    """
+
+    def __init__(self, report: Callable[[float], None]) -> None:
+        self._report = report
+        self._task: Task | None = None
+
+    def start(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        compute: Callable[[Task], T],
+        end: Callable[[T | None, Exception | None], None],
+    ) -> None:
+        """Compute in a thread; as `run_beside`, but a stopped task has neither result nor error."""
+        self.stop()
+        self._task = task = Task()
+        self._report(0.0)
+
+        def report(share: float) -> None:
+            if self._task is task:
+                self._report(share)
+
+        def finish(result: T | None, error: Exception | None) -> None:
+            if self._task is not task:
+                end(None, None)
+                return
+            self._task = None
+            self._report(-1.0)
+            end(result, error)
+
+        run_beside(loop, task, compute, report, finish)
+
+    def stop(self) -> None:
+        """Stop what is being computed, if anything is."""
+        if self._task is not None:
+            self._task.stop()
+            self._task = None
+            self._report(-1.0)
+
+
 def running_loop() -> asyncio.AbstractEventLoop | None:
     """The kernel's loop, or None outside one."""
     try:

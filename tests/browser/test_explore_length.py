@@ -133,8 +133,8 @@ def test_losses_their_differences_and_what_is_wrong(lab, opened):
     page = opened(TEXT)
     says(page, "goat in windows of 16,384 tokens")
     agree(lab, page)
-    choose(page, "Less that of", "ArrowDown")
-    says(page, "less that of rope-interpolated, paired")
+    choose(page, "Reference", "ArrowDown")
+    says(page, "difference from rope-interpolated on the same pieces")
     choose(page, "Measure", "ArrowDown")
     page.wait_for_function(
         "() => document.querySelector('.js-plotly-plot').layout.yaxis.title.text"

@@ -87,4 +87,4 @@ def test_errors_of_observers_are_seen(lab, page):
     page.wait_for_function(
         "() => document.querySelector('.goatviz-controls-error').textContent !== ''"
     )
-    assert "query must be in 0 .. 95, got 500" in alert.inner_text()
+    assert "query must be an integer in 0 .. 95, got 500" in alert.inner_text()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import traitlets
 
-from goatviz.explore.base import Explorer, Picture, ranged
+from goatviz import checks
+from goatviz.explore.base import Explorer, Picture
 from goatviz.explore.controls import Control
 from goatviz.explore.export import LIMIT_BYTES, _Shared
 from goatviz.plots.base import Panel, as_json
@@ -48,7 +49,7 @@ class Waves(Explorer):
         )
 
     def _check(self, values):
-        ranged("wave", values["wave"], 4)
+        checks.index("wave", values["wave"], 4)
 
     def _picture(self, values, task):
         y = values["size"] * np.sin(values["wave"] * np.linspace(0, 6, self._points))
@@ -140,7 +141,7 @@ def test_controls_of_the_page_are_those_that_vary(tmp_path):
         ("none/waves.html", None, "path must lie in an existing folder"),
         ("waves.html", {"waves": [1]}, "vary must name wave, size, dark, got 'waves'"),
         ("waves.html", {"wave": []}, r"vary\['wave'\] must hold at least one value"),
-        ("waves.html", {"wave": [1, 9]}, "wave must be in 0 .. 3, got 9"),
+        ("waves.html", {"wave": [1, 9]}, "wave must be an integer in 0 .. 3, got 9"),
     ],
 )
 def test_bad_input_writes_nothing(tmp_path, name, vary, says):

@@ -303,7 +303,7 @@ def test_losses_are_the_sweeps_and_differences_are_paired(measure):
     said = explorer.picture({"reference": "alibi", "length": 1024}).summary
     assert f"loss {float(one['mean_loss']):.4f} (" in said
     assert f"perplexity {float(one['perplexity']):.4f} (" in said
-    assert f"less that of alibi, paired: {apart:+.4f} (" in said
+    assert f"difference from alibi on the same pieces: {apart:+.4f} (" in said
     assert "12 pieces, 3 runs" in said
 
 

@@ -115,7 +115,7 @@ def test_controls_and_traits_are_one(explorer):
 
 def test_errors_are_seen_and_go_away(explorer):
     explorer.query = 999
-    assert explorer._controls.error == "ValueError: query must be in 0 .. 47, got 999"
+    assert explorer._controls.error == "ValueError: query must be an integer in 0 .. 47, got 999"
     explorer.query = 5
     assert explorer._controls.error == ""
 

@@ -215,8 +215,8 @@ def test_a_view_that_is_stopped_is_answered_and_shows_nothing(monkeypatch):
     ("options", "error", "says"),
     [
         ({"levels": 3}, TypeError, "levels must be PlanLevels, got int"),
-        ({"scale": "square"}, ValueError, "scale must be one of linear, log, got 'square'"),
-        ({"pool": "sum"}, ValueError, "pool must be one of max, mean, got 'sum'"),
+        ({"scale": "square"}, ValueError, "scale must be one of linear, log; got 'square'"),
+        ({"pool": "sum"}, ValueError, "pool must be one of max, mean; got 'sum'"),
         ({"key_tokens": ["a"]}, ValueError, "key_tokens must hold 40 texts, got 1"),
     ],
 )

@@ -229,8 +229,8 @@ def test_layers_with_other_heads_and_other_components():
 
 def test_errors_are_seen_and_go_away(explorer):
     for name, value, message in (
-        ("head", 7, "head must be an integer in 0 .. 1, got 7"),
-        ("layer", 5, "layer must be an integer in 0 .. 1, got 5"),
+        ("head", 7, "head must be one of 0, 1; got 7"),
+        ("layer", 5, "layer must be one of 0, 1; got 5"),
         ("length", 0, "length must be an integer in 1 .. 1000000, got 0"),
         (
             "sink_scale",

@@ -194,8 +194,8 @@ def test_the_selection_is_followed_and_told(model):
 def test_errors_are_seen_and_go_away(explorer):
     for values, text in (
         ({"threshold": 1.0}, "threshold must be in [0, 1), got 1.0"),
-        ({"layer": 9}, "layer must be one of 0, 1, got 9"),
-        ({"head": 9}, "head must be one of 0, 1, got 9"),
+        ({"layer": 9}, "layer must be one of 0, 1; got 9"),
+        ({"head": 9}, "head must be one of 0, 1; got 9"),
         ({"key": 48}, "key must be in 0 .. 47, got 48"),
     ):
         before = explorer.values()
@@ -247,7 +247,7 @@ def test_layers_with_other_numbers_of_heads():
     click(explorer, "heads", x=3, y=0)
     assert (explorer.layer, explorer.head) == (0, 3)
     assert explorer._default_vary() == {"head": [0, 1, 2, 3]}
-    with pytest.raises(ValueError, match="head must be one of 0, 1, got 2"):
+    with pytest.raises(ValueError, match="head must be one of 0, 1; got 2"):
         explorer.draw(layer=1, head=2)
 
 
