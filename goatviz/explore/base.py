@@ -119,10 +119,11 @@ class Explorer(ipywidgets.VBox):
         selection: Selection | None = None,
     ) -> None:
         """Build the widgets, show the first picture, and listen from now on."""
+        self._work = Newest(lambda share: self.report_progress("Computing", share))
         self.selection = Selection() if selection is None else selection
         self._label = label
-        self._controls = ControlPanel(controls, self._values_of(controls), label=label)
-        self._work = Newest(lambda share: self.report_progress("Computing", share))
+        values = {each.name: getattr(self, each.name) for each in controls if each.kind != "button"}
+        self._controls = ControlPanel(controls, values, label=label)
         self._summary = ipywidgets.HTML()
         self._views = {name: FigureView(label=f"{label}: {name}") for name in self.panels}
         boxes = [_wrapped(self._views[name], least) for name, least in self.panels.items()]
@@ -153,9 +154,6 @@ class Explorer(ipywidgets.VBox):
     def values(self) -> dict[str, Any]:
         """The values that the picture depends on, by name."""
         return {name: getattr(self, name) for name in self.shown}
-
-    def _values_of(self, controls: Sequence[Control]) -> dict[str, Any]:
-        return {c.name: getattr(self, c.name) for c in controls if c.kind != "button"}
 
     def _require_known(self, values: Mapping[str, Any]) -> None:
         """Raise ValueError for a name that is none of `shown`."""
@@ -348,7 +346,7 @@ class Explorer(ipywidgets.VBox):
         Parameters
         ----------
         path : path-like
-            Ends in .html, in an existing folder.
+            Path of the page, which ends in .html, in an existing folder.
         vary : mapping of str to sequence
             Controls that move, and the values of each; every combination is computed now.
             Default: a choice of the explorer's own. Other controls stay as they are.
@@ -361,7 +359,7 @@ class Explorer(ipywidgets.VBox):
         Raises
         ------
         ValueError
-            If `path` is no .html file in an existing folder, a value has no picture, or the
+            If `path` is not an .html file in an existing folder, a value has no picture, or the
             pictures together exceed 6 MB (the message says how many there are).
         """
         chosen = dict(self._default_vary() if vary is None else vary)

@@ -1,14 +1,6 @@
 // Named controls of an explorer: native elements, which work with keyboards and screen readers.
 // Each has a value in `values`; a logarithmic slider moves in powers of ten.
 
-function make(tag, attributes, parent, text) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  if (text !== undefined) element.textContent = text;
-  parent.append(element);
-  return element;
-}
-
 export function toSlider(value, spec) {
   if (spec.choices?.length) {
     const far = spec.choices.map((choice) => Math.abs(choice - value));
@@ -29,10 +21,13 @@ export function reading(value, spec) {
   return Number(Number(value).toPrecision(3)).toString();
 }
 
+const setRange = (input, { min, max, step }) => Object.assign(input, { min, max, step });
+
 const KINDS = {
   select(spec, holder, change) {
     const select = make("select", { name: spec.name }, holder);
     let shown = "";
+    select.addEventListener("change", () => change(JSON.parse(shown)[Number(select.value)][0]));
     return {
       element: select,
       set(value, now) {
@@ -45,9 +40,6 @@ const KINDS = {
         const at = now.options.findIndex(([option]) => option === value);
         select.value = at < 0 ? "" : String(at);
       },
-      listen() {
-        select.addEventListener("change", () => change(JSON.parse(shown)[Number(select.value)][0]));
-      },
     };
   },
   slider(spec, holder, change) {
@@ -58,68 +50,51 @@ const KINDS = {
       output.textContent = reading(value, current);
       input.setAttribute("aria-valuetext", output.textContent);
     };
+    input.addEventListener("input", () => {
+      const value = fromSlider(input.value, current);
+      tell(value);
+      change(value);
+    });
     return {
       element: input,
       set(value, now) {
         current = now;
-        input.min = now.min;
-        input.max = now.max;
-        input.step = now.step;
+        setRange(input, now);
         const place = toSlider(value, now);
         if (Math.abs(Number(input.value) - place) > now.step / 1e3) input.value = place;
         tell(value);
-      },
-      listen() {
-        input.addEventListener("input", () => {
-          const value = fromSlider(input.value, current);
-          tell(value);
-          change(value);
-        });
       },
     };
   },
   number(spec, holder, change) {
     const input = make("input", { type: "number", name: spec.name }, holder);
-    let current = spec;
+    input.addEventListener("change", () => {
+      const value = Number(input.value);
+      if (input.value === "" || Number.isNaN(value)) return;
+      change(Math.min(Math.max(value, Number(input.min)), Number(input.max)));
+    });
     return {
       element: input,
       set(value, now) {
-        current = now;
-        input.min = now.min;
-        input.max = now.max;
-        input.step = now.step;
+        setRange(input, now);
         if (input.value === "" || Number(input.value) !== value) input.value = value;
-      },
-      listen() {
-        input.addEventListener("change", () => {
-          const value = Number(input.value);
-          if (input.value === "" || Number.isNaN(value)) return;
-          change(Math.min(Math.max(value, current.min), current.max));
-        });
       },
     };
   },
   toggle(spec, holder, change) {
     const input = make("input", { type: "checkbox", name: spec.name }, holder);
+    input.addEventListener("change", () => change(input.checked));
     return {
       element: input,
       set(value) {
         input.checked = value;
       },
-      listen() {
-        input.addEventListener("change", () => change(input.checked));
-      },
     };
   },
   button(spec, holder, _change, press) {
     const button = make("button", { type: "button", name: spec.name }, holder, spec.label);
-    return {
-      element: button,
-      set() {},
-      listen() {
-        button.addEventListener("click", press);
-      },
-    };
+    button.addEventListener("click", press);
+    return { element: button, set() {} };
   },
 };
 
@@ -153,7 +128,6 @@ function render({ model, el }) {
       const press = () => model.send && model.send({ kind: "press", name: spec.name });
       const control = KINDS[spec.kind](spec, holder, change, press);
       control.element.setAttribute("aria-label", spec.hint ? `${spec.label}: ${spec.hint}` : spec.label);
-      control.listen();
       made.set(spec.name, control);
     }
   };

@@ -14,7 +14,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-from goatviz.explore.scripts import widget_file
+from goatviz.explore.scripts import widget_file, widget_script
 
 KINDS = ("select", "slider", "number", "toggle", "button")
 
@@ -109,7 +109,7 @@ class ControlPanel(anywidget.AnyWidget):
         Name of the work that is being done, and the last error.
     """
 
-    _esm = widget_file("controls.js")
+    _esm = widget_script("controls")
     _css = widget_file("controls.css")
 
     controls = traitlets.List().tag(sync=True)

@@ -1,7 +1,7 @@
 """An explorer as one offline page: the same controls and figures, for values computed beforehand.
 
 The page holds the widgets' own JavaScript, plotly.js, and one state for every combination of the
-values that vary; what states have in common is written once.
+values that vary. Whatever several states share is written once.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from goatviz import checks
@@ -23,24 +23,24 @@ from goatviz.explore.scripts import widget_file
 from goatviz.files import whole_file
 from goatviz.pages import json_text, page_text
 from goatviz.plots import style
-from goatviz.plots.base import as_json
+from goatviz.plots.base import Panel, as_json
 
-#: The most that a page may hold beside plotly.js.
+#: The most that a page may hold in addition to plotly.js.
 LIMIT_BYTES = 6_000_000
-#: Texts shorter than this are written where they stand.
+#: Values whose JSON is shorter than this are written in place.
 _LEAST_SHARED = 48
 
 
 class Drawn(Protocol):
-    """What `Explorer.picture` gives."""
+    """The part of a `Picture` that a page needs."""
 
-    figures: Mapping[str, go.Figure]
+    figures: Mapping[str, Panel | Sequence[Panel]]
     summary: str
     views: Mapping[str, str]
 
 
 class Exported(Protocol):
-    """What is asked of an explorer."""
+    """The part of an `Explorer` that a page needs."""
 
     panels: Mapping[str, int]
 
@@ -76,9 +76,7 @@ def page(explorer: Exported, vary: Mapping[str, Sequence[Any]]) -> str:
     """
     names = list(vary)
     shared = _Shared()
-    states, total = [], 1
-    for options in vary.values():
-        total *= len(options)
+    states, total = [], math.prod(map(len, vary.values()))
     for number, chosen in enumerate(itertools.product(*vary.values())):
         explorer.report_progress("Exporting", number / total)
         try:
@@ -120,16 +118,22 @@ def page(explorer: Exported, vary: Mapping[str, Sequence[Any]]) -> str:
         css="".join(widget_file(f"{name}.css") for name in [*_PARTS.values(), "page"]),
         plotly=get_plotlyjs(),
         data=data,
-        script="".join(_as_expression(n, f) for n, f in _PARTS.items()) + widget_file("page.js"),
+        script="".join(
+            [
+                widget_file("dom.js"),
+                *(_as_expression(name, file) for name, file in _PARTS.items()),
+                widget_file("page.js"),
+            ]
+        ),
     )
 
 
-#: Names in the page, and the files of the widgets.
+#: The widgets' names in the page, and their files.
 _PARTS = {"controls": "controls", "figureView": "figure_view", "planMap": "plan_map"}
 
 
 def _as_expression(name: str, file: str) -> str:
-    """An ES module of this package as a constant of the page's one script."""
+    """An ES module of this package as a constant in the page's only script."""
     source = widget_file(f"{file}.js")
     source = source.replace("export default { render };", "return { render };")
     return f"const {name} = (() => {{\n{source.replace('export function', 'function')}\n}})();\n"
@@ -151,7 +155,7 @@ def _state(explorer: Exported, values: Mapping[str, Any], shared: _Shared) -> di
 
 
 def _plain(value: Any) -> Any:
-    """Bytes as text that JSON can hold."""
+    """The value with its bytes as text, for JSON."""
     if isinstance(value, bytes):
         return {"base64": base64.b64encode(value).decode()}
     if isinstance(value, dict):
@@ -160,7 +164,7 @@ def _plain(value: Any) -> Any:
 
 
 class _Shared:
-    """Values by content: what is equal is written once, and referred to by its number."""
+    """Values by content: equal ones are stored once, and referred to by number."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
@@ -168,7 +172,7 @@ class _Shared:
         self._numbers: dict[str, int] = {}
 
     def keep(self, value: Any) -> Any:
-        """The value with all that is long replaced by references {"$": number}."""
+        """The value with its long parts replaced by references {"$": number}."""
         if isinstance(value, dict):
             value = {name: self.keep(each) for name, each in value.items()}
         elif isinstance(value, list):
@@ -195,7 +199,7 @@ def _control(control: Control, options: Sequence[Any]) -> Control:
 
 
 def _nearest(options: Sequence[Any], value: Any) -> Any:
-    """What the page starts with: the widget's value if it is there."""
+    """The value that the page starts with: the widget's own, if it is an option."""
     options = list(options)
     return value if value in options else options[0]
 

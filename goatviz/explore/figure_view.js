@@ -1,6 +1,6 @@
-// A plotly figure as a widget. plotly.js comes from one shared model and is loaded once a page, the
-// newest figure wins, and text and grid follow the page's theme. Without a kernel the last figure
-// stays, as alive as any plotly figure.
+// A plotly figure as a widget. plotly.js comes from one shared model and is loaded once per page,
+// the newest figure wins, and text and grid follow the page's theme. Without a kernel the last
+// figure stays, as interactive as any plotly figure.
 
 const LIBRARY = Symbol.for("goatviz.plotly");
 const CONFIG = {
@@ -11,12 +11,12 @@ const CONFIG = {
 };
 
 export function asModule(source) {
-  // plotly.js is written for CommonJS or a global; as an ES module it needs the first to be there.
+  // plotly.js is written for CommonJS or a global variable; as an ES module it needs the former.
   return `const module = { exports: {} };\nconst define = undefined;\n${source}\nexport default module.exports;`;
 }
 
 export function loadLibrary(source) {
-  // Resolves to plotly.js, the same for every figure of this page.
+  // A promise of plotly.js, the same for every figure of this page.
   if (!globalThis[LIBRARY]) {
     const before = globalThis.Plotly;
     const url = URL.createObjectURL(new Blob([asModule(source)], { type: "text/javascript" }));
@@ -32,7 +32,7 @@ export function loadLibrary(source) {
 }
 
 export function themed(layout, ink, grid) {
-  // The same layout with text and lines in the page's colours; what the figure colours itself stays.
+  // The same layout with text and lines in the page's colours; those set by the figure stay.
   const found = { ...layout, font: { ...layout.font, color: ink } };
   const axes = { ...(layout.template?.layout ?? {}), ...layout };
   for (const name of Object.keys(axes)) {
@@ -43,16 +43,9 @@ export function themed(layout, ink, grid) {
 }
 
 function render({ model, el }) {
-  const root = document.createElement("div");
-  root.className = "goatviz-figure";
-  root.setAttribute("role", "group");
-  el.append(root);
-  const place = document.createElement("div");
-  root.append(place);
-  const problem = document.createElement("div");
-  problem.className = "goatviz-figure-error";
-  problem.setAttribute("role", "alert");
-  root.append(problem);
+  const root = make("div", { class: "goatviz-figure", role: "group" }, el);
+  const place = make("div", {}, root);
+  const problem = make("div", { class: "goatviz-figure-error", role: "alert" }, root);
 
   let plotly = null;
   let frame = 0;
@@ -73,7 +66,7 @@ function render({ model, el }) {
     frame = 0;
     if (closed || !plotly) return;
     if (!place.clientWidth) {
-      // Nowhere, perhaps for less than a frame, which no observer would tell of.
+      // Not on the page, perhaps for less than a frame, which no observer would notice.
       width = 0;
       requestAnimationFrame(() => place.clientWidth && redraw());
       return;
@@ -112,7 +105,7 @@ function render({ model, el }) {
   };
 
   const redraw = () => {
-    // After what has changed together, and without waiting for a frame: drawing takes longer.
+    // Once for all changes made together, without waiting for a frame: drawing takes longer.
     if (!frame && !closed) frame = setTimeout(draw, 0);
   };
 
@@ -137,7 +130,7 @@ function render({ model, el }) {
     attributes: true,
     attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"],
   });
-  // A theme's colours may arrive after its name: when the ink has changed, whatever changed it.
+  // A theme's colours may arrive after its name, so watch the colour of the text itself.
   const inked = (event) => {
     if (event.target === root && event.propertyName === "color") redraw();
   };

@@ -16,7 +16,7 @@ import traitlets
 from ipywidgets import widget_serialization
 from plotly.offline import get_plotlyjs
 
-from goatviz.explore.scripts import widget_file
+from goatviz.explore.scripts import widget_file, widget_script
 from goatviz.plots.base import Panel, as_json
 
 Drawn = go.Figure | Panel | Sequence[Panel]
@@ -60,7 +60,7 @@ class FigureView(anywidget.AnyWidget):
         The subject of the figure: as long as it stays the same, the reader's zoom is kept.
     """
 
-    _esm = widget_file("figure_view.js")
+    _esm = widget_script("figure_view")
     _css = widget_file("figure_view.css")
 
     figure = traitlets.Unicode('{"data": [], "layout": {}}').tag(sync=True)

@@ -116,17 +116,17 @@ class LengthExplorer(Explorer):
     def _begin_with(
         self,
         results: Sequence[xr.Dataset],
-        counts: Sequence[str],
+        count: str,
         *,
         scheme: str | None,
         controls: Sequence[Control] = (),
     ) -> None:
         """Choose a scheme and a length, and build the widgets.
 
-        `counts` names, for each result, the field that tells which cells were measured.
+        `count` names the field that tells which cells were measured: not 0 and not NaN.
         """
         self.schemes = [str(each) for each in results[0]["scheme"].values]
-        self.lengths = _measured_lengths(results, counts)
+        self.lengths = _measured_lengths(results, count)
         first = self.schemes[0] if scheme is None else scheme
         self.scheme = checks.one_of("scheme", first, self.schemes)
         self.length = self.lengths[-1]
@@ -239,7 +239,7 @@ class AnswerExplorer(LengthExplorer):
             text = [(each, f"{100 * each:g} %") for each in self.depths]
             everything = "all" if sweep is None else "all of the task"
             controls.insert(0, Control("depth", "Depth", options=[(ALL, everything), *text]))
-        self._begin_with(results, ["examples"] * len(results), scheme=scheme, controls=controls)
+        self._begin_with(results, "examples", scheme=scheme, controls=controls)
 
     def _check(self, values: Mapping[str, Any]) -> None:
         super()._check(values)
@@ -331,7 +331,7 @@ class LossExplorer(LengthExplorer):
         self.reference = "rope" if "rope" in rivals else (rivals or schemes)[0]
         self._begin_with(
             [sweep],
-            ["mean_loss"],
+            "mean_loss",
             scheme=scheme,
             controls=[
                 Control("measure", "Measure", options=[(each, each) for each in LOSSES]),
@@ -406,7 +406,7 @@ class MassExplorer(LengthExplorer):
     def __init__(self, sweep: xr.Dataset, *, scheme: str | None = None) -> None:
         super().__init__()
         self._sweep = _whole(sweep, MASS_SWEEP)
-        self._begin_with([sweep], ["tokens"], scheme=scheme)
+        self._begin_with([sweep], "tokens", scheme=scheme)
 
     def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
         focus = self._focus(values)
@@ -467,11 +467,11 @@ def _check_belongs(sweep: xr.Dataset, grid: xr.Dataset) -> None:
         )
 
 
-def _measured_lengths(results: Sequence[xr.Dataset], counts: Sequence[str]) -> list[int]:
+def _measured_lengths(results: Sequence[xr.Dataset], count: str) -> list[int]:
     """Lengths at which any result has a measured cell."""
     lengths: set[int] = set()
-    for result, name in zip(results, counts, strict=True):
-        values = result[name].fillna(0) != 0
+    for result in results:
+        values = result[count].fillna(0) != 0
         here = values.any([dim for dim in values.dims if dim != "length"])
         lengths |= {int(length) for length in result["length"].values[here.values]}
     if not lengths:

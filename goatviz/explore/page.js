@@ -1,5 +1,5 @@
-// The exported page: the widgets' own code on models without a kernel. Every state was computed
-// beforehand; moving a control picks one.
+// The exported page: the widgets' own code, with models that have no kernel. Every state was
+// computed beforehand; moving a control picks one.
 
 class Model {
   constructor(state) {
@@ -16,7 +16,7 @@ class Model {
   }
 
   assign(values) {
-    // All values first, then one call for each listener of what has changed.
+    // Set all values first, then call each listener of a changed value once.
     const called = new Set();
     const changed = Object.keys(values).filter((name) => this.state[name] !== values[name]);
     Object.assign(this.state, values);
@@ -74,11 +74,8 @@ class Model {
   const summary = document.getElementById("summary");
   document.getElementById("fixed").textContent = content.fixed ? `As exported: ${content.fixed}.` : "";
   const cell = (least) => {
-    const box = document.createElement("div");
-    box.style.flex = `1 1 ${least}px`;
-    box.style.minWidth = `min(${least}px, 100%)`;
-    panels.append(box);
-    return box;
+    const style = `flex: 1 1 ${least}px; min-width: min(${least}px, 100%)`;
+    return make("div", { style }, panels);
   };
   const first = place(content.values);
   const library = { get: () => "" };

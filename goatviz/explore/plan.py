@@ -80,8 +80,7 @@ def explore_plan(
     'Plan and prior'
     """
     if isinstance(model, Record):
-        if inputs is not None:
-            raise TypeError("inputs must not be given with a Record: it has its own")
+        checks.not_given("a Record", inputs=inputs)
         return PlanExplorer(model, tokens=tokens, batch=batch, selection=selection)
     model = model.model if isinstance(model, Checkpoint) else model
     call = next(iter(forward_calls(inputs, tokenizer)))
@@ -131,15 +130,11 @@ class PlanExplorer(Explorer):
         batch: int = 0,
         selection: Selection | None = None,
     ) -> None:
-        if not record.calls:
-            raise ValueError(
-                "record is empty: no attention call was seen. Run the model inside the with block"
-            )
+        layers = sorted({call.layer for call in record.check_calls()})
         super().__init__()
         self._record, self._batch = record, batch
         self._tokens = None if tokens is None else [str(token) for token in tokens]
         self._kept: dict[tuple[int, int], PlanLevels] = {}
-        layers = sorted({call.layer for call in record.calls})
         self._heads = {layer: range(record.of(layer)[-1].shape[1]) for layer in layers}
         self.layer = layers[0]
         self._show_map(self.layer, 0)

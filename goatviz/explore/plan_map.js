@@ -1,6 +1,6 @@
-// A map of attention weights on a canvas, at any zoom: the kernel sends 8-bit cells for the visible
-// window, this file draws them, moves the window and asks for the next. Without a kernel the last
-// view stays, scaled. Tokens are drawn as text, never as markup.
+// A map of attention weights on a canvas, at any zoom. The kernel sends 8-bit cells for the visible
+// window; this file draws them, moves the window and asks for the next one. Without a kernel the
+// last view stays and is scaled. Tokens are drawn as text, never as markup.
 
 // Room for ticks and titles; tokens need more of it than numbers.
 const MARGINS = {
@@ -18,21 +18,21 @@ const KEYS = {
 };
 
 export function clampWindow([low, high], count, least = 1) {
-  // A half-open window of `count` positions: moved inside, then cut.
+  // A half-open window, moved inside `count` positions and then cut to them.
   const width = Math.max(Math.min(high - low, count), Math.min(least, count));
   const start = Math.min(Math.max(low, 0), count - width);
   return [start, start + width];
 }
 
 export function zoomWindow([low, high], count, factor, at) {
-  // Scaled about the position `at`, which stays where it is on the screen.
+  // The window scaled about the position `at`, which stays where it is on the screen.
   const width = Math.max(1, Math.min(count, (high - low) * factor));
   const share = (at - low) / (high - low);
   return clampWindow([at - share * width, at + (1 - share) * width], count);
 }
 
 export function niceTicks(low, high, most) {
-  // Round numbers of positions, at most `most` of them.
+  // Round positions for ticks, at most `most` of them.
   const span = Math.max(high - low, 1);
   let step = 10 ** Math.floor(Math.log10(span / Math.max(most, 1)));
   for (const factor of [1, 2, 5, 10, 20, 50]) {
@@ -62,7 +62,7 @@ export function number(value, digits = 3) {
 }
 
 export function newestWins(send) {
-  // One question at a time; of those asked meanwhile only the newest is put.
+  // One question at a time; of those asked in the meantime only the newest is sent.
   let busy = false;
   let waiting = null;
   return {
@@ -88,14 +88,6 @@ export function newestWins(send) {
   };
 }
 
-function make(tag, attributes, parent, text) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  if (text !== undefined) element.textContent = text;
-  parent.append(element);
-  return element;
-}
-
 function render({ model, el }) {
   let margin = MARGINS.numbers;
   const fitMargin = () => {
@@ -113,6 +105,7 @@ function render({ model, el }) {
   ]) {
     buttons[name] = make("button", { type: "button", "aria-label": says, title: says }, toolbar, sign);
   }
+  const subscriptions = [];
   const choose = (label, trait, options) => {
     const holder = make("label", {}, toolbar, `${label} `);
     const select = make("select", { "aria-label": label }, holder);
@@ -122,16 +115,15 @@ function render({ model, el }) {
       model.set(trait, select.value);
       model.save_changes();
     });
-    model.on(`change:${trait}`, () => (select.value = model.get(trait)));
-    return select;
+    subscriptions.push([`change:${trait}`, () => (select.value = model.get(trait))]);
   };
   choose("Colour", "scale", [
     ["linear", "linear"],
     ["log", "logarithmic"],
   ]);
-  choose("Keys of a cell", "pool", [
-    ["max", "largest"],
-    ["mean", "mean"],
+  choose("Weight of a cell", "pool", [
+    ["max", "largest of its keys"],
+    ["mean", "mean of its keys"],
   ]);
   const bar = make("canvas", { class: "goatviz-map-scale", "aria-hidden": "true" }, toolbar);
   const work = make("span", { class: "goatviz-map-work" }, toolbar);
@@ -150,10 +142,10 @@ function render({ model, el }) {
     queries: [0, count()[0]],
     keys: [0, count()[1]],
     cursor: null,
-    exact: null, // what the kernel last said of a pair
+    exact: null, // the kernel's last answer about a pair
     drag: null,
     brushing: null,
-    anchor: null, // where a brush by keys began
+    anchor: null, // the query at which a brush by keyboard began
     frame: 0,
     asked: 0,
   };
@@ -164,7 +156,7 @@ function render({ model, el }) {
     if (model.send) model.send({ kind: "cell", query: pair[0], key: pair[1] });
   });
 
-  // What is on the screen ------------------------------------------------------------------
+  // Drawing --------------------------------------------------------------------------------
 
   const box = () => ({
     width: Math.max(60, canvas.clientWidth - margin.left - margin.right),
@@ -243,9 +235,6 @@ function render({ model, el }) {
       context.beginPath();
       context.rect(margin.left, margin.top, width, height);
       context.clip();
-      context.clearRect(margin.left, margin.top, width, height);
-      context.fillStyle = look.masked;
-      context.fillRect(margin.left, margin.top, width, height);
       const from = place(view.queries[0], view.keys[0]);
       const to = place(view.queries[1], view.keys[1]);
       context.imageSmoothingEnabled = false;
@@ -279,9 +268,8 @@ function render({ model, el }) {
     context.textAlign = "right";
     const texts = (tokens, pixels) => tokens && pixels >= LABEL_PX;
     const every = ([low, high]) => {
-      const all = [];
-      for (let at = Math.ceil(low - 0.5); at < high; at += 1) if (at >= 0) all.push(at);
-      return all;
+      const first = Math.max(0, Math.ceil(low - 0.5));
+      return Array.from({ length: Math.max(0, Math.ceil(high) - first) }, (_, at) => first + at);
     };
     const named = texts(view.query_tokens, cellHeight);
     const rows = named ? every(state.queries) : niceTicks(...state.queries, height / 40);
@@ -343,7 +331,7 @@ function render({ model, el }) {
       const wide = Math.max(to.x - from.x, least);
       const high = Math.max(to.y - from.y, least);
       const corner = [(from.x + to.x - wide) / 2, (from.y + to.y - high) / 2];
-      // Light on dark: seen on every colour of the map.
+      // Light on dark can be seen on every colour of the map.
       context.lineWidth = 3.5;
       context.strokeStyle = "rgba(0, 0, 0, 0.75)";
       context.strokeRect(...corner, wide, high);
@@ -389,11 +377,12 @@ function render({ model, el }) {
     }
   };
 
-  // What it says ---------------------------------------------------------------------------
+  // Text -----------------------------------------------------------------------------------
 
   const nameOf = (index, tokens) => {
     const text = labelOf(tokens, index);
-    return text === null ? `${index.toLocaleString("en")}` : `${index.toLocaleString("en")} \u201c${text}\u201d`;
+    const digits = index.toLocaleString("en");
+    return text === null ? digits : `${digits} \u201c${text}\u201d`;
   };
 
   const say = () => {
@@ -421,7 +410,7 @@ function render({ model, el }) {
     const code = codeAt(query, key);
     if (code === undefined) return;
     const value = decode(code, view.range);
-    const what = view.exact ? "weight" : `${model.get("pool")} of its cell`;
+    const what = view.exact ? "weight" : `${model.get("pool")} weight of its cell`;
     status.textContent = head + (value === null ? "forbidden" : `${what} about ${number(value)}`);
     delete status.dataset.weight;
   };
@@ -442,7 +431,7 @@ function render({ model, el }) {
     return pixels.getUint8(row * view.columns + column);
   };
 
-  // What it asks ---------------------------------------------------------------------------
+  // Questions to the kernel ----------------------------------------------------------------
 
   const room = () => {
     const { width, height } = box();
@@ -451,14 +440,13 @@ function render({ model, el }) {
   };
 
   const fine = () => {
-    // Whether the view is of the whole plan, in as many cells as the page has room for.
+    // Whether the view shows the whole plan, in as many cells as the page has room for.
     const view = model.get("view");
-    const whole = [0, 1].every(
-      (side) => (side ? view.keys : view.queries)?.[1] === count()[side] && (side ? view.keys : view.queries)[0] === 0,
-    );
+    const whole = ([low, high] = [], size) => low === 0 && high === size;
     const { rows, columns } = room();
     return (
-      whole &&
+      whole(view.queries, count()[0]) &&
+      whole(view.keys, count()[1]) &&
       view.id === -model.get("plan") &&
       view.rows >= Math.min(rows, count()[0]) &&
       view.columns >= Math.min(columns, count()[1])
@@ -472,14 +460,9 @@ function render({ model, el }) {
     ]);
     state.asked += 1;
     root.dataset.asked = String(state.asked);
-    // A view that takes long gives way to what is wanted now.
+    // A view that is still being computed gives way to the new one.
     if (!questions.idle) stop();
-    questions.ask({
-      id: state.asked,
-      queries,
-      keys,
-      ...room(),
-    });
+    questions.ask({ id: state.asked, queries, keys, ...room() });
   };
 
   const stop = () => {
@@ -539,7 +522,7 @@ function render({ model, el }) {
     redraw();
   };
 
-  // Hands ------------------------------------------------------------------------------------
+  // Mouse and keyboard ---------------------------------------------------------------------
 
   buttons.in.addEventListener("click", () => zoom(0.5, ...(state.cursor ?? [])));
   buttons.out.addEventListener("click", () => zoom(2, ...(state.cursor ?? [])));
@@ -566,7 +549,7 @@ function render({ model, el }) {
     } else if (event.key === "Home" || event.key === "0") {
       whole();
     } else if (event.key === "b") {
-      // The first press says where the brush begins, the second where it ends.
+      // The first press begins the brush, the second ends it.
       if (state.anchor === null) {
         state.anchor = cursor[0];
         setBrush(cursor[0], cursor[0]);
@@ -585,7 +568,7 @@ function render({ model, el }) {
     } else {
       return;
     }
-    // Lab would move to another cell, or run this one.
+    // JupyterLab would move to another cell, or run this one.
     event.preventDefault();
     event.stopPropagation();
   });
@@ -621,7 +604,7 @@ function render({ model, el }) {
       const bounds = canvas.getBoundingClientRect();
       const { width, height } = box();
       const { from, queries, keys } = state.drag;
-      // Where the pointer is, in the window that the drag began with.
+      // The pointer's place in the window as it was when the drag began.
       const x = (event.clientX - bounds.left - margin.left) / width;
       const y = (event.clientY - bounds.top - margin.top) / height;
       const byQuery = from.query - (queries[0] + y * (queries[1] - queries[0]));
@@ -666,7 +649,7 @@ function render({ model, el }) {
 
   canvas.addEventListener("dblclick", whole);
 
-  // What arrives -----------------------------------------------------------------------------
+  // Answers of the kernel ------------------------------------------------------------------
 
   const showView = () => {
     paintImage();
@@ -685,7 +668,7 @@ function render({ model, el }) {
   };
   const showSize = () => {
     fitMargin();
-    // Another plan: what was asked of the old one says nothing of it.
+    // Another plan: answers about the old one no longer count.
     state.queries = [0, count()[0]];
     state.keys = [0, count()[1]];
     state.cursor = null;
@@ -708,7 +691,7 @@ function render({ model, el }) {
     );
     say();
   };
-  const subscriptions = [
+  subscriptions.push(
     ["change:pixels change:view", showView],
     ["change:palette", showView],
     ["change:selection change:brush", redraw],
@@ -718,7 +701,7 @@ function render({ model, el }) {
     ["change:plan", showSize],
     ["change:scale change:pool", ask],
     ["msg:custom", received],
-  ];
+  );
   for (const [event, act] of subscriptions) model.on(event, act);
 
   const themed = () => {

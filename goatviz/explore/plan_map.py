@@ -16,7 +16,7 @@ import traitlets
 
 from goatviz import checks
 from goatviz.analysis.levels import POOLS, PlanLevels, PlanView
-from goatviz.explore.scripts import widget_file
+from goatviz.explore.scripts import widget_file, widget_script
 from goatviz.explore.task import Newest, Task, running_loop
 from goatviz.plots.style import colour_table
 
@@ -70,7 +70,7 @@ class PlanMap(anywidget.AnyWidget):
         If tokens do not fit the plan, or there is no such scale or pool.
     """
 
-    _esm = widget_file("plan_map.js")
+    _esm = widget_script("plan_map")
     _css = widget_file("plan_map.css")
 
     _room = (FIRST_VIEW, FIRST_VIEW)

@@ -1,7 +1,7 @@
 """The JavaScript and style sheets of the widgets, as text.
 
-Handed to anywidget as paths they would be watched for changes, and the watcher would keep every
-widget that was ever made, closed or not.
+anywidget would watch files that are given as paths, and its watcher would keep every widget ever
+made, closed or not.
 """
 
 from __future__ import annotations
@@ -20,3 +20,8 @@ def widget_file(name: str) -> str:
     True
     """
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def widget_script(name: str) -> str:
+    """The script of a widget, after the functions that all scripts share."""
+    return widget_file("dom.js") + widget_file(f"{name}.js")

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import traitlets
 
-#: What can be selected, and is shared.
+#: Names of the shared values.
 NAMES = ("layer", "head", "query", "key")
 
 
 class Selection(traitlets.HasTraits):
-    """What is looked at; hand the same one to several explorers, and they move together.
+    """The layer, head, query and key that are shown; explorers given the same one move together.
 
-    An explorer follows what it has (a prior has no query) and what is in its range.
+    An explorer follows the values that it has (a prior has no query) and that are in its range.
 
     Attributes
     ----------
     layer, head, query, key : int or None
-        None as long as nobody chose.
+        The chosen number; None until one is chosen.
 
     Examples
     --------

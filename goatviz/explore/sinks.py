@@ -246,12 +246,8 @@ class SinkExplorer(Explorer):
             if self._tokens is None:
                 self._tokens = token_texts(tokenizer, next(forward_calls(inputs, tokenizer)))
         record = records[0] if records else source
-        if not record.calls:
-            raise ValueError(
-                "record is empty: no attention call was seen. Run the model inside the with block"
-            )
+        layers = sorted({call.layer for call in record.check_calls()})
         self._steps = Steps(steps)
-        layers = sorted({call.layer for call in record.calls})
         calls = {layer: record.of(layer)[0] for layer in layers}
         self._heads = {layer: tuple(range(call.shape[1])) for layer, call in calls.items()}
         if all(call.call.q is not None for call in calls.values()):

@@ -1,7 +1,7 @@
-"""Work in steps on the kernel's own thread, between whatever else it does.
+"""Work in steps on the kernel's own thread, between its other work.
 
-For what must not run in a thread: a forward pass that is watched while another cell runs the same
-model would be watched with that cell's.
+For work that must not run in another thread: if a cell ran the same model during a watched forward
+pass, the calls of both would be recorded.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ PAUSE = 0.01
 
 
 class Steps(Generic[T]):
-    """A generator that is run to its end, by a loop or at once; stopped, it can go on later.
+    """A generator that is run to its end, by a loop or at once; it can be stopped and resumed.
 
     Parameters
     ----------
     steps : generator
-        Yields the share that is done, in [0, 1], and returns what is wanted. An error ends it.
+        Generator that yields the share that is done, in [0, 1], and returns the result. An error
+        ends it.
 
     Examples
     --------
@@ -39,9 +40,9 @@ class Steps(Generic[T]):
         self._result: list[T] = []
         self._error: Exception | None = None
         self.share = 0.0
-        # A page's messages may be answered by another thread than the loop's.
-        self._taking = threading.Lock()
-        self._ruling = threading.RLock()
+        # Messages of a page may be answered in another thread than the loop's.
+        self._step_lock = threading.Lock()
+        self._state_lock = threading.RLock()
         self._turn = 0
         self._running = False
 
@@ -56,7 +57,7 @@ class Steps(Generic[T]):
         return bool(self._result)
 
     def finish(self) -> T:
-        """Take all steps that are left now, and return the result; an error is raised again."""
+        """Take all remaining steps now and return the result, or raise the steps' error."""
         while not self._result:
             self._step()
         return self._result[0]
@@ -71,20 +72,23 @@ class Steps(Generic[T]):
 
         Parameters
         ----------
+        loop : asyncio.AbstractEventLoop
+            Event loop of the kernel.
         report : callable
-            Called by the loop with the share after every step, but the last.
+            Function that the loop calls with the share after every step but the last.
         end : callable
-            Called by the loop once: with None when the result is there, or with the error.
+            Function that the loop calls once: with None when the result is there, or with the
+            error.
         """
-        with self._ruling:
+        with self._state_lock:
             if not self._running:
                 self._running = True
                 self._turn += 1
                 loop.call_soon_threadsafe(self._go_on, self._turn, loop, report, end)
 
     def stop(self) -> None:
-        """Take no further step until somebody starts again."""
-        with self._ruling:
+        """Take no further step until it is started again."""
+        with self._state_lock:
             self._running = False
             self._turn += 1
 
@@ -102,7 +106,7 @@ class Steps(Generic[T]):
             self._step()
         except Exception as error:  # noqa: BLE001 - handed on
             problem = error
-        with self._ruling:
+        with self._state_lock:
             if turn != self._turn:
                 return
             if problem is None and not self._result:
@@ -113,8 +117,8 @@ class Steps(Generic[T]):
         end(problem)
 
     def _step(self) -> None:
-        """The next step, unless somebody else took the last one meanwhile."""
-        with self._taking:
+        """Take the next step, unless another thread has taken the last one in the meantime."""
+        with self._step_lock:
             if self._result:
                 return
             if self._error is not None:

@@ -1,6 +1,6 @@
-"""Work that tells how far it is and can be stopped, beside whatever else the kernel does.
+"""Work that reports its progress and can be stopped, beside the kernel's own work.
 
-Threads compute; widgets are touched by the kernel's own loop alone.
+Threads compute; only the kernel's own loop touches widgets.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ T = TypeVar("T")
 
 
 class Cancelled(Exception):
-    """Raised inside a computation that somebody stopped."""
+    """Raised inside a computation that was stopped."""
 
 
 class Task:
-    """One computation: calling it reports a share in [0, 1], and raises once it was stopped.
+    """One computation: calling it reports a share in [0, 1], or raises after it was stopped.
 
     Parameters
     ----------
     report : callable, optional
-        Called with the share.
+        Function called with the share.
 
     Examples
     --------
@@ -41,7 +41,7 @@ class Task:
         self.report = report
 
     def stop(self) -> None:
-        """The next report raises."""
+        """Make the next report raise `Cancelled`."""
         self._stopped.set()
 
     @property
@@ -70,9 +70,14 @@ def run_beside(
     loop : asyncio.AbstractEventLoop
         Event loop of the caller.
     task : Task
-        Handed to `compute`; its reports go to `report`, a hundred at most.
+        Task that `compute` gets; at most a hundred of its reports go to `report`.
+    compute : callable
+        Function that computes the result, in a thread.
+    report : callable
+        Function called with the share that is done.
     end : callable
-        Gets the result, or the exception, or neither if the task was stopped.
+        Function called with the result and the exception, one of which is None; with None for both
+        if the task was stopped.
     """
     reached = [0.0]
 

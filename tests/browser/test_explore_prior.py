@@ -99,7 +99,7 @@ def test_a_million_tokens_and_an_error(lab, page):
     page.wait_for_function(
         "() => document.querySelector('.goatviz-controls-error').textContent !== ''"
     )
-    assert "head must be an integer in 0 .. 1, got 9" in error.inner_text()
+    assert "head must be one of 0, 1; got 9" in error.inner_text()
     lab.ask("setattr(explorer, 'head', 1)")
     says(page, "head 1, 1,000,000 tokens")
     assert error.inner_text() == ""

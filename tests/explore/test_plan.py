@@ -175,7 +175,7 @@ def test_bad_input():
         explore_plan(record, batch=4)
     with capture(small_model()) as empty:
         pass
-    with pytest.raises(ValueError, match="record is empty"):
+    with pytest.raises(ValueError, match="record must hold an attention call"):
         explore_plan(empty)
 
 

@@ -481,7 +481,7 @@ def test_bad_input(model, profile):
         explore_sinks(model, INPUTS, min_observers=0)
     with capture(model) as empty:
         pass
-    with pytest.raises(ValueError, match="record is empty"):
+    with pytest.raises(ValueError, match="record must hold an attention call"):
         explore_sinks(empty)
     with pytest.raises(TypeError, match="inputs must not be given with a Record"):
         SinkExplorer(empty, INPUTS)
