@@ -1,10 +1,10 @@
 """Numbers about priors and plans, as results. Nothing here draws.
 
-`prior.prior_profile` takes a learned prior apart, `plan.plan_slice` looks at a window of a plan,
+`prior.prior_profile` takes a learned prior apart, `plan.plan_slice` shows a window of a plan,
 `sinks.sink_profile` finds attention sinks, `implied.implied_prior` fits the prior inside logits,
-`length.length_sweep` asks models for answers at many lengths, `runs.load_runs` brings them,
-`mass.mass_sweep` says where their attention goes, `sink_effect.sink_effect` what sinks are for,
-`explain.explain` why a query attends where it does.
+`runs.load_runs` loads trained models, `length.length_sweep` asks them for answers at many lengths,
+`mass.mass_sweep` measures where their attention goes, `sink_effect.sink_effect` what sinks do for a
+model, and `explain.explain` says why a query attends where it does.
 """
 
 from goatviz.analysis.explain import explain

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,16 +23,16 @@ from goatviz.files import whole_file
 from goatviz.models import CausalLM
 from goatviz.tasks import Task
 
-#: Letters of a sha256.
+#: Length of a SHA-256 in hexadecimal.
 _SUM = 64
-#: What says by its repr what it is.
+#: Types whose values are fully described by their repr.
 _PLAIN = (bool, int, float, str, tuple, type(None), torch.dtype)
 
 Models = Mapping[str, CausalLM | Sequence[CausalLM]]
 
 
 def check_models(models: Models, task: Task) -> dict[str, list[CausalLM]]:
-    """Lists of models by scheme, each with a vocabulary that holds the task's tokens."""
+    """Lists of models by scheme, after checking that every vocabulary holds the task's tokens."""
     wanted = "a mapping of scheme names to models, such as {'goat': model}"
     if not checks.instance("models", models, Mapping, wanted):
         raise ValueError(f"models must be {wanted}, got none")
@@ -56,7 +56,7 @@ def check_models(models: Models, task: Task) -> dict[str, list[CausalLM]]:
 
 
 def check_lengths(lengths: Sequence[int]) -> list[int]:
-    """Increasing positive integers."""
+    """The lengths as a list, after checking that they are increasing positive integers."""
     wanted = "increasing positive integers"
     checks.instance("lengths", lengths, Iterable, wanted)
     numbers = [checks.positive_int("lengths", length) for length in lengths]
@@ -66,7 +66,7 @@ def check_lengths(lengths: Sequence[int]) -> list[int]:
 
 
 def check_cache(cache: str | os.PathLike | None) -> Path | None:
-    """An existing folder, or None."""
+    """The folder of a cache, after checking that it exists; None for no cache."""
     if cache is None:
         return None
     folder = Path(cache)
@@ -76,14 +76,14 @@ def check_cache(cache: str | os.PathLike | None) -> Path | None:
 
 
 def model_digest(model: nn.Module) -> str:
-    """SHA-256 of a model: its configuration, weights and buffers, and what its modules are set to.
+    """SHA-256 of a model's configuration, weights and buffers, and of its modules' settings.
 
-    Whether it is being trained does not count. Modules say nothing of a constant that a forward
-    method has written out: a class that was changed and kept its name has the digest that it had.
+    Train or eval mode does not count, nor does the code of forward methods: a class that changes
+    and keeps its name also keeps its digest.
     """
     digest = hashlib.sha256(repr(getattr(model, "config", None)).encode())
     for path, module in model.named_modules():
-        # What is None counts as missing: watching a model leaves None where its class says so.
+        # Watching a model leaves attributes that are None, so None counts as missing.
         settings = {
             name: value
             for name, value in sorted(vars(module).items())
@@ -102,7 +102,7 @@ def inputs_digest(value: Any) -> str:
     Raises
     ------
     TypeError
-        For anything else, of which there is no telling whether it is the same.
+        For anything else, whose content cannot be compared.
     """
     if isinstance(value, Tensor):
         digest = hashlib.sha256(f"{value.dtype} {tuple(value.shape)}".encode())
@@ -127,8 +127,17 @@ def trained_lengths(models: Mapping[str, Sequence[CausalLM]]) -> str:
     return ", ".join(map(str, sorted(lengths)))
 
 
+def each_model(
+    models: Mapping[str, Sequence[CausalLM]],
+) -> Iterator[tuple[int, int, str, CausalLM]]:
+    """Every model with the numbers of its scheme and run, and the scheme's name."""
+    for number, (scheme, runs) in enumerate(models.items()):
+        for run, model in enumerate(runs):
+            yield number, run, scheme, model
+
+
 def exceeds_positions(model: CausalLM, length: int) -> bool:
-    """Whether the model learned its positions one by one and has none at this length."""
+    """Whether the model has learned positions, and none for this length."""
     return model.config.positions == "learned" and length > model.config.training_length
 
 
@@ -144,11 +153,11 @@ def _read_arrays(path: Path, name: str) -> dict[str, np.ndarray]:
     whole = path.read_bytes()
     content, stored = whole[:-_SUM], whole[-_SUM:]
     if hashlib.sha256(content).hexdigest().encode() != stored:
-        raise ValueError("its sum is of other bytes")
+        raise ValueError("its checksum does not match its content")
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         arrays = {entry: file[entry] for entry in file.files}
     if str(arrays.pop("cell")) != name:
-        raise ValueError("it is the cell of another measurement")
+        raise ValueError("it holds another measurement")
     return arrays
 
 
@@ -160,7 +169,7 @@ def _write_arrays(path: Path, name: str, value: Mapping[str, np.ndarray]) -> Non
 
 
 class Form(NamedTuple):
-    """What a cell's file looks like: how it ends, and how it is read and written, by its name."""
+    """A format of cells: the file's ending, and the functions that read and write it."""
 
     ending: str
     read: Callable[[Path, str], Any]
@@ -169,14 +178,14 @@ class Form(NamedTuple):
 
 #: JSON values.
 JSON = Form("json", _read_json, _write_json)
-#: A mapping of names to numpy arrays; the file says which cell it is, and ends in its sha256.
+#: A mapping of names to numpy arrays; the file holds the cell's name, and ends in its SHA-256.
 ARRAYS = Form("npz", _read_arrays, _write_arrays)
 
 
 def cached(
     folder: Path | None, label: str, key: Any, measure: Callable[[], Any], *, form: Form = JSON
 ) -> Any:
-    """What `measure()` returns, or returned when the same cell was measured before.
+    """The value of `measure()`, read from the cell's file if it was measured before.
 
     Parameters
     ----------
@@ -187,9 +196,9 @@ def cached(
     key : JSON values
         Everything that the cell depends on.
     measure : callable
-        Returns JSON values; called if there is no such cell.
+        Function that measures the cell and returns JSON values; called if there is no such file.
     form : Form
-        Of the file: `JSON`, or `ARRAYS` if `measure` returns a mapping of arrays.
+        Format of the file: `JSON`, or `ARRAYS` if `measure` returns a mapping of arrays.
 
     Raises
     ------
@@ -204,7 +213,7 @@ def cached(
         try:
             return form.read(path, name)
         except Exception as error:
-            # Readers answer damage with errors of every kind.
+            # A damaged file can raise any kind of error.
             raise ValueError(f"cell {path} is damaged, remove it: {error}") from error
     value = measure()
     with whole_file(path) as temporary:

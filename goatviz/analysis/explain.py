@@ -20,7 +20,7 @@ from goatviz.results import EXPLANATION, make_result
 from goatviz.training.checkpoint import Checkpoint
 from goatviz.transport.call import AttentionCall
 
-#: What the parts of scores are, by name.
+#: Descriptions of the parts of scores, by name.
 _SCORES = {
     "content": "scores of channels that do not turn with position",
     "scores": "scores q·k",
@@ -45,8 +45,8 @@ def explain(
 ) -> xr.Dataset:
     r"""Take the logits of one query apart: :math:`l_{ij} = \sum_a l_{ij}^{(a)}`, for its top keys.
 
-    A softmax does not know a constant of its row, so each part is what it adds beyond its mean over
-    all keys that the query may use: a part that is the same for all keys explains nothing.
+    A softmax ignores a constant of its row, so each part is taken less its mean over all keys that
+    the query may use: a part that is the same for all keys explains nothing.
 
     Parameters
     ----------
@@ -54,40 +54,40 @@ def explain(
         A model that `goatviz.capture` can watch, with `inputs`; or what was captured with
         keep="projections".
     inputs : Tensor, mapping, str, or sequence of them, optional
-        What a model is called with, as in `goatviz.sink_profile`.
+        Inputs of a model, as in `goatviz.sink_profile`.
     layer, head, batch : int
-        Which attention layer, query head and sequence.
+        Numbers of the attention layer, the query head and the sequence.
     query : int
-        Which query of the call; negative from its end.
+        Number of the query in the call; negative numbers count from its end.
     top : int
-        Keys of the largest weights that are kept.
+        Number of keys that are kept, those of the largest weights.
     prior : Prior, optional
-        Prior that the scores imply, such as one of `goatviz.fit_priors`, of 1 head or one for each
-        query head: its parts are taken out of the scores.
+        Prior that the scores imply, such as one of `goatviz.fit_priors`, with 1 head or as many as
+        there are query heads: its parts are taken out of the scores.
     tokenizer : callable, optional
-        For texts: tokenizer(text, return_tensors="pt"); names the tokens, if it can.
+        Tokenizer of texts, tokenizer(text, return_tensors="pt"), which names the tokens if it can.
     tokens : sequence of str, optional
         One text for each key.
 
     Returns
     -------
     xarray.Dataset
-        Schema "explanation", keys by falling weight: `value` (part, place), nats; they add up to
-        `logit`. The parts of scores are "content" (channels that do not turn with position), and
+        Schema "explanation", keys by falling weight: `value` (part, place), nats; the parts add up
+        to `logit`. The parts of scores are "content" (channels that do not turn with position) and
         rotary channels by their period in tokens: "fast rotation" if it is at most the number of
-        keys that the query sees, else "slow rotation"; all in one, "scores", where rotations are
-        not known or a softcap bends their sum; "rest" beside an implied prior. Then the parts of
-        the layer's own prior by name, and "bias". Attributes hold the mass of other keys
-        (`rest_weight`) and of the extra column (`column_weight`).
+        keys that the query sees, else "slow rotation". They are a single part, "scores", where
+        rotations are not known or a softcap bends their sum, and "rest" where an implied prior is
+        taken out. Then follow the parts of the layer's own prior by name, and "bias". Attributes
+        hold the mass of other keys (`rest_weight`) and of the extra column (`column_weight`).
 
     Raises
     ------
     TypeError
-        If `source` is none of these, a model cannot be captured, or inputs are missing or too
-        much.
+        If `source` is none of these, a model cannot be captured, or inputs are missing or not
+        wanted.
     ValueError
-        If a layer, head, query or sequence is not there, the query may use no key, a record holds
-        statistics only, or `tokens` or `prior` does not fit.
+        If there is no such layer, head, query or sequence, the query may use no key, a record
+        holds statistics only, or `tokens` or `prior` does not fit.
 
     Examples
     --------
@@ -175,21 +175,21 @@ def _parts(
             raise ValueError(f"prior must have 1 or {call.shape[1]} heads, got {prior.num_heads}")
         parts = {"rest": whole.scores[0]}
         for name, part in prior.components().items():
-            value = _prior_row(call, part, call.shape[1], head, query)
+            value = _prior_row(call, part, head, query)
             parts["rest"] = parts["rest"] - value
             parts[f"implied {name}"] = value
     explicit = torch.zeros_like(whole.scores[0])
     for name, part in own.items():
-        parts[name] = _prior_row(call, part, call.shape[1], head, query)
+        parts[name] = _prior_row(call, part, head, query)
         explicit = explicit + parts[name]
     if call.bias is not None:
         parts["bias"] = torch.where(whole.allowed[0], whole.log_prior[0] - explicit, 0.0)
     return parts
 
 
-def _prior_row(call: AttentionCall, prior: Prior, heads: int, head: int, query: int) -> Tensor:
+def _prior_row(call: AttentionCall, prior: Prior, head: int, query: int) -> Tensor:
     values = prior.log_prior(call.query_pos[query : query + 1], call.key_pos).detach()
-    return values[head // (heads // prior.num_heads), 0].double().to(call.device)
+    return values[head // (call.shape[1] // prior.num_heads), 0].double().to(call.device)
 
 
 def _score_parts(

@@ -1,4 +1,4 @@
-"""What users hand to a model, as a sequence of forward passes without padding."""
+"""The inputs of a model as a sequence of forward passes without padding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from goatviz.models import CausalLM
 
-#: What torch multiplies matrices in.
+#: Data types in which torch multiplies matrices.
 _COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -21,19 +21,20 @@ def forward_calls(inputs: Any, tokenizer: Any = None) -> Iterator[dict[str, Any]
     Parameters
     ----------
     inputs : Tensor, mapping, str, or sequence of them
-        Batch first; padded rows of a mapping with an attention_mask come one by one, cut.
+        Inputs, batch first. The rows of a mapping whose attention_mask has padding come one by
+        one, without it.
     tokenizer : callable, optional
-        For texts: tokenizer(text, return_tensors="pt").
+        Tokenizer of texts: tokenizer(text, return_tensors="pt").
 
     Raises
     ------
     TypeError
-        If inputs are missing, texts without a tokenizer, or of another kind.
+        If inputs are missing, are texts without a tokenizer, or are of another kind.
     ValueError
         If a tensor is empty or not batch first, or a mask hides a whole row.
     """
     if inputs is None:
-        raise TypeError("inputs must be given with a model: what it is called with")
+        raise TypeError("inputs must be given with a model")
     if isinstance(inputs, str):
         inputs = [inputs]
     if isinstance(inputs, Tensor):
@@ -89,7 +90,7 @@ def _unpadded(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _row(value: Any, row: int, real: Tensor, batch: int) -> Any:
-    """What belongs to one row of a batch, cut where it has one entry for each token."""
+    """The part of an argument that belongs to one row, cut where it has an entry per token."""
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
     if len(value) == batch:
@@ -99,22 +100,24 @@ def _row(value: Any, row: int, real: Tensor, batch: int) -> Any:
 
 
 class Pass(NamedTuple):
-    """One forward pass: what the model is called with, and the places of its inputs in the order
-    they were given in (one place for all rows that came together)."""
+    """One forward pass: the model's arguments, and the places of its inputs in the given order.
+
+    Rows that were given together have one place.
+    """
 
     arguments: dict[str, Any] | Tensor
     places: tuple[int, ...]
 
 
 def forward_passes(inputs: Any, tokenizer: Any = None, batch_size: int | None = None) -> list[Pass]:
-    """`forward_calls`, as they come or in batches of sequences of equal length: never padded.
+    """`forward_calls` as passes, as given or in batches of sequences of equal length: never padded.
 
     Parameters
     ----------
     inputs, tokenizer
         As in `forward_calls`.
     batch_size : int, optional
-        Most sequences of a pass. Those that differ in nothing but numbers run together.
+        Largest number of sequences in a pass. Sequences of the same shapes and types run together.
         Default: as they were given.
     """
     calls = list(forward_calls(inputs, tokenizer))
@@ -150,7 +153,7 @@ def _per_row(value: Any) -> bool:
 
 
 def _kind(row: dict[str, Any] | Tensor) -> str:
-    """What sequences must share to run together: all but the numbers of their tensors."""
+    """What sequences must share to run together: everything but the numbers in their tensors."""
     if isinstance(row, Tensor):
         return f"{tuple(row.shape)} {row.dtype} {row.device}"
     return str({name: _kind(v) if _per_row(v) else repr(v) for name, v in sorted(row.items())})
@@ -167,12 +170,12 @@ def _joined(rows: Sequence[dict[str, Any] | Tensor]) -> dict[str, Any] | Tensor:
 
 @torch.no_grad()
 def run_model(model: nn.Module, arguments: Tensor | Mapping[str, Any]) -> Any:
-    """One forward pass on what `forward_calls` yields.
+    """One forward pass on the arguments that `forward_calls` yields, without gradients.
 
     Raises
     ------
     TypeError
-        If it fails and weights are of a dtype that torch does not compute with.
+        If it fails and weights are of a dtype that torch cannot multiply.
     """
     try:
         return model(arguments) if isinstance(arguments, Tensor) else model(**arguments)
@@ -187,7 +190,7 @@ def run_model(model: nn.Module, arguments: Tensor | Mapping[str, Any]) -> Any:
 
 
 def token_ids(arguments: Tensor | Mapping[str, Any]) -> Tensor | None:
-    """Token ids of a forward pass, shape (batch, length), if it is called with any."""
+    """Token ids of a forward pass, shape (batch, length); None if it has none."""
     ids = arguments
     if not isinstance(arguments, Tensor):
         ids = arguments.get("input_ids", arguments.get("ids"))
@@ -197,13 +200,13 @@ def token_ids(arguments: Tensor | Mapping[str, Any]) -> Tensor | None:
 
 
 def check_fits(model: nn.Module, arguments: Tensor | Mapping[str, Any]) -> None:
-    """See that a forward pass's token ids are of a model's vocabulary and within its positions.
+    """Check that the token ids of a forward pass fit a model's vocabulary and its positions.
 
     Raises
     ------
     ValueError
-        If they are not. Whether rotary positions reach further than the model was made for is
-        a question of its own, which `goatviz.capture` and its record ask without this check.
+        If they do not. `goatviz.capture` itself leaves out this check: how far rotary positions
+        reach is a separate question.
     """
     ids = token_ids(arguments)
     if ids is None or ids.is_meta or not ids.numel():
@@ -215,7 +218,7 @@ def check_fits(model: nn.Module, arguments: Tensor | Mapping[str, Any]) -> None:
         wanted = "of at least 0" if vocabulary is None else f"in 0 .. {vocabulary - 1}"
         raise ValueError(
             f"inputs must hold token ids {wanted} (the model's embeddings), got "
-            f"{low if low < 0 else high}: is the tokenizer that of the model?"
+            f"{low if low < 0 else high}: is the tokenizer the model's own?"
         )
     if isinstance(model, CausalLM):
         learned = config.positions == "learned"
@@ -231,7 +234,7 @@ def check_fits(model: nn.Module, arguments: Tensor | Mapping[str, Any]) -> None:
 
 
 def _vocabulary(model: nn.Module, config: Any) -> int | None:
-    """How many tokens a language model knows; None if there is no telling."""
+    """Size of a language model's vocabulary; None if it is unknown."""
     if isinstance(model, CausalLM):
         return config.vocab_size
     try:
@@ -244,7 +247,7 @@ def _vocabulary(model: nn.Module, config: Any) -> int | None:
 def token_texts(
     tokenizer: Any, arguments: Tensor | Mapping[str, Any], batch: int = 0
 ) -> list[str] | None:
-    """The tokens of one sequence in words, if the tokenizer can name them."""
+    """The tokens of one sequence as text; None if the tokenizer cannot name them."""
     ids = token_ids(arguments)
     if ids is None or not hasattr(tokenizer, "convert_ids_to_tokens"):
         return None

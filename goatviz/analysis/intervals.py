@@ -6,7 +6,7 @@ import numpy as np
 
 #: 97.5 % quantile of the standard normal.
 _Z = 1.959963984540054
-#: Columns whose resampled means are held at a time.
+#: Number of columns whose resampled means are held at a time.
 _COLUMNS = 4096
 
 
@@ -21,12 +21,12 @@ def wilson_interval(right: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, n
     Returns
     -------
     low, high : array
-        Within [0, 1].
+        Ends of the interval, within [0, 1].
 
     Raises
     ------
     ValueError
-        If there are more successes than trials, or fewer than none.
+        If successes are negative, or more than trials.
 
     Examples
     --------
@@ -47,7 +47,7 @@ def wilson_interval(right: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, n
 
 
 def share_fields(name: str, right: np.ndarray, count: np.ndarray) -> dict[str, np.ndarray]:
-    """A share and its Wilson interval as the fields `name`, `name`_low and `name`_high."""
+    """A share and its Wilson interval, as fields `name`, `name`_low and `name`_high."""
     with np.errstate(invalid="ignore"):
         share = right / count
     low, high = wilson_interval(right, count)
@@ -55,7 +55,7 @@ def share_fields(name: str, right: np.ndarray, count: np.ndarray) -> dict[str, n
 
 
 def bootstrap_weights(count: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each of `count` units is drawn, by resample: shape (resamples, count)."""
+    """How often each resample draws each of `count` units: shape (resamples, count)."""
     draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
     return np.stack([np.bincount(draw, minlength=count) for draw in draws]).astype(float)
 
@@ -68,16 +68,16 @@ def bootstrap_interval(
     Parameters
     ----------
     values : array
-        Shape (units, ...); NaN where a unit has no value, which is left out of its mean.
+        Values of shape (units, ...); NaN where a unit has none, which leaves it out of the mean.
     weights : array
         From `bootstrap_weights`, shape (resamples, units).
     sizes : array, optional
-        n_u >= 0, of the shape of `values`; default 1.
+        Sizes n_u >= 0, in the shape of `values`; default 1.
 
     Returns
     -------
     low, high : array
-        Shape of one unit; NaN where fewer than two units have a value.
+        Ends of the intervals, in the shape of one unit; NaN where fewer than two have a value.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def bootstrap_interval(
         mass = known[:, at].astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
             means = (weights @ (mass * np.nan_to_num(flat[:, at]))) / (weights @ mass)
-        # Resamples that miss every unit with a value have no mean; few columns have any.
+        # A resample without any unit that has a value has no mean; few columns have such resamples.
         whole = ~np.isnan(means).any(0)
         low[at[whole]], high[at[whole]] = np.quantile(means[:, whole], [0.025, 0.975], axis=0)
         for column in np.flatnonzero(~whole):

@@ -25,6 +25,7 @@ from goatviz.analysis.cells import (
     check_cache,
     check_lengths,
     check_models,
+    each_model,
     exceeds_positions,
     model_digest,
     trained_lengths,
@@ -38,6 +39,8 @@ from goatviz.training.evaluation import CHUNK, HELD_OUT_STREAM, AnswerAccuracy, 
 # Tokens of a batch: memory stays the same at every length.
 _BATCH_TOKENS = 2**15
 _COUNTS = ("examples", "right", "tokens", "right_tokens")
+#: Counts of what is right, and of all, whose share is a measure.
+_MEASURES = {"strict": ("right", "examples"), "token": ("right_tokens", "tokens")}
 _UNKNOWN = AnswerAccuracy(0, 0, 0, 0, math.nan)
 
 
@@ -54,8 +57,8 @@ def length_sweep(
 ) -> xr.Dataset:
     """Accuracy of answers against length, for several schemes and training seeds.
 
-    All models get the same questions. Positions learned one by one end at the training length:
-    longer cells are missing (0 examples, NaN).
+    All models get the same questions. Learned positions end at the training length: longer cells
+    of such a model are missing (0 examples, NaN).
 
     Parameters
     ----------
@@ -80,9 +83,9 @@ def length_sweep(
     -------
     xarray.Dataset
         Schema `length_sweep`: counts, and shares of whole answers ("strict") and of their tokens
-        that are right, with 95 % Wilson intervals; for each run and over all runs of a scheme. The
-        interval over all runs says how well the mean of these runs is known, not how far other
-        seeds may lie.
+        that are right, with 95 % Wilson intervals, for each run and over all runs of a scheme. The
+        interval over all runs says how well the mean of these runs is known, not how much other
+        seeds may differ.
 
     Raises
     ------
@@ -111,10 +114,7 @@ def length_sweep(
     for (s, r, t, _), accuracy in _cells(models, questions, progress):
         for name, values in data.items():
             values[s, r, t] = getattr(accuracy, name)
-    for measure, right, unit in (
-        ("strict", "right", "examples"),
-        ("token", "right_tokens", "tokens"),
-    ):
+    for measure, (right, unit) in _MEASURES.items():
         data |= share_fields(measure, data[right], data[unit])
         data |= share_fields(f"mean_{measure}", data[right].sum(axis=1), data[unit].sum(axis=1))
     return make_result(
@@ -144,7 +144,7 @@ def needle_grid(
     models, task, lengths, examples, seed, chunk, cache, progress
         As in `length_sweep`.
     depths : sequence of float
-        Places of the answer in the filler, increasing: 0 is first, 1 just before the question.
+        Places of the answer in the filler, increasing: 0 is its start, 1 just before the question.
 
     Returns
     -------
@@ -180,8 +180,8 @@ def needle_grid(
         for name, values in counts.items():
             values[s, d, t] += getattr(accuracy, name)
     data = {name: counts[name] for name in ("examples", "tokens")}
-    data |= share_fields("token", counts["right_tokens"], counts["tokens"])
-    data |= share_fields("strict", counts["right"], counts["examples"])
+    for measure, (right, unit) in _MEASURES.items():
+        data |= share_fields(measure, counts[right], counts[unit])
     return make_result(
         NEEDLE_GRID,
         data,
@@ -219,10 +219,10 @@ def over_depths(grid: xr.Dataset) -> xr.Dataset:
     """
     check_result(grid, NEEDLE_GRID)
     data = {name: grid[name].sum("depth").values for name in ("examples", "tokens")}
-    for name, unit in (("token", "tokens"), ("strict", "examples")):
+    for measure, (_, unit) in _MEASURES.items():
         # A share times its count is a whole number up to rounding.
-        right = (grid[name].fillna(0.0) * grid[unit]).round().sum("depth").values
-        data |= share_fields(name, right, data[unit])
+        right = (grid[measure].fillna(0.0) * grid[unit]).round().sum("depth").values
+        data |= share_fields(measure, right, data[unit])
     fields = {name: (("scheme", "length"), values) for name, values in data.items()}
     pooled = xr.Dataset(
         {name: (*field, grid[name].attrs) for name, field in fields.items()},
@@ -233,8 +233,10 @@ def over_depths(grid: xr.Dataset) -> xr.Dataset:
 
 
 class _Questions(NamedTuple):
-    """The questions of a sweep or grid: a number of examples for each length; depth None is the
-    task's own."""
+    """The questions of a sweep or grid, with a number of examples for each length.
+
+    A depth of None leaves the depth to the task.
+    """
 
     tasks: list[Task]
     examples: list[int]
@@ -270,19 +272,18 @@ class _Questions(NamedTuple):
 def _cells(
     models: dict[str, list[CausalLM]], questions: _Questions, progress: bool
 ) -> Iterator[tuple[tuple[int, int, int, int], AnswerAccuracy]]:
-    """The accuracy of every cell by its place: scheme, run, length, depth."""
+    """The accuracy of every cell, with its numbers of scheme, run, length and depth."""
     tasks, depths = questions.tasks, questions.depths
     total = sum(map(len, models.values())) * len(tasks) * len(depths)
     with tqdm(total=total, disable=not progress, unit="cell") as bar:
-        for s, (scheme, run) in enumerate(models.items()):
-            for r, model in enumerate(run):
-                digest = None if questions.cache is None else model_digest(model)
-                for t, task in enumerate(tasks):
-                    for d, depth in enumerate(depths):
-                        bar.set_postfix_str(f"{scheme} {task.length}", refresh=False)
-                        count = questions.examples[t]
-                        yield (s, r, t, d), _cell(model, digest, task, count, depth, questions)
-                        bar.update()
+        for s, r, scheme, model in each_model(models):
+            digest = None if questions.cache is None else model_digest(model)
+            for t, task in enumerate(tasks):
+                bar.set_postfix_str(f"{scheme} {task.length}", refresh=False)
+                for d, depth in enumerate(depths):
+                    count = questions.examples[t]
+                    yield (s, r, t, d), _cell(model, digest, task, count, depth, questions)
+                    bar.update()
 
 
 def _cell(
@@ -296,7 +297,7 @@ def _cell(
     if exceeds_positions(model, task.length):
         return _UNKNOWN
     seed = questions.seed
-    # The batch decides what is drawn, so it is part of the cell's name too.
+    # The questions drawn depend on the batch size, so it is part of the cell's name.
     batch = max(1, min(64, _BATCH_TOKENS // task.length))
 
     def measure() -> dict[str, int | float]:

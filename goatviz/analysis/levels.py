@@ -1,7 +1,7 @@
-"""A plan of any length at any zoom: exact cells where there is room, pooled ones where not.
+"""A plan of any length at any zoom: exact cells where there is room, pooled ones elsewhere.
 
-Nothing of length x length is ever formed: a view takes the queries that it shows, blocks of the
-keys that it shows, and one normaliser for each query, which is kept for the next view.
+Nothing of length x length is ever formed: a view takes the queries and, in blocks, the keys that it
+shows, and one normaliser for each query, which is kept for the next view.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from goatviz.transport.solvers import SolverReport, Verdict, cross_check, doubly
 POOLS = ("max", "mean")
 #: The longest plan whose doubly stochastic counterpart is formed.
 MAX_BALANCED = 512
-# Pairs whose logits are held at a time: few enough for a processor's cache.
+# Number of pairs whose logits are held at a time, which fits a processor's cache.
 _BLOCK = 2**18
 
 
 class PlanView(NamedTuple):
-    """What one view of a plan shows.
+    """One view of a plan.
 
     Attributes
     ----------
@@ -41,11 +41,11 @@ class PlanView(NamedTuple):
     queries : array of int
         The query of each row.
     key_edges : array of int
-        Where the keys of each column begin, and the end of the last, shape (columns + 1,).
+        First key of each column, and the end of the last column, shape (columns + 1,).
     query_range, key_range : tuple of int
-        The window that was asked for, half-open.
+        The half-open window that the view shows.
     rule : str
-        How cells came about, in words, for the screen.
+        How cells were made, in words, for the screen.
     """
 
     weights: np.ndarray
@@ -57,7 +57,7 @@ class PlanView(NamedTuple):
 
     @property
     def exact(self) -> bool:
-        """Whether every cell is one pair and every query of the window is there."""
+        """Whether every cell is one pair, and no query of the window is left out."""
         rows, columns = self.weights.shape
         return (
             rows == self.query_range[1] - self.query_range[0]
@@ -66,14 +66,14 @@ class PlanView(NamedTuple):
 
 
 class PlanCell(NamedTuple):
-    """One pair, exact: float64.
+    """One pair, exactly, in float64.
 
     Attributes
     ----------
     weight, prior : float
-        p_ij, and the mass that the prior alone puts there.
+        p_ij, and the mass of the prior alone.
     score : float
-        Content score q.k times the kernel's scale.
+        Content score q.k times the scale of the attention call.
     log_prior : float
         Nats, normalised over the keys that the query may see.
     allowed : bool
@@ -93,14 +93,14 @@ class PlanLevels:
     Parameters
     ----------
     call : CapturedCall
-        Captured with keep="projections".
+        A call captured with keep="projections".
     head, batch : int
-        Which query head of which sequence.
+        Numbers of the query head and the sequence.
 
     Raises
     ------
     TypeError
-        If `call` is no captured call.
+        If `call` is not a captured call.
     ValueError
         If it holds statistics only, keys have left its cache, or there is no such head or sequence.
 
@@ -126,21 +126,21 @@ class PlanLevels:
         self.head = checks.index("head", head, call.shape[1])
         self.call = call
         self._balanced: tuple[float, np.ndarray] | None = None
-        # log Z_i in the gauge of the call's logits; NaN where no view has asked yet.
+        # log Z_i of the call's logits; NaN until a view needs it.
         self._normalisers = torch.full((self.queries,), torch.nan, dtype=torch.float64)
 
     def pairs(self, queries: int, keys: int) -> int:
-        """About how many pairs a view of so many rows over so many keys has to look at."""
+        """About how many pairs a view of `queries` rows and `keys` keys has to visit."""
         return queries * (keys + self.keys)
 
     @property
     def queries(self) -> int:
-        """How many there are."""
+        """Number of queries."""
         return self.call.shape[2]
 
     @property
     def keys(self) -> int:
-        """How many there are."""
+        """Number of keys."""
         return self.call.shape[3]
 
     @torch.no_grad()
@@ -159,18 +159,20 @@ class PlanLevels:
         Parameters
         ----------
         queries, keys : tuple of int
-            Half-open ranges; they are cut to what there is.
+            Half-open ranges, which are cut to those of the plan.
         rows, columns : int
-            Room. More queries than rows: evenly spaced ones. More keys than columns: pooled.
+            Largest numbers of cells. Of more queries, evenly spaced ones are taken; more keys are
+            pooled.
         pool : {"max", "mean"}
             The largest weight of a cell's keys, or the mean over those that the query may see.
         progress : callable, optional
-            Called with the share of the work that is done; what it raises ends the work.
+            Function called with the share of the work that is done; an error that it raises ends
+            the work.
 
         Raises
         ------
         ValueError
-            If a window is empty, there is no room, or no such rule.
+            If a window is empty, a number of cells is below 1, or there is no such pool.
         """
         checks.one_of("pool", pool, POOLS)
         rows, columns = checks.positive_int("rows", rows), checks.positive_int("columns", columns)
@@ -190,7 +192,7 @@ class PlanLevels:
         )
 
     def cell(self, query: int, key: int) -> PlanCell:
-        """One pair, exact.
+        """One pair, exactly.
 
         Raises
         ------
@@ -221,25 +223,25 @@ class PlanLevels:
         mean_of: tuple[int, int] | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> xr.Dataset:
-        r"""One query's plan, argmin_p -<p, s_i> + tau KL(p || pi_i), and what it is made of.
+        r"""One query's plan, argmin_p -<p, s_i> + tau KL(p || pi_i), with its scores and prior.
 
         Parameters
         ----------
         query : int
-            Which.
+            Number of the query.
         temperature : float
             tau in units of the scores, above 0: towards 0 the largest score takes all, towards
-            infinity the prior is left. 1 is what the model does.
+            infinity only the prior is left. 1 is the model's own.
         points : int
-            Room: more keys are pooled, masses summed and scores averaged.
+            Largest number of points. More keys are pooled: masses are summed, scores averaged.
         tokens : sequence of str, optional
             One for each key; kept where nothing is pooled.
         check : bool
-            Solve the same row through POT, and keep its verdict and its plan.
+            Whether to solve the same row by POT, and keep its verdict and its plan.
         balanced : bool
-            Also the doubly stochastic plan's row, as in `balanced_weights`.
+            Whether to add the row of the doubly stochastic plan, as in `balanced_weights`.
         mean_of : tuple of int, optional
-            Also the mean plan of a half-open range of queries, at the model's own temperature.
+            Half-open range of queries whose mean plan is added, at the model's own temperature.
         progress : callable, optional
             As in `view`, for that mean.
 
@@ -252,8 +254,8 @@ class PlanLevels:
         Raises
         ------
         ValueError
-            If there is no such query, an argument is out of range, or a balanced plan is asked
-            for that `balanced_weights` refuses.
+            If there is no such query, an argument is out of range, or `balanced_weights` refuses
+            the balanced plan.
         """
         query = checks.index("query", query, self.queries)
         temperature = checks.number("temperature", temperature, above=0)
@@ -281,10 +283,10 @@ class PlanLevels:
             others["solver"] = report.weights[0, : self.keys]
         if balanced:
             others["balanced"] = self.balanced_weights(temperature)[query]
+        mean_start, mean_stop = -1, -1
         if mean_of is not None:
-            first, last = _cut(mean_of, self.queries, "mean_of")
-            data["mean"] = self._mean(torch.arange(first, last), edges, progress)
-            mean_of = (first, last)
+            mean_start, mean_stop = _cut(mean_of, self.queries, "mean_of")
+            data["mean"] = self._mean(torch.arange(mean_start, mean_stop), edges, progress)
         for name, values in others.items():
             summed = np.add.reduceat(np.asarray(values), edges[:-1])
             data[name] = np.where(seen > 0, summed, np.nan)
@@ -306,8 +308,8 @@ class PlanLevels:
                 "margin": float(plan.margin[0]),
                 "largest_weight": float(plan.weights[0, best]),
                 "largest_key": best,
-                "mean_start": -1 if mean_of is None else mean_of[0],
-                "mean_stop": -1 if mean_of is None else mean_of[1],
+                "mean_start": mean_start,
+                "mean_stop": mean_stop,
                 "verdict": "not checked" if report is None else report.verdict.value,
                 "solver": "" if report is None else report.solver.replace("_", " "),
                 "solver_difference": np.nan if report is None else report.largest_difference,
@@ -316,7 +318,7 @@ class PlanLevels:
 
     @torch.no_grad()
     def balanced_weights(self, temperature: float = 1.0) -> np.ndarray:
-        """The doubly stochastic plan (a uniform target in place of a free one), row by row.
+        """The doubly stochastic plan: with a uniform target in place of a free one.
 
         Parameters
         ----------
@@ -326,12 +328,12 @@ class PlanLevels:
         Returns
         -------
         array of float64, shape (queries, keys)
-            Kept for the temperature that was asked for last.
+            Weights; those of the latest temperature are kept.
 
         Raises
         ------
         ValueError
-            Beyond 512 queries or keys, or where no such plan exists or Sinkhorn does not converge.
+            Beyond 512 queries or keys, or if no such plan exists or Sinkhorn does not converge.
 
         Notes
         -----
@@ -340,7 +342,7 @@ class PlanLevels:
         """
         if max(self.queries, self.keys) > MAX_BALANCED:
             raise ValueError(
-                f"balanced is formed whole, up to {MAX_BALANCED} queries and keys; this plan has "
+                f"balanced must be of a plan of at most {MAX_BALANCED} queries and keys, got "
                 f"{self.queries:,} and {self.keys:,}"
             )
         if self._balanced is None or self._balanced[0] != temperature:
@@ -357,25 +359,21 @@ class PlanLevels:
     def _pooled(
         self, rows: Tensor, edges: np.ndarray, pool: str, progress: Callable[[float], None] | None
     ) -> np.ndarray:
-        """Cells of these queries and bins of keys, in one pass over the pairs where that is enough.
+        """Cells of these queries and bins of keys.
 
-        The largest weight of a cell is that of its largest logit, so that the normaliser may come
-        later; a mean needs it first.
+        The largest weight of a cell is that of its largest logit, so the normaliser may come later,
+        and one pass over the pairs is enough; a mean needs the normaliser first.
         """
         first, last = int(edges[0]), int(edges[-1])
-        work = _Work(progress)
         unknown = self._normalisers[rows].isnan()
-        outside = [slice(0, first), slice(last, self.keys)] if pool == "max" else []
-        work.total = len(rows) * (last - first) + int(unknown.sum()) * (
-            self.keys - (last - first if pool == "max" else 0)
-        )
         total = torch.full((len(rows),), -torch.inf, dtype=torch.float64)
-        if pool == "mean" and bool(unknown.any()):
-            outside, unknown_left = [slice(0, self.keys)], unknown
-            self._sum(rows, unknown_left, outside, total, work)
-            self._keep(rows, unknown, total)
-            unknown = torch.zeros_like(unknown)
-            outside = []
+        windows = [slice(0, self.keys)]
+        if pool == "max":
+            windows = [slice(0, first), slice(last, self.keys)]
+        left = sum(window.stop - window.start for window in windows)
+        work = _Work(progress, len(rows) * (last - first) + int(unknown.sum()) * left)
+        if pool == "mean":
+            self._normalise(rows, unknown, windows, total, work)
         cells = np.full((len(rows), len(edges) - 1), np.nan)
         for columns, keys in _whole_bins(edges, max(1, _BLOCK // len(rows))):
             work.add(len(rows) * (keys.stop - keys.start))
@@ -397,10 +395,8 @@ class PlanLevels:
                 seen = np.add.reduceat(allowed.numpy(), starts, axis=-1, dtype=np.int64)
                 with np.errstate(invalid="ignore"):
                     cells[used.numpy(), columns] = np.where(seen > 0, mass / seen, np.nan)
-        if bool(unknown.any()):
-            self._sum(rows, unknown, outside, total, work)
-            self._keep(rows, unknown, total)
         if pool == "max":
+            self._normalise(rows, unknown, windows, total, work)
             cells = np.exp(cells - self._normalisers[rows].unsqueeze(-1).numpy())
         return cells.astype(np.float32)
 
@@ -409,12 +405,9 @@ class PlanLevels:
     ) -> np.ndarray:
         """Mass that these queries send to each bin of keys, averaged over them."""
         unknown = self._normalisers[rows].isnan()
-        work = _Work(progress)
-        work.total = (len(rows) + int(unknown.sum())) * self.keys
-        if bool(unknown.any()):
-            total = torch.full((len(rows),), -torch.inf, dtype=torch.float64)
-            self._sum(rows, unknown, [slice(0, self.keys)], total, work)
-            self._keep(rows, unknown, total)
+        total = torch.full((len(rows),), -torch.inf, dtype=torch.float64)
+        work = _Work(progress, (len(rows) + int(unknown.sum())) * self.keys)
+        self._normalise(rows, unknown, [slice(0, self.keys)], total, work)
         mass = np.zeros(len(edges) - 1)
         for columns, keys in _whole_bins(edges, max(1, _BLOCK // len(rows))):
             work.add(len(rows) * (keys.stop - keys.start))
@@ -426,11 +419,13 @@ class PlanLevels:
                 mass[columns] = np.add.reduceat(weights.numpy(), starts)
         return mass / len(rows)
 
-    def _sum(
+    def _normalise(
         self, rows: Tensor, chosen: Tensor, windows: list[slice], total: Tensor, work: _Work
     ) -> None:
-        """Add what the chosen rows have in these windows of keys to log sum exp."""
+        """Add these windows of keys to the chosen rows' log sum exp, `total`, and keep log Z."""
         numbers = chosen.nonzero().flatten()
+        if not len(numbers):
+            return
         step = max(1, _BLOCK // len(numbers))
         for window in windows:
             for start in range(window.start, window.stop, step):
@@ -440,21 +435,19 @@ class PlanLevels:
                 if len(used):
                     logits, _ = self._logits(rows[used], keys)
                     total[used] = torch.logaddexp(total[used], _log_sum(logits))
-
-    def _keep(self, rows: Tensor, chosen: Tensor, total: Tensor) -> None:
-        """Remember log Z of the chosen rows; an extra column is one more term."""
-        normalisers = total[chosen]
+        normalisers = total[numbers]
         if self._call.sink is not None:
-            sink = self._call.sink_logits(self.batch, self.head, rows[chosen])
+            # An extra column is one more term.
+            sink = self._call.sink_logits(self.batch, self.head, rows[numbers])
             normalisers = torch.logaddexp(normalisers, sink.cpu())
-        self._normalisers[rows[chosen]] = normalisers
+        self._normalisers[rows[numbers]] = normalisers
 
     def _may_see(self, rows: Tensor, keys: slice) -> Tensor:
-        """Which of these rows may use a key of the window at all, as places in `rows`."""
+        """Places in `rows` of those that may use some key of the window."""
         return self._call.visibility.may_see(rows, keys, batch=self.batch).nonzero().flatten()
 
     def _logits(self, rows: Tensor, keys: slice) -> tuple[Tensor, Tensor]:
-        """Scores plus log-prior on the CPU, -inf where forbidden, and what is allowed."""
+        """Logits on the CPU, -inf where forbidden, and the mask of what is allowed."""
         window = self._call.logits(self.batch, self.head, rows, keys, lanes=True)
         return window.logits.cpu(), window.allowed.cpu()
 
@@ -469,21 +462,21 @@ class PlanLevels:
         )
 
     def _real_keys(self, plan: TransportPlan) -> TransportPlan:
-        """The same plan without the extra column: what it gave to that is missing from the sum."""
+        """The same plan without the extra column, whose mass is then missing from the sum."""
         names = ("scores", "log_prior", "allowed", "log_weights")
         return replace(plan, **{name: getattr(plan, name)[:, : self.keys] for name in names})
 
 
 class _Work:
-    """How much of it is done; what the listener raises ends it."""
+    """Counts the pairs that are done and reports their share; the listener may raise to stop."""
 
-    def __init__(self, tell: Callable[[float], None] | None) -> None:
-        self.total, self._done, self._tell = 1, 0, tell
+    def __init__(self, report: Callable[[float], None] | None, total: int) -> None:
+        self._report, self._total, self._done = report, max(total, 1), 0
 
     def add(self, pairs: int) -> None:
         self._done += pairs
-        if self._tell is not None:
-            self._tell(min(1.0, self._done / max(self.total, 1)))
+        if self._report is not None:
+            self._report(min(1.0, self._done / self._total))
 
 
 def _log_sum(logits: Tensor) -> Tensor:
@@ -493,7 +486,7 @@ def _log_sum(logits: Tensor) -> Tensor:
 
 
 def _whole_bins(edges: np.ndarray, most: int) -> Iterator[tuple[slice, slice]]:
-    """Runs of bins, and their keys, of at most so many keys; one bin at least."""
+    """Groups of adjacent bins, and their keys: at most `most` keys, but at least one bin."""
     column = 0
     while column < len(edges) - 1:
         stop = int(np.searchsorted(edges, edges[column] + most, side="right")) - 1
@@ -503,7 +496,7 @@ def _whole_bins(edges: np.ndarray, most: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _report(plan: TransportPlan) -> SolverReport:
-    """POT's answer to the problem itself; where POT fails, the report the whole check rests on."""
+    """POT's report on the semi-relaxed problem; if POT fails, the report that decides the check."""
     first = cross_check(plan, solver="semi_relaxed")["semi_relaxed"]
     if first.verdict is not Verdict.SOLVER_FAILED:
         return first
@@ -533,13 +526,7 @@ def _rule(rows: int, queries: int, edges: np.ndarray, pool: str) -> str:
 
 
 def row_summary(row: xr.Dataset) -> str:
-    """A row in a sentence, for captions and screen readers.
-
-    Parameters
-    ----------
-    row : xarray.Dataset
-        From `PlanLevels.row`.
-    """
+    """A row from `PlanLevels.row` in a sentence, for captions and screen readers."""
     attrs = row.attrs
     checked = ""
     if attrs["verdict"] != "not checked":

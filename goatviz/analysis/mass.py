@@ -1,8 +1,8 @@
-"""Where attention and its prior put their mass when an answer is due, against length.
+"""Where attention and its prior put their mass while a model answers, against length.
 
-A retrieval task knows where its answer stands in the text, so the plan of the queries that must
-give it can be read: mass on the answer is what a head retrieved, mass on the first key what it left
-unused.
+A retrieval task knows where its answer stands in the text, so the plans of the queries that must
+give it can be read: mass on the answer is what a head retrieves, mass on the first key what it
+leaves unused.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from goatviz.analysis.cells import (
     Models,
     check_lengths,
     check_models,
+    each_model,
     exceeds_positions,
     trained_lengths,
 )
@@ -51,9 +52,10 @@ def mass_sweep(
 ) -> xr.Dataset:
     r"""Mass of the answering queries on the answer, the first key and the recent keys, by length.
 
-    Queries are those that predict the answer's tokens, under teacher forcing. Each of their rows
-    p_i, and of the prior pi_i proportional to exp K_ij over the keys that i sees, is summed over
-    the answer's tokens where they stand in the text; over key 0; and over the last `recent` keys.
+    Queries are those that predict the answer's tokens, under teacher forcing. Their rows p_i, and
+    those of the prior, pi_i proportional to exp K_ij over the keys that i sees, are summed over
+    three groups of keys: the answer's tokens where they stand in the text, key 0, and the last
+    `recent` keys.
 
     Parameters
     ----------
@@ -67,7 +69,7 @@ def mass_sweep(
     examples : int
         Number of examples for each length, the same for all models; at least 2.
     recent : int
-        Number of recent keys, the query itself the last of them.
+        Number of recent keys, including the query itself.
     seed : int
         Seed of the examples and of the bootstrap.
 
@@ -75,8 +77,8 @@ def mass_sweep(
     -------
     xarray.Dataset
         Schema `mass_sweep`. Masses by layer and head are means over examples and the answer's
-        queries, with 95 % percentile bootstrap intervals over examples; beside them stands the
-        share of answer tokens that are right, with 95 % Wilson intervals. Means over runs follow
+        queries, with 95 % percentile bootstrap intervals over examples; the share of answer
+        tokens that are right comes with 95 % Wilson intervals. Means over runs follow
         one head of each run, the one with most of a group's mass at the training length (see
         `goatviz.derived.leading_masses`). The groups of keys may overlap. Models with learned
         positions are missing (NaN) beyond their training length.
@@ -133,7 +135,7 @@ def mass_sweep(
 
 
 def _size(models: dict[str, list[CausalLM]]) -> tuple[int, int]:
-    """Layers and heads of every model."""
+    """The numbers of layers and heads, which all models share."""
     configs = [model.config for run in models.values() for model in run]
     sizes = sorted({(config.num_layers, config.num_heads) for config in configs})
     if len(sizes) > 1:
@@ -156,15 +158,14 @@ def _fields(
     for t, length in enumerate(coords["length"]):
         asked = task.at_length(length)
         ids = asked.sample(examples, generator=torch.Generator().manual_seed(seed))
-        for s, run in enumerate(models.values()):
-            for r, model in enumerate(run):
-                if exceeds_positions(model, length):
-                    continue
-                values, right[s, r, t] = _measured(model, asked, ids, attrs["recent"])
-                tokens[s, r, t] = examples * asked.answer_length
-                masses[..., s, r, t, :, :] = np.stack(
-                    [values.mean(axis=0), *bootstrap_interval(values, weights)]
-                )
+        for s, r, _, model in each_model(models):
+            if exceeds_positions(model, length):
+                continue
+            values, right[s, r, t] = _measured(model, asked, ids, attrs["recent"])
+            tokens[s, r, t] = examples * asked.answer_length
+            masses[..., s, r, t, :, :] = np.stack(
+                [values.mean(axis=0), *bootstrap_interval(values, weights)]
+            )
     data = {"tokens": tokens, **share_fields("token", right, tokens)}
     for e, end in enumerate(("", "_low", "_high")):
         for p, plan in enumerate(("", "prior_")):
@@ -177,7 +178,7 @@ def _fields(
 def _measured(
     model: CausalLM, task: Passkey | Needle, ids: Tensor, recent: int
 ) -> tuple[np.ndarray, int]:
-    """Masses of each example, (examples, plan and prior, groups, layers, heads); right tokens."""
+    """Masses by example, plan or prior, group, layer and head, and the number of right tokens."""
     model.eval()
     device = next(model.parameters()).device
     answers = task.answer_keys(ids)
@@ -202,7 +203,7 @@ def _measured(
 
 
 def _groups(answers: Tensor, queries: Tensor, length: int, recent: int) -> Tensor:
-    """Which keys a group holds, booleans of shape (examples, groups, queries, keys)."""
+    """Which keys belong to each group: booleans of shape (examples, groups, queries, keys)."""
     keys = torch.arange(length)
     lag = queries[:, None] - keys
     answer = (answers[:, :, None] == keys).any(dim=1)

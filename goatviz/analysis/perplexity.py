@@ -1,6 +1,6 @@
 """Loss on documents against context length and by position in the window, with intervals.
 
-The same text is cut into windows of every length, so that lengths differ in context alone.
+The same text is cut into windows of every length, so that only the context differs between lengths.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from goatviz.analysis.cells import (
     check_cache,
     check_lengths,
     check_models,
+    each_model,
     exceeds_positions,
     model_digest,
     trained_lengths,
@@ -40,7 +41,7 @@ from goatviz.training.evaluation import CHUNK, counts, sequence_loss
 RESAMPLES = 2000
 # Tokens whose logits are held at a time, over all windows of a batch.
 _BATCH_TOKENS = 2**13
-# Logits of a chunk where the caller names none.
+# Logits of a chunk where the caller sets no chunk.
 _LOGITS = 2**22
 
 
@@ -74,8 +75,8 @@ def perplexity_sweep(
     documents : int, optional
         Largest number of pieces in all, spread evenly over those there are. Default: all.
     chunk : int, optional
-        Number of tokens that go through a model at a time. Default: as many as have 4 million
-        logits, at least 1,024; a single pass is faster than several.
+        Number of tokens that go through a model at a time. Default: those of 4 million logits, at
+        least 1,024; one large pass is faster than several small ones.
     seed : int
         Seed of the bootstrap.
     cache : path-like, optional
@@ -87,10 +88,10 @@ def perplexity_sweep(
     -------
     xarray.Dataset
         Schema `perplexity_sweep`, losses in nats per token. Intervals are 95 % percentile bootstrap
-        over pieces (documents, where each gives one), with the same resamples for all schemes and
-        lengths, runs averaged. A position is the upper end of its bin in the longest windows: the
-        first bin holds 16 tokens, and each later end is twice the one before. Models with learned
-        positions are missing (NaN) beyond their training length.
+        over pieces (documents, where each gives one), of means over runs, with the same resamples
+        for all schemes and lengths. A position is the upper end of its bin in the longest windows:
+        the first bin holds 16 tokens, and each later end is twice the one before. Models with
+        learned positions are missing (NaN) beyond their training length.
 
     Raises
     ------
@@ -154,8 +155,8 @@ def loss_difference(
 ) -> xr.Dataset:
     r"""Loss of every scheme less that of one, on the same pieces: d = mean_p (l_p - l_p^reference).
 
-    Pieces differ far more than schemes do. What makes a piece hard for one scheme makes it hard for
-    all, and cancels in the difference.
+    Pieces differ far more than schemes do, but a piece that is hard for one scheme is hard for all:
+    this part cancels in the difference.
 
     Parameters
     ----------
@@ -170,7 +171,7 @@ def loss_difference(
     -------
     xarray.Dataset
         Schema `loss_difference`: nats per token by scheme and length, runs averaged, with 95 %
-        percentile bootstrap intervals over pieces. Below 0 is better than the reference.
+        percentile bootstrap intervals over pieces. Below 0, a scheme is better than the reference.
 
     Raises
     ------
@@ -209,7 +210,7 @@ def loss_difference(
 
 
 class _Windows(NamedTuple):
-    """Pieces of documents, the tokens of them that count, and how they are cut into windows."""
+    """Pieces of documents, their tokens that count, and how they are cut into windows."""
 
     pieces: Tensor
     counted: np.ndarray
@@ -229,15 +230,14 @@ def _losses_of(
     place = np.full((*shape, len(windows.ends)), np.nan)
     total = sum(map(len, models.values())) * len(windows.pieces)
     with tqdm(total=total, disable=not progress, unit="piece") as bar:
-        for s, (scheme, run) in enumerate(models.items()):
-            for r, model in enumerate(run):
-                digest = None if windows.cache is None else model_digest(model)
-                for p, name in enumerate(windows.names):
-                    bar.set_postfix_str(f"{scheme} {name}", refresh=False)
-                    for t, length in enumerate(windows.lengths):
-                        # The last length is the longest, whose positions are kept.
-                        loss[s, r, p, t], place[s, r, p] = _cell(model, digest, windows, p, length)
-                    bar.update()
+        for s, r, scheme, model in each_model(models):
+            digest = None if windows.cache is None else model_digest(model)
+            for p, name in enumerate(windows.names):
+                bar.set_postfix_str(f"{scheme} {name}", refresh=False)
+                for t, length in enumerate(windows.lengths):
+                    # The last length is the longest, whose positions are kept.
+                    loss[s, r, p, t], place[s, r, p] = _cell(model, digest, windows, p, length)
+                bar.update()
     return loss, place
 
 
@@ -245,7 +245,7 @@ def _pieces(
     task: Text | DNA, length: int, per_document: int, most: int | None
 ) -> tuple[Tensor, tuple[str, ...]]:
     pieces, names = task.pieces(length, per_document=per_document)
-    # A piece that is masked throughout says nothing about any model.
+    # A piece whose tokens are all masked says nothing about a model.
     keep = [at for at, row in enumerate(counts(pieces, task)) if bool(row.any())]
     if most is not None:
         checks.integer("documents", most, low=2)
@@ -253,7 +253,7 @@ def _pieces(
             keep = [keep[(2 * index + 1) * len(keep) // (2 * most)] for index in range(most)]
     if len(keep) < 2:
         raise ValueError(
-            f"{task.source} must give two pieces of {length + 1} tokens at least, got {len(keep)}: "
+            f"{task.source} must give at least two pieces of {length + 1} tokens, got {len(keep)}: "
             "raise per_document, or shorten lengths"
         )
     return pieces[keep], tuple(names[at] for at in keep)
@@ -262,7 +262,7 @@ def _pieces(
 def _cell(
     model: CausalLM, digest: str | None, windows: _Windows, at: int, length: int
 ) -> tuple[float, list[float]]:
-    """Mean loss of a piece's tokens that count, and means by position in the window, nats."""
+    """Mean loss of the tokens of a piece that count, in all and by position, in nats."""
     piece, counted, ends = windows.pieces[at], windows.counted[at], windows.ends
     if exceeds_positions(model, length):
         return np.nan, [np.nan] * len(ends)
@@ -299,7 +299,7 @@ def _losses(model: CausalLM, piece: Tensor, length: int, chunk: int) -> np.ndarr
 def _mean_over_pieces(
     name: str, loss: np.ndarray, tokens: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Mean over runs and over the tokens of pieces, with its bootstrap interval over pieces."""
+    """Mean over runs and tokens, with its bootstrap interval over pieces."""
     by_piece = bins.mean_of_finite(loss, axis=1)
     sizes = np.where(np.isnan(by_piece), 0, tokens)
     with np.errstate(invalid="ignore"):

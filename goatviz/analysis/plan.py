@@ -1,7 +1,7 @@
 """A window of a transport plan with everything known about its rows.
 
 The plan comes from `goatviz.transport`, from a model that `goatviz.capture` can watch, from a
-record of one, or from arrays; certificates and the check against POT travel with the result.
+record of one, or from arrays. Certificates and the check against POT are part of the result.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from goatviz.transport.rows import TransportPlan
 from goatviz.transport.solvers import cross_check
 from goatviz.transport.statistics import incoming_of
 
-#: Most pairs of a window's rows with all keys: 4,096^2 float64 scores are 128 MiB.
+#: Largest number of pairs of a window's rows with all keys: 4,096^2 float64 scores are 128 MiB.
 MAX_PAIRS = 4096**2
 
-#: Rows handed to POT: the semi-relaxed problem decouples, so any rows can be checked alone.
+#: Largest number of rows checked by POT: the semi-relaxed problem decouples into its rows.
 MAX_CHECKED_ROWS = 256
 
-#: Statistics of rows; those of weights alone, whose scores and prior nobody knows, come first.
+#: Statistics of rows, first those that need no scores and no prior.
 _KNOWN_FROM_WEIGHTS = ("entropy",)
 _ROWS = (
     *_KNOWN_FROM_WEIGHTS,
@@ -70,42 +70,42 @@ def plan_slice(
         its calls, captured with keep="projections"; an attention call, or its queries and keys, a
         pair of numpy arrays or Tensors of shape (length, d), (heads, ...) or (batch, heads, ...);
         or attention weights, an array of shape (n_queries, n_keys), (heads, ...) or (batch,
-        heads, ...). Weights alone do not tell their scores and prior, which are NaN then; rows
-        that sum to less than 1 have lost the column of a sink.
+        heads, ...). The scores and prior of weights are unknown, so they are NaN; rows that sum to
+        less than 1 have lost the column of a sink.
     inputs : Tensor, mapping, str, or sequence of them, optional
-        What the model is called with, as in `goatviz.sink_profile`; with a model only.
+        Inputs of the model, as in `goatviz.sink_profile`; with a model only.
     layer : int
-        Which attention layer of the model or record, in its order.
+        Number of the attention layer in the model or record.
     head, batch : int
-        Which query head, and which sequence of all inputs.
+        Numbers of the query head, and of the sequence among all inputs.
     queries, keys : slice, optional
-        The window; default everything. Incoming mass is that of the whole plan, and each row is
-        normalised over all its keys, whatever the window; the check is of the window's rows (256
+        The window; default everything. Whatever the window, incoming mass is that of the whole
+        plan, and each row is normalised over all its keys; the check covers the window's rows (256
         of them, evenly spaced, where there are more). Keys count from the start of the text; those
         that have left a cache are not shown.
     tokenizer : callable, optional
-        For texts: tokenizer(text, return_tensors="pt"); names the tokens, if it can.
+        Tokenizer of texts, tokenizer(text, return_tensors="pt"), which names the tokens if it can.
     tokens : sequence of str, optional
         One text for each position (of queries and keys alike).
     causal : bool, optional
         Whether a query sees no later key, for a pair of queries and keys only; default True.
     check : bool
-        Solve the same problem again through POT and keep the verdict.
+        Whether to solve the same problem again by POT and keep the verdict.
 
     Returns
     -------
     xarray.Dataset
-        Schema "plan_slice" (`goatviz.results.PLAN_SLICE`); keys a query may not see have weight
-        and prior 0, `allowed` False and NaN in log_prior and logits. Attribute "check" is the
-        verdict in words, "verdict" one of agrees, disagrees, solver failed, not checked.
+        Schema "plan_slice" (`goatviz.results.PLAN_SLICE`); keys that a query may not see have
+        weight and prior 0, `allowed` False, and NaN in log_prior and logits. Attribute "check" is
+        the verdict in words, "verdict" one of agrees, disagrees, solver failed, not checked.
 
     Raises
     ------
     TypeError
-        If `source` is none of these, a model cannot be captured, or `inputs` is missing or too
-        much.
+        If `source` is none of these, a model cannot be captured, or `inputs` is missing or not
+        wanted.
     ValueError
-        If a layer, head, sequence or window is not there, a record holds statistics only, the
+        If there is no such layer, head, sequence or window, a record holds statistics only, the
         window's rows have more than 4,096^2 pairs, or weights are negative or sum to more than 1.
 
     Examples
@@ -149,7 +149,7 @@ def plan_slice(
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Some rows of one head's plan over all keys, and what is known of the whole."""
+    """Some rows of one head's plan over all keys, with facts about the whole plan."""
 
     plan: TransportPlan
     rows: slice
@@ -228,7 +228,7 @@ def _result(
 def captured_call(
     model: nn.Module, inputs: Any, layer: int, batch: int, tokenizer: Any
 ) -> tuple[CapturedCall, int, list[str] | None]:
-    """A layer's call on the sequence asked for, its place there, and its tokens' names, if any."""
+    """A layer's call that holds a sequence, the sequence's number in it, and its tokens if any."""
     paths = list(find_attention(model))
     if paths:
         checks.index("layer", layer, len(paths))
@@ -259,7 +259,7 @@ def _of_call(
     n_queries, n_keys = call.shape[2:]
     rows = _rows(queries, n_queries, n_keys)
     at = torch.arange(rows.start, rows.stop)
-    # Padding asks for nothing: the real queries share the mass of 1.
+    # Padding has no mass: the real queries share the mass of 1.
     one = call.of_head(batch, head)
     real = torch.ones(1, n_queries) if one.query_mask is None else one.query_mask
     mass = incoming_of(one, query_mass=real / real.sum()).mass[0]
@@ -276,7 +276,7 @@ def _of_call(
 
 
 def _from_arrays(pair: Sequence[Any], causal: bool) -> AttentionCall:
-    """A call of plain queries and keys, of two to four dimensions."""
+    """An attention call of plain queries and keys, which have two to four dimensions."""
     if len(pair) != 2 or not all(isinstance(part, np.ndarray | Tensor) for part in pair):
         kinds = ", ".join(type(part).__name__ for part in pair)
         raise TypeError(f"source must be a pair of arrays, queries and keys, got ({kinds})")
@@ -307,7 +307,7 @@ def _of_plan(plan: TransportPlan, queries: slice | None) -> _Part:
 def _of_weights(
     weights: np.ndarray | Tensor, head: int, batch: int, queries: slice | None
 ) -> _Part:
-    """Attention weights by themselves: their logs stand in for logits under a uniform prior."""
+    """Attention weights alone: their logarithms serve as logits under a uniform prior."""
     weights = torch.as_tensor(weights).detach().cpu()
     if not weights.is_floating_point():
         raise TypeError(f"source must hold floating-point weights, got {weights.dtype}")
@@ -331,7 +331,7 @@ def _of_weights(
         )
     n_queries, n_keys = weights.shape
     rows = _window(queries, n_queries, "queries")
-    # Zeros above the diagonal alone are a causal mask; others are weights that underflowed.
+    # Only zeros above the diagonal are a mask, the causal one; others are underflow.
     causal = n_queries == n_keys and not bool(weights.triu(1).any())
     allowed = torch.ones_like(weights, dtype=torch.bool)
     allowed = allowed.tril() if causal else allowed
@@ -360,7 +360,7 @@ def _rows(queries: slice | None, n_queries: int, n_keys: int) -> slice:
 
 
 def _check(plan: TransportPlan, real: Tensor) -> tuple[str, str, float]:
-    """Verdict, words and largest difference of POT's answer on (some of) the rows."""
+    """Verdict, its words and the largest difference of POT's answer on (some of) the rows."""
     chosen = real.nonzero().flatten()
     if not len(chosen):
         return "not checked", "not checked against POT: no query may see a key", float("nan")
@@ -379,7 +379,7 @@ def _check(plan: TransportPlan, real: Tensor) -> tuple[str, str, float]:
 
 
 def _rows_of(plan: TransportPlan, rows: slice | Tensor | tuple[int, ...]) -> TransportPlan:
-    """Some rows of a plan without batch, as a plan; a solved one stays so, exact zeros and all."""
+    """Some rows of a plan without batch, as a plan, which stays marked as solved if it was."""
     part = TransportPlan(
         **{
             name: getattr(plan, name)[rows]
@@ -410,7 +410,7 @@ def _one_head(plan: TransportPlan, batch: int, head: int) -> TransportPlan:
 
 
 def _window(window: slice | None, length: int, name: str, gone: int = 0) -> slice:
-    """Places of a window, which counts positions that are gone; those are left out."""
+    """A window's places, less those of the first `gone` positions, which are no longer there."""
     if window is None:
         return slice(0, length)
     if not isinstance(window, slice):

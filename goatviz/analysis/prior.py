@@ -1,7 +1,7 @@
 """A learned prior taken apart: sink, kernel, spectrum, the induced plan and its margin.
 
-Every number is exact at any length: what is too long to list is pooled in bins (mean, least,
-largest, or mass). The numbers come from `prior_curves`.
+Every number is exact at any length: curves and rows that are too long to list are pooled in bins
+(mean, least, largest, or mass). The numbers come from `prior_curves`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from goatviz.priors.base import Prior
 from goatviz.priors.sink import SinkPrior
 from goatviz.results import PRIOR_PROFILE, check_result, make_result
 
-#: The widest window, positions.
+#: Positions of the widest window.
 _WINDOW = 1024
 
 
@@ -46,22 +46,22 @@ def prior_sources(
     causal: bool | None = None,
     length: int | None = None,
 ) -> list[PriorSource]:
-    """The explicit priors of anything that has some, in the module tree's order.
+    """The explicit priors of a model or prior, in the order of the module tree.
 
     Parameters
     ----------
     source : Prior, nn.Module or sequence of PriorSource
-        A prior; a goatviz model or layer; any module tree with goatviz `Attention` layers or
-        goat-attention's GoatAttention inside; or a list of sources.
+        A prior; a goatviz model or layer; any module that contains goatviz `Attention` layers or
+        goat-attention's GoatAttention; or a list of sources.
     causal : bool, optional
-        Overrides what the layers say; needed where the module does not know (default: causal).
+        Overrides the layers' own setting; needed for a module that has none (default: causal).
     length : int, optional
-        For goat-attention modules that normalise by the current length.
+        Number of tokens, for goat-attention modules that normalise by the current length.
 
     Raises
     ------
     TypeError
-        If `source` has no explicit prior (the message says what to do), or `causal` is no bool.
+        If `source` has no explicit prior (the message says what to do), or `causal` is not a bool.
     """
     if causal is not None:
         checks.flag("causal", causal)
@@ -102,7 +102,7 @@ def _read_goat_source(
 
 
 def _no_prior(model: nn.Module) -> str:
-    """What can be done with a model that has no explicit prior."""
+    """The error for a model without an explicit prior, which says what to do instead."""
     name = type(model).__name__
     if find_attention(model):
         return (
@@ -116,9 +116,11 @@ def _no_prior(model: nn.Module) -> str:
 
 
 def has_explicit_prior(source: object) -> bool:
-    """Whether it is a prior, or a module with attention whose prior is not the uniform one."""
-    if isinstance(source, Prior) or not isinstance(source, nn.Module):
-        return isinstance(source, Prior)
+    """Whether the source is a prior, or a module with attention whose prior is not uniform."""
+    if isinstance(source, Prior):
+        return True
+    if not isinstance(source, nn.Module):
+        return False
     layers = [module for module in source.modules() if isinstance(module, Attention)]
     learned = any(layer.prior.kind != "uniform" for layer in layers)
     return learned or any(is_goat_attention(module) for module in source.modules())
@@ -148,19 +150,19 @@ def prior_profile(
     source : Prior, nn.Module or list of PriorSource
         See `prior_sources`.
     length : int, optional
-        Tokens, any number; default the training length, or 128 where there is none.
+        Number of tokens; default the training length, or 128 where there is none.
     layers, heads : int or sequence of int, optional
         Numbers of the layers and heads; default all. Heads are parameter sets: key-value heads
         under grouped queries.
     resolution : int
-        Rows and key bins of the matrices when the length exceeds it; at least 2.
+        Number of rows and of key bins of the matrices if the length exceeds it; at least 2.
     points : int
-        Points of the curves over key and lag when the length exceeds it: the first quarter is
-        exact, the rest are bins of equal width; at least 8.
+        Number of points of the curves over key and lag if the length exceeds it: the first quarter
+        is exact, the rest are bins of equal width; at least 8.
     queries, keys : slice, optional
         An exact window (steps of 1) instead of the pooled matrix, at most 1,024 wide.
     causal : bool, optional
-        Overrides what the layers say.
+        Overrides the layers' own setting.
 
     Returns
     -------
@@ -168,15 +170,15 @@ def prior_profile(
         Schema "prior_profile" (`goatviz.results.PRIOR_PROFILE`), log-priors in nats. The recency
         is 0 on the diagonal; probabilities are exact masses, normalised over the whole row; row
         centring subtracts the mean over the keys that the query may see. Heads that a layer does
-        not have are NaN and not `present`; the curves of a prior that is no sum of functions of
-        the lag and of the key are NaN, and `notes` says so.
+        not have are NaN and not `present`; a prior that is not a sum of a function of the lag and
+        one of the key has curves of NaN, and `notes` says so.
 
     Raises
     ------
     TypeError
         If `source` has no explicit prior.
     ValueError
-        For a number out of range, a window outside the length, or a prior on a grid.
+        If a number is out of range, a window lies outside the length, or the prior is on a grid.
 
     Notes
     -----
@@ -227,7 +229,7 @@ def prior_profile(
 
 @dataclass(frozen=True)
 class _View:
-    """What a profile shows: rows and key bins of its matrices, and the bins of its curves."""
+    """The part that a profile shows: rows and key bins of its matrices, and bins of its curves."""
 
     rows: np.ndarray
     row_note: str
@@ -238,7 +240,7 @@ class _View:
 
     @property
     def starts(self) -> dict[str, np.ndarray]:
-        """Coordinates."""
+        """Coordinates, where bins begin."""
         of_bins = self.bins[:-1][self.shown]
         return {
             "query": self.rows,
@@ -249,13 +251,13 @@ class _View:
 
     @property
     def stops(self) -> dict[str, np.ndarray]:
-        """Ends of the bins that begin at the coordinates."""
+        """Ends of these bins."""
         of_bins = self.bins[1:][self.shown]
         return {"bin_stop": of_bins, "key_stop": self.keys[1:], "lag_stop": self.lags[1:]}
 
 
 def _rows(queries: slice | None, length: int, resolution: int) -> tuple[np.ndarray, str]:
-    """The queries of the matrices, and what a caption says of them."""
+    """The queries of the matrices, and a caption for them."""
     if queries is not None:
         start, stop = _window(queries, length, "queries")
         return np.arange(start, stop), f"queries {start} to {stop - 1}"
@@ -276,7 +278,7 @@ def _bins(keys: slice | None, length: int, resolution: int) -> tuple[np.ndarray,
 def _profile_layer(
     source: PriorSource, heads: list[int], length: int, view: _View
 ) -> dict[str, Any]:
-    """One layer's fields: arrays over all of `heads`, empty where the layer has none."""
+    """One layer's fields: arrays over all of `heads`, empty for those that the layer lacks."""
     present = np.array([head < source.prior.num_heads for head in heads])
     curves = PriorCurves(source, [h for h in heads if h < source.prior.num_heads], length)
     sink, relative, recency = curves.sink(), curves.relative(), curves.recency()
@@ -311,7 +313,7 @@ def _profile_layer(
         lines = {name: np.full_like(values, np.nan) for name, values in lines.items()}
     frequency, amplitude, phase = prior_spectrum(curves.prior)
     fields |= lines | {"amplitude": amplitude[curves.heads], "phase": phase[curves.heads]}
-    unfit = f"{source.name} is no sum of functions of the lag and of the key: it has no curves"
+    unfit = f"{source.name} is not a function of the lag plus one of the key: it has no curves"
     return {name: _spread(values, present) for name, values in fields.items()} | {
         "layer_name": source.name,
         "causal": source.causal,
@@ -322,7 +324,7 @@ def _profile_layer(
 
 
 def _spread(values: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """An array over the heads that are present, over all heads; NaN or False between."""
+    """An array over the present heads as one over all heads, with NaN or False for the others."""
     empty = False if values.dtype == bool else np.nan
     out = np.full((len(present), *values.shape[1:]), empty, dtype=values.dtype)
     out[present] = values
@@ -330,7 +332,7 @@ def _spread(values: np.ndarray, present: np.ndarray) -> np.ndarray:
 
 
 def _stacked(layers: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """The fields of all layers, spectra of different ranks filled up with NaN."""
+    """The fields of all layers, with spectra padded by NaN to the same rank."""
     most = max(len(layer["frequency"]) for layer in layers)
     data = {}
     for name in layers[0]:
@@ -367,17 +369,17 @@ def _chosen_layers(layers: Sequence[int] | int | None, numbers: list[int]) -> li
 
 
 def prior_summary(profile: xr.Dataset) -> list[str]:
-    """One sentence for each head: where its sink and its kernel point, read at the last query.
+    """One sentence for each head on its sink and its kernel, for captions and screen readers.
 
     Parameters
     ----------
     profile : xarray.Dataset
-        From `prior_profile`.
+        From `prior_profile`; its last query is read.
 
     Returns
     -------
     list of str
-        For captions and screen readers.
+        The sentences of all heads that are present.
 
     Examples
     --------
@@ -399,7 +401,7 @@ def prior_summary(profile: xr.Dataset) -> list[str]:
 
 
 def _sentence(row: xr.Dataset) -> str:
-    """Where one head's last row and its kernel point."""
+    """The top key of one head's row, and the lag at which its kernel is highest."""
     margin, kernel = float(row["margin"]), row["kernel"].values
     lead = "no top key"
     if margin > 0:

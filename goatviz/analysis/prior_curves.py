@@ -1,8 +1,8 @@
-"""The engine that takes a prior apart: its curves of key and lag, and the plan they induce.
+"""The engine that takes a prior apart: its curves over key and lag, and the plan they induce.
 
 Each component is evaluated once, in float64. The rows of the plan are streamed in tiles that fit a
-core's cache, so that any length is exact and nothing is length x length. `prior` and `prior_mix`
-make results of it.
+core's cache, so any length is exact and nothing is length x length. `prior` and `prior_mix` make
+results of these numbers.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from goatviz.bins import bin_mean, bin_range, bin_sum, curve_edges
 from goatviz.priors.base import Prior, ScaledPrior
 from goatviz.priors.spectral import SpectralPrior
 
-#: What can be scaled, by the kind of component.
+#: Names of the components that can be scaled, by kind.
 COMPONENTS = {"key": "sink", "relative": "relative", "recency": "recency"}
-#: Positions evaluated at once.
+#: Number of positions evaluated at once.
 _BLOCK = 1 << 15
-#: Cells of a tile, and keys at most: with its exponentials it stays in a core's cache.
+#: Cells of a tile, and its most keys: with its exponentials it stays in a core's cache.
 _TILE, _WIDTH = 1 << 16, 1 << 14
-#: Log-prior of a key that a query may not see; no -inf, since -inf less -inf is no number.
+#: Log-prior of a key that a query may not see; not -inf, since -inf less -inf is NaN.
 _HIDDEN = -1e300
-#: Below the top by more than this weighs nothing, and numpy takes 10 to 100 times as long over it.
+#: Lower log-weights than this count as 0: numpy's exp takes 10 to 100 times as long for them.
 _NOTHING = -700.0
 
 Progress = Callable[[float], None]
@@ -35,22 +35,22 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class PriorSource:
-    """A prior found somewhere, and what is known about its use.
+    """A prior of some model, and how it is used there.
 
     Attributes
     ----------
     name : str
         Path of the module, or the prior's class.
     prior : Prior
-        As found; parameters are shared, not copied.
+        The prior itself; parameters are shared, not copied.
     causal : bool
         Whether later keys are forbidden.
     training_length : int or None
         T in tokens, where the prior or the model has one.
     notes : list of str
-        What a figure has to say beside it.
+        Remarks that belong in a figure of it.
     layer : int or None
-        Number of the layer in its model, where it is not the place among the sources.
+        Number of the layer in its model; None if it is the number among the sources.
     """
 
     name: str
@@ -67,27 +67,27 @@ class PriorCurves:
     Parameters
     ----------
     source : PriorSource
-        Its parameters are read now.
+        Source of the prior, whose parameters are read now.
     heads : sequence of int
-        Parameter sets: key-value heads under grouped queries.
+        Numbers of parameter sets: key-value heads under grouped queries.
     length : int
-        Tokens.
+        Number of tokens.
     task : callable, optional
-        Called with the share that is done; may raise to stop.
+        Function called with the share that is done; may raise to stop.
 
     Attributes
     ----------
     prior : Prior
         A copy in float64.
     parts : dict of str to ndarray
-        "sink" over keys 0 .. length - 1, "relative" and "recency" over lags `first_lag` ..
-        length - 1, as far as the prior has them; shape (heads, places), or (1, places) where all
-        heads share a component.
+        Those components that the prior has: "sink" over keys 0 .. length - 1, "relative" and
+        "recency" over lags `first_lag` .. length - 1; shape (heads, places), or (1, places) where
+        all heads share a component.
 
     Raises
     ------
     ValueError
-        For a prior on a grid.
+        If the prior is on a grid.
     """
 
     def __init__(
@@ -154,9 +154,9 @@ class PriorCurves:
         return all(bool(np.isfinite(values).all()) for values in self.parts.values())
 
     def misfit(self) -> float:
-        """How far the curves' sum is from the prior at some queries and keys, nats.
+        """Largest difference between the curves' sum and the prior at some queries and keys, nats.
 
-        0 within rounding and up to a constant of each row; infinite where only one is finite.
+        Rounding and a constant of each row count as 0; infinite where only one of them is finite.
         """
         last = self.length - 1
         queries = np.unique([0, last // 3, last])
@@ -203,7 +203,7 @@ def induced_rows(
     edges : ndarray
         Edges of the key bins, from 0 to the number of keys.
     task : callable, optional
-        Called with the share that is done; may raise to stop.
+        Function called with the share that is done; may raise to stop.
 
     Returns
     -------
@@ -261,9 +261,9 @@ def _stream(
 
 
 class _Rows:
-    """Running statistics of rows, from their last keys to the first; weights are the top's share.
+    """Running statistics of rows, from their last keys to the first; the top key's weight is 1.
 
-    A row that has seen no key yet holds nonsense, which its first key scales by e^-700.
+    Before its first key a row holds nonsense, which that key scales by e^-700.
     """
 
     def __init__(self, heads: int, queries: int, edges: np.ndarray) -> None:
@@ -271,7 +271,7 @@ class _Rows:
         self.heads, self.edges, self.each = heads, edges, np.arange(count)
         self.top, self.second = np.full((2, count), _HIDDEN)
         self.key = np.zeros(count, dtype=np.intp)
-        # The weight beside the top's own 1, which may be tiny; the sum of weight x log-weight.
+        # The weight of all keys but the top, which may be tiny; the sum of weight x log-weight.
         self.rest, self.moment = np.zeros((2, count))
         self.mass = np.zeros((count, len(edges) - 1))
 
@@ -281,13 +281,13 @@ class _Rows:
         return bool((bounds < least).all())
 
     def add(self, x: np.ndarray, weight: np.ndarray, start: int) -> None:
-        """Log-priors of the keys before, (rows, keys); `x` and `weight` are overwritten."""
+        """Add log-priors of the preceding keys, (rows, keys); `x` and `weight` are overwritten."""
         each, at = self.each, x.argmax(-1)
         best = x[each, at]
         x[each, at] = _HIDDEN
         self.second = np.maximum(self.second, np.maximum(x.max(-1), np.minimum(self.top, best)))
         x[each, at] = best
-        top, risen = np.maximum(self.top, best), best >= self.top  # of equal keys the first
+        top, risen = np.maximum(self.top, best), best >= self.top  # the first of equal keys wins
         np.subtract(x, top[:, None], out=x)
         np.maximum(x, _NOTHING, out=x)
         np.exp(x, out=weight)
@@ -359,9 +359,9 @@ def binned_log_prior(
 def direct_rows(
     curves: PriorCurves, queries: np.ndarray, edges: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What `induced_rows` and `binned_log_prior` return, for any prior: one row after another.
+    """The numbers of `induced_rows` and `binned_log_prior` for any prior, one row after another.
 
-    Slower by far; for priors that are no sum of curves, or not finite.
+    Much slower; for priors that are not a sum of curves, or not finite.
     """
     rows = []
     take = curves.heads if curves.prior.num_heads > 1 else [0]
@@ -390,18 +390,18 @@ def direct_rows(
     return {name: np.stack([row[name] for row in rows], axis=1) for name in rows[0]}
 
 
-# --- what is shown of it ---
+# --- bins and components ---
 
 
 def even_rows(length: int, most: int) -> np.ndarray:
-    """At most `most` queries, evenly spaced to the token, the last one among them."""
-    # Drawing a map of evenly spaced rows takes a page a fraction of the time.
+    """At most `most` queries, evenly spaced to the token and ending with the last."""
+    # A page draws a map of evenly spaced rows much faster.
     step = math.ceil(length / most)
     return np.arange((length - 1) % step, length, step)
 
 
 def key_bins(length: int, most: int) -> np.ndarray:
-    """Edges of at most `most` bins over the keys, of equal width but for the last."""
+    """Edges of at most `most` bins over the keys, of equal width except the last."""
     return np.append(np.arange(0, length, math.ceil(length / most)), length)
 
 
@@ -414,7 +414,7 @@ def lag_edges(length: int, points: int, *, causal: bool) -> np.ndarray:
 def pooled_curves(
     sink: np.ndarray, kernel: np.ndarray, keys: np.ndarray, lags: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Means of u and kappa in bins of places, and as "..._low" and "..._high" their range."""
+    """Means of u and kappa in bins, and their range as "..._low" and "..._high"."""
     fields = {}
     for name, curve, edges in (("sink", sink, keys), ("kernel", kernel, lags)):
         fields[name] = bin_mean(curve, edges)
@@ -458,26 +458,26 @@ def prior_spectrum(prior: Prior) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def require_sequence(source: PriorSource) -> None:
-    """Raise ValueError for a prior on a grid, whose kernel has a vector for its lag."""
+    """Raise ValueError for a prior on a grid, whose lag is a vector."""
     if source.prior.axes:
         raise ValueError(
             f"{source.name} must have a prior on a sequence, got one on a grid of "
-            f"{source.prior.axes} axes, whose lag is a vector. Ask the prior itself: "
+            f"{source.prior.axes} axes, whose lag is a vector. Call the prior itself: "
             "prior.log_prior(grid_positions(h, w), grid_positions(h, w))"
         )
 
 
 def part_of(task: Progress, start: float, stop: float) -> Progress:
-    """Progress of a part that lies between two shares of the whole."""
+    """Progress of a part of the work, between two shares of the whole."""
     return lambda share: task(start + (stop - start) * share)
 
 
 def nothing(share: float) -> None:
-    """Progress that nobody watches."""
+    """Progress that is not reported."""
 
 
 def _is_empty(part: Prior) -> bool:
-    """Whether it is a Fourier term without frequencies."""
+    """Whether a component is a spectral one without frequencies."""
     while isinstance(part, ScaledPrior):
         part = part.prior
     return isinstance(part, SpectralPrior) and part.rank == 0

@@ -36,7 +36,7 @@ _LEAST_ROWS = 32
 
 
 class PriorMixer:
-    r"""One head's prior, and what becomes of it when its components are scaled.
+    r"""One head's prior, with its components scaled.
 
     .. math:: K_{ij} = a\,u(j) + b\,\kappa(i - j) - c\,m\,(i - j), \qquad
               \pi_{ij} = e^{K_{ij}} / \sum_{j'} e^{K_{ij'}}
@@ -44,31 +44,32 @@ class PriorMixer:
     Parameters
     ----------
     source : PriorSource
-        From `goatviz.analysis.prior_sources`. Parameters are read now, in float64.
+        A source from `goatviz.analysis.prior_sources`. Parameters are read now, in float64.
     head : int
-        A parameter set: a key-value head under grouped queries.
+        Number of a parameter set: a key-value head under grouped queries.
     length : int
-        Tokens.
+        Number of tokens.
     layer : int
-        Kept in the results.
+        Number of the layer, which results keep.
     resolution : int
-        Key bins of the plan, and its queries as long as these cost little; at least 32.
+        Number of key bins of the plan, and of its queries where the length allows; at least 32.
     points : int
-        Points of the curves when the length exceeds it: over key and lag the first quarter is
-        exact, over the last query's keys the first and the last; the rest are equal bins.
+        Number of points of the curves if the length exceeds it. Over key and lag the first quarter
+        is exact, over the last query's keys the first and the last quarter; the rest are equal
+        bins.
     task : callable, optional
-        Called with the share that is done; may raise to stop.
+        Function called with the share that is done; may raise to stop.
 
     Attributes
     ----------
     components : tuple of str
-        Which of "sink", "relative" and "recency" there are.
+        Those of "sink", "relative" and "recency" that the prior has.
 
     Raises
     ------
     ValueError
-        For a prior on a grid, one that is not finite, or one that is no sum of functions of the
-        lag and of the key.
+        If the prior is on a grid, is not finite, or is not a function of the lag plus one of the
+        key.
 
     Notes
     -----
@@ -118,7 +119,7 @@ class PriorMixer:
 
     @property
     def size(self) -> int:
-        """Numbers that are held."""
+        """Number of values that are held."""
         return sum(values.size for values in self._curves.parts.values())
 
     def mix(
@@ -145,13 +146,14 @@ class PriorMixer:
         Parameters
         ----------
         sink, relative, recency : float
-            Factors of the components; 1 as learned, 0 without. One that is not there is ignored.
+            Factors of the components: 1 as learned, 0 without. Those of missing components are
+            ignored.
         content_range : float
             w, the largest less the smallest content score of a query, at least 0.
         temperature : float
             tau of the content, positive. To temper the prior itself, scale all its components.
         task : callable, optional
-            Called with the share that is done; may raise to stop.
+            Function called with the share that is done; may raise to stop.
 
         Returns
         -------
@@ -161,7 +163,7 @@ class PriorMixer:
         Raises
         ------
         ValueError
-            For factors that are not finite, or a content range or temperature out of range.
+            If a factor is not finite, or the content range or temperature is out of range.
         """
         content_range = checks.number("content_range", content_range, low=0)
         temperature = checks.number("temperature", temperature, above=0)
@@ -174,7 +176,7 @@ class PriorMixer:
             end = 1.0 if as_learned else 0.5
             self._learned = self._mixed(dict.fromkeys(scales, 1.0), part_of(task, 0.0, end))
             task = part_of(task, end, 1.0)
-        # A new content range or temperature asks for the same rows.
+        # A new content range or temperature needs the same rows.
         if as_learned:
             mixed = self._learned
         elif self._newest is not None and self._newest[0] == scales:
@@ -185,7 +187,7 @@ class PriorMixer:
         return self._result(mixed, scales, content_range, temperature)
 
     def _check(self) -> None:
-        """Raise for what cannot be recombined: numbers that are not finite, and other priors."""
+        """Raise ValueError for a prior that is not finite, or not a sum of curves."""
         for name, values in self._curves.parts.items():
             bad = int((~np.isfinite(values)).sum())
             if bad:
@@ -196,7 +198,7 @@ class PriorMixer:
         misfit = self._curves.misfit()
         if misfit:
             raise ValueError(
-                f"{self._source.name} is no sum of functions of the lag and of the key (off by "
+                f"{self._source.name} is not a function of the lag plus one of the key (off by "
                 f"{misfit:.3g} nats): its components cannot be scaled one by one"
             )
 
@@ -273,7 +275,7 @@ class PriorMixer:
 class _Mixed:
     """Scaled curves and the rows they induce, as fields of a result, and the last row.
 
-    `log_mass` is the last query's by bin, `top_odds` the log-odds of its top key.
+    `log_mass` is that of the last query by bin, `top_odds` the log-odds of its top key.
     """
 
     fields: dict[str, np.ndarray]
@@ -296,7 +298,7 @@ def _last_row(x: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, float]:
     """Log of the mass in each bin, and the log-odds of the top key, of one row of log-priors."""
     at = int(x.argmax())
     x = x - x[at]
-    # The top key is added at the end: what is left beside it may be tiny.
+    # The top key is added at the end: the mass of the others may be tiny.
     x[at] = -np.inf
     most = np.maximum.reduceat(x, edges[:-1])
     most[np.isneginf(most)] = 0.0
@@ -309,7 +311,7 @@ def _last_row(x: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _log_rest(log_mass: np.ndarray) -> np.ndarray:
-    """Log of the mass outside of each bin, without a difference of near-equal numbers."""
+    """Log of the mass outside each bin, without a difference of nearly equal numbers."""
     none = np.array([-np.inf])
     before = np.concatenate([none, np.logaddexp.accumulate(log_mass)[:-1]])
     after = np.concatenate([np.logaddexp.accumulate(log_mass[::-1])[::-1][1:], none])
@@ -322,17 +324,7 @@ def _share(odds: np.ndarray) -> np.ndarray:
 
 
 def mix_summary(mix: xr.Dataset) -> str:
-    """What is scaled, what the last query sees, and what content can do, in words.
-
-    Parameters
-    ----------
-    mix : xarray.Dataset
-        From `PriorMixer.mix`.
-
-    Returns
-    -------
-    str
-        For captions and screen readers.
+    """A result of `PriorMixer.mix` in words, for captions and screen readers.
 
     Raises
     ------
@@ -361,7 +353,7 @@ def mix_summary(mix: xr.Dataset) -> str:
 
 
 def _last_query(mix: xr.Dataset) -> list[str]:
-    """What the last query sees, and how far content can move it."""
+    """Sentences on the last query's row, and on how far content can move it."""
     attrs, last = mix.attrs, mix.isel(query=-1)
     count, margin, mass = int(last["seen"]), float(last["margin"]), float(last["top_mass"])
     if count == 1:

@@ -32,26 +32,26 @@ class Runs(NamedTuple):
 def load_runs(
     folder: str | os.PathLike, *, skipped: Callable[[Exception], None] | None = None
 ) -> Runs:
-    """Load every checkpoint of a folder, grouped by position scheme, seeds in order.
+    """Load every checkpoint of a folder, grouped by position scheme and ordered by seed.
 
-    Where there are runs of "rope" and none of "rope-interpolated", the latter are the same weights
-    with interpolated positions: the two schemes train alike.
+    If there are runs of "rope" and none of "rope-interpolated", the latter are added: the same
+    weights with interpolated positions, since the two schemes train alike.
 
     Parameters
     ----------
     folder : path-like
-        Folder of checkpoints of one task that differ in scheme and seed alone.
+        Folder of checkpoints of one task that differ only in scheme and seed.
     skipped : callable, optional
-        Called with the error of each checkpoint that does not load, which is then left out; without
-        it, the first such error is raised.
+        Function called with the error of each checkpoint that does not load, which is then left
+        out. Default: the first such error is raised.
 
     Raises
     ------
     FileNotFoundError
         If a card has no weights.
     ValueError
-        If there are none, one does not load, they differ in more than scheme and seed, or a scheme
-        has a seed twice.
+        If there is no checkpoint, one does not load, they differ in more than scheme and seed, or
+        two have the same scheme and seed.
 
     Examples
     --------
@@ -83,14 +83,14 @@ def load_runs(
         seeds = runs.setdefault(scheme, {})
         if seed in seeds:
             raise ValueError(
-                f"folder must hold a scheme and seed once, got {seeds[seed].name} and {name}"
+                f"folder must hold each scheme and seed once, got {seeds[seed].name} and {name}"
             )
         seeds[seed] = checkpoint
     if not runs:
         raise ValueError(f"folder must hold checkpoints that load, got none in {folder}")
     if len(recipes) > 1:
         raise ValueError(
-            "folder must hold runs that differ in scheme and seed alone, got different recipes in "
+            "folder must hold runs that differ only in scheme and seed, got different recipes in "
             f"{', '.join(sorted(recipes.values()))}"
         )
     models = {
@@ -103,7 +103,7 @@ def load_runs(
 
 
 def _recipe(checkpoint: Checkpoint) -> TrainConfig:
-    """How a checkpoint was trained; a ValueError if its card does not say."""
+    """The configuration that a checkpoint was trained with; ValueError if its card has none."""
     try:
         config = TrainConfig.from_dict(checkpoint.card["config"])
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:

@@ -1,4 +1,4 @@
-"""The forward passes of a sink profile one by one: measured, kept in a cache, and put together."""
+"""The forward passes of a sink profile: measured one by one, cached, and put together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from goatviz.analysis.inputs import Pass
 from goatviz.analysis.sink_passes import Gathered, SinkSequence, gather_model
 from goatviz.training.execution import Engine, Execution, start
 
-#: Of what a cell holds; another number is another cell.
+#: Version of a cell's content; cells of another version are not read.
 _VERSION = 2
 _FIELDS = tuple(field.name for field in dataclasses.fields(SinkSequence))
 _PLAIN = ("map_size", "causal", "longest", "notes", "recent", "shortest")
@@ -39,7 +39,7 @@ class SinkRun:
     hidden : tuple of str
         What is gathered of hidden states, out of `goatviz.analysis.sink_passes.HIDDEN`.
     map_size : int
-        Tokens of average maps, 0 for none.
+        Number of tokens of average maps; 0 for none.
     cache : Path, optional
         Folder of cells, one for each forward pass.
     """
@@ -55,7 +55,7 @@ class SinkRun:
         self._key = None if self.cache is None else self._options()
 
     def measure(self, arguments: dict[str, Any] | Tensor) -> Gathered:
-        """What one forward pass leaves, or left when it was measured before."""
+        """Numbers of one forward pass, read from the cache if it was measured before."""
         if self.cache is None:
             return self.run(arguments)[0]
         key = {**self._key, "inputs": inputs_digest(arguments)}
@@ -68,14 +68,14 @@ class SinkRun:
     def run(
         self, arguments: dict[str, Any] | Tensor, keep: str = "statistics"
     ) -> tuple[Gathered, Record]:
-        """Run the model, whatever the cache holds; also returns what was seen."""
+        """Run the model without the cache; also returns the record of the pass."""
         gathered = Gathered(map_size=self.map_size)
         keep = "projections" if self.map_size else keep
         options = (self.layers, self.recent, self.hidden, keep)
         return gathered, gather_model(gathered, self.model, arguments, *options)
 
     def _options(self) -> dict[str, Any]:
-        """Everything but its inputs that a cell depends on."""
+        """Everything that a cell depends on, other than its inputs."""
         config, layers = getattr(self.model, "config", None), self.layers
         layers = layers if isinstance(layers, int | str | None) else list(layers)
         tensors = [*self.model.parameters(), *self.model.buffers()]
@@ -96,12 +96,13 @@ class SinkRun:
 
 @contextmanager
 def processes(execution: Execution | None, model: nn.Module) -> Iterator[Engine | None]:
-    """This process's part of a profile that several share; None for one that runs alone.
+    """The engine of a process that shares a profile with others; None for one that runs alone.
 
     Raises
     ------
     TypeError, ValueError
-        If `execution` is none, or asks for what only training has, or the model is elsewhere.
+        If `execution` is not an Execution, has options that only training has, or the model is on
+        another device.
     """
     if execution is None:
         yield None
@@ -109,7 +110,7 @@ def processes(execution: Execution | None, model: nn.Module) -> Iterator[Engine 
     checks.instance("execution", execution, Execution, "an Execution")
     if dataclasses.replace(execution, device=None) != Execution():
         raise ValueError(
-            f"execution must leave all but device at its default for a profile, got {execution}"
+            f"execution must leave everything but device at its default here, got {execution}"
         )
     with start(execution) as engine:
         places = {tensor.device.type for tensor in model.parameters()}
@@ -122,18 +123,18 @@ def processes(execution: Execution | None, model: nn.Module) -> Iterator[Engine 
 
 
 def from_all(parts: dict[int, Gathered], error: Exception | None, engine: Engine) -> list[Gathered]:
-    """What the passes of all processes left, by their numbers, in every process.
+    """The numbers of all processes' passes, in order; every process gets them all.
 
     Raises
     ------
     Exception
-        This process's own error; or a RuntimeError with that of another one.
+        This process's own error, or a RuntimeError with the error of another one.
     """
     from accelerate.utils import gather_object
 
-    # A process that failed takes part, for the others wait for it.
-    told = None if error is None else f"{type(error).__name__}: {error}"
-    everyone = gather_object([({} if error else parts, told)])
+    # A process that failed takes part too, since the others wait for it.
+    message = None if error is None else f"{type(error).__name__}: {error}"
+    everyone = gather_object([({} if error else parts, message)])
     if error is not None:
         raise error
     if failed := [text for _, text in everyone if text is not None]:
@@ -143,7 +144,7 @@ def from_all(parts: dict[int, Gathered], error: Exception | None, engine: Engine
 
 
 def as_arrays(gathered: Gathered) -> dict[str, np.ndarray]:
-    """What forward passes left, as arrays by name and one text for the rest."""
+    """Numbers of forward passes as arrays by name, and one JSON text for the rest."""
     arrays = {}
     for layer, sequences in gathered.sequences.items():
         for number, one in enumerate(sequences):
@@ -167,14 +168,14 @@ def as_arrays(gathered: Gathered) -> dict[str, np.ndarray]:
 
 
 def from_arrays(arrays: dict[str, np.ndarray]) -> Gathered:
-    """What `as_arrays` was given."""
+    """The inverse of `as_arrays`."""
     rest = json.loads(str(arrays["rest"]))
     gathered = Gathered(
         **{name: rest[name] for name in _PLAIN if name not in ("causal", "longest")}
     )
     gathered.priors = set(rest["priors"])
-    gathered.causal = {int(layer): value for layer, value in rest["causal"].items()}
-    gathered.longest = {int(layer): value for layer, value in rest["longest"].items()}
+    for name in ("causal", "longest"):
+        setattr(gathered, name, {int(layer): value for layer, value in rest[name].items()})
     for layer, count in rest["counts"].items():
         at = int(layer)
         gathered.sequences[at] = [
@@ -200,7 +201,7 @@ def from_arrays(arrays: dict[str, np.ndarray]) -> Gathered:
 
 
 def together(parts: Sequence[Gathered], passes: Sequence[Pass]) -> Gathered:
-    """What several forward passes left, sequences in the order in which inputs were given."""
+    """Numbers of several forward passes in one, sequences in the order of the inputs."""
     out = Gathered(map_size=parts[0].map_size)
     placed: dict[int, list[tuple[int, SinkSequence, Any]]] = {}
     for part, one in zip(parts, passes, strict=True):

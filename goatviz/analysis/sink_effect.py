@@ -15,13 +15,13 @@ from tqdm.auto import tqdm
 from goatviz import checks
 from goatviz.adapters.capture import check_watchable, chosen_layers
 from goatviz.adapters.intervene import Changes, intervene
-from goatviz.analysis.inputs import check_fits, forward_calls, run_model
+from goatviz.analysis.inputs import check_fits, forward_calls, run_model, token_ids
 from goatviz.analysis.intervals import bootstrap_interval, bootstrap_weights
 from goatviz.results import SINK_EFFECT, make_result
 from goatviz.training.checkpoint import Checkpoint
 from goatviz.transport.changes import Change, Hide
 
-#: What is changed where the caller names nothing.
+#: The default changes.
 CHANGES: Mapping[str, Change] = {"first key hidden": Hide([0]), "sinks hidden": Hide("sinks")}
 
 
@@ -49,15 +49,15 @@ def sink_effect(
         A causal language model that `goatviz.intervene` can change, whose forward pass returns
         logits, or an object that holds `logits`.
     inputs : Tensor, mapping, str, or sequence of them
-        As in `goatviz.sink_profile`. Every sequence is one unit of the bootstrap, so that a long
-        text is better cut into several, for example as a Tensor of shape (pieces, length).
+        As in `goatviz.sink_profile`. Every sequence is one unit of the bootstrap, so it is better
+        to cut a long text into several, for example as a Tensor of shape (pieces, length).
     changes : mapping of str to Change, sequence of Change, or mapping by layer
-        Names, and what `goatviz.intervene` takes. Default: the first key hidden, and every key
-        that gets more than 0.3 of a head's mass hidden.
+        Changes by name, each as `goatviz.intervene` takes it. Default: the first key hidden, and
+        every key hidden that gets more than 0.3 of a head's mass.
     layers : int, str or sequence of them, optional
-        Layers that change; default all. A change that is a mapping by layer names its own.
+        Layers to change; default all. A change given as a mapping by layer names its own.
     per_layer : bool
-        Whether to change each layer alone too, which takes a forward pass a layer and change.
+        Whether to change each layer alone too, at one more forward pass per layer and change.
     budget : int, optional
         Largest number of forward passes in all; inputs beyond it are left out, the last first.
     tokenizer : callable, optional
@@ -72,13 +72,12 @@ def sink_effect(
     xarray.Dataset
         Schema "sink_effect", nats per token: `mean_increase` (change,), and `layer_mean_increase`
         (change, layer), NaN in layers that a change does not name, with 95 % percentile bootstrap
-        intervals over inputs, which are paired; NaN where there is one input. Above 0: the model
-        predicts worse.
+        intervals over paired inputs, NaN for a single input. Above 0, the model predicts worse.
 
     Raises
     ------
     TypeError
-        If the model is no language model or cannot be changed, or inputs are of another kind.
+        If the model is not a language model or cannot be changed, or inputs are of another kind.
     ValueError
         If an argument is out of range, an input holds one token, or the budget is too small.
 
@@ -157,7 +156,7 @@ def _measure(
     plans: Mapping[tuple[str, int | None], Mapping[str, Any]],
     progress: bool,
 ) -> tuple[np.ndarray, np.ndarray, dict[tuple[str, int | None], np.ndarray]]:
-    """Mean losses of every sequence and its tokens, and its losses under each plan."""
+    """Mean loss and number of tokens of every sequence, and its mean losses under each change."""
     losses: list[np.ndarray] = []
     tokens: list[int] = []
     changed: dict[tuple[str, int | None], list[np.ndarray]] = {place: [] for place in plans}
@@ -186,17 +185,15 @@ def next_token_losses(model: nn.Module, call: Tensor | Mapping[str, Any]) -> np.
     Raises
     ------
     TypeError
-        If inputs are not token ids, or what the model returns is no logits of them.
+        If inputs are not token ids, or the model does not return logits of them.
     ValueError
-        If an input holds one token, and predicts none.
+        If an input holds a single token, which predicts nothing.
     """
-    ids = call
-    if not isinstance(call, Tensor):
-        ids = call.get("input_ids", call.get("ids"))
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+    ids = token_ids(call)
+    if ids is None:
         raise TypeError("inputs must be texts or token ids of shape (batch, length)")
     if ids.shape[1] < 2:
-        raise ValueError("inputs must hold two tokens at least: the first predicts the second")
+        raise ValueError("inputs must hold at least two tokens: the first predicts the second")
     out = run_model(model, call)
     logits = getattr(out, "logits", out)
     if not isinstance(logits, Tensor) or logits.shape[:2] != ids.shape or logits.ndim != 3:
@@ -205,7 +202,7 @@ def next_token_losses(model: nn.Module, call: Tensor | Mapping[str, Any]) -> np.
             "model must be a language model, whose forward pass returns logits of shape "
             f"({ids.shape[0]}, {ids.shape[1]}, vocabulary), got {came}"
         )
-    # Row by row: the logits of a batch are large enough.
+    # Row by row, since float32 copies of a whole batch's logits are large.
     rows = [
         F.cross_entropy(row[:-1].float(), wanted[1:].to(row.device), reduction="none")
         for row, wanted in zip(logits, ids, strict=True)
@@ -220,7 +217,7 @@ def _fields(
     size: tuple[list[str], list[int]],
     bootstrap: tuple[int, int],
 ) -> dict[str, np.ndarray]:
-    """Increases of the loss, their means over inputs and intervals, all layers and one by one."""
+    """Increases of the loss with means over inputs and intervals, for all layers and for each."""
     names, places = size
     weights = bootstrap_weights(len(loss), *bootstrap)
     data = {"loss": loss, "tokens": tokens, "mean_loss": np.average(loss, weights=tokens)}

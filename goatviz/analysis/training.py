@@ -16,20 +16,19 @@ from goatviz.training import Checkpoint, TrainResult
 def training_log(
     runs: Checkpoint | TrainResult | Mapping[str, Checkpoint | TrainResult],
 ) -> xr.Dataset:
-    """The history of one run or of several, by name.
+    """The history of one training run or of several, by name.
 
     Parameters
     ----------
     runs : Checkpoint, TrainResult, or mapping of str to them
-        A loaded checkpoint, whose card holds the history; what `train` returned; or several of
-        them by name.
+        A loaded checkpoint, whose card holds the history; a result of `train`; or several of them
+        by name.
 
     Returns
     -------
     xarray.Dataset
-        Schema `training_log`: the loss that training minimised, on one batch, and the learning
-        rate by step, NaN where a run did not log that step; and the held-out loss. Losses are in
-        nats per token.
+        Schema `training_log`: the loss of one training batch and the learning rate by step, NaN
+        where a run did not log that step; and the held-out loss. Losses are in nats per token.
 
     Raises
     ------

@@ -146,7 +146,7 @@ def test_cells_are_measured_once(task, tmp_path, monkeypatch):
     [
         ({"lengths": [24, 128]}, ValueError, "lengths must all divide the last, 128"),
         ({"lengths": [1000]}, ValueError, "lengths must be below the length"),
-        ({"lengths": [256]}, ValueError, "must give two pieces of 257 tokens at least, got 1"),
+        ({"lengths": [256]}, ValueError, "must give at least two pieces of 257 tokens, got 1"),
         ({"lengths": []}, ValueError, "lengths must be increasing positive integers"),
         ({"documents": 1}, ValueError, "documents must be an integer of at least 2, got 1"),
         ({"cache": "nowhere"}, ValueError, "cache must be an existing folder, got nowhere"),

@@ -130,7 +130,7 @@ def test_components_of_a_scaled_sum_and_of_an_empty_spectrum():
     assert component_names(2.0 * SpectralPrior(1, rank=0)) == ()
 
 
-# --- priors that are no sum of curves, or not finite ---
+# --- priors that are not a sum of curves, or not finite ---
 
 
 class Crossed(Prior):
@@ -174,7 +174,7 @@ def test_a_prior_without_curves_has_none_and_says_so():
     profile = prior_profile(Crossed(), length=24)
     for name in ("sink", "kernel", "relative", "recency_slope", "kernel_range"):
         assert profile[name].isnull().all(), name
-    assert "no sum of functions of the lag and of the key" in profile.attrs["notes"]
+    assert "not a function of the lag plus one of the key" in profile.attrs["notes"]
     assert prior_summary(profile)[0].endswith("no kernel")
     # A window is a function of the lag, infinite or not.
     assert prior_profile(Window(), length=24)["kernel"].sel(lag=4).item() == pytest.approx(0.4)

@@ -356,7 +356,7 @@ class Crossed(Prior):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="no sum of functions of the lag and of the key"):
+    with pytest.raises(ValueError, match="not a function of the lag plus one of the key"):
         PriorMixer(source_of(Crossed()), length=30)
     grid = SpectralPrior(2, rank=4, axes=2)
     with pytest.raises(ValueError, match="got one on a grid of 2 axes"):

@@ -62,10 +62,10 @@ def test_what_does_not_belong_together(tmp_path):
         load_runs(tmp_path)
     save(tmp_path, "one", seed=1)
     save(tmp_path, "two", seed=1)
-    with pytest.raises(ValueError, match="a scheme and seed once, got one and two"):
+    with pytest.raises(ValueError, match="each scheme and seed once, got one and two"):
         load_runs(tmp_path)
     save(tmp_path, "two", seed=2, learning_rate=0.1)
-    with pytest.raises(ValueError, match="differ in scheme and seed alone, got .* one, two"):
+    with pytest.raises(ValueError, match="differ only in scheme and seed, got .* one, two"):
         load_runs(tmp_path)
 
 

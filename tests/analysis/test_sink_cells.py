@@ -285,7 +285,9 @@ def test_an_execution_of_one_process_changes_nothing():
     assert sink_profile(tiny_lm(), INPUTS, execution=Execution("cpu")).identical(wanted)
     with pytest.raises(TypeError, match="execution must be an Execution, got dict"):
         sink_profile(tiny_lm(), INPUTS, execution={})
-    with pytest.raises(ValueError, match="execution must leave all but device at its default"):
+    with pytest.raises(
+        ValueError, match="execution must leave everything but device at its default"
+    ):
         sink_profile(tiny_lm(), INPUTS, execution=Execution(compile=True))
 
 

@@ -97,7 +97,7 @@ def test_one_input_has_no_interval():
         (3, TEXT, {}, TypeError, "model must be an nn.Module or a Checkpoint, got int"),
         (nn.Linear(2, 2), TEXT, {}, TypeError, "attention that cannot be captured"),
         ("bert", TEXT, {}, TypeError, "model must be a language model"),
-        ("llama", TEXT[:, :1], {}, ValueError, "inputs must hold two tokens at least"),
+        ("llama", TEXT[:, :1], {}, ValueError, "inputs must hold at least two tokens"),
         ("llama", TEXT.float(), {}, TypeError, "token ids of shape"),
         ("llama", TEXT, {"changes": Hide([0])}, TypeError, "changes must be a mapping of names"),
         ("llama", TEXT, {"changes": {}}, TypeError, "changes must be a mapping of names"),

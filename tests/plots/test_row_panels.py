@@ -112,7 +112,7 @@ def test_a_two_sided_plan_has_its_own_doubly_stochastic_counterpart():
 
 
 def test_long_plans_are_not_balanced():
-    with pytest.raises(ValueError, match="balanced is formed whole, up to 512 queries and keys"):
+    with pytest.raises(ValueError, match="must be of a plan of at most 512 queries and keys"):
         levels(600).row(3, balanced=True)
 
 
