@@ -196,6 +196,14 @@ def not_given(why: str, **arguments: Any) -> None:
         raise TypeError(f"{', '.join(names)} must not be given with {why}")
 
 
+def existing_folder(name: str, folder: str | os.PathLike) -> Path:
+    """A folder that exists, as Path."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise ValueError(f"{name} must be an existing folder, got {path}")
+    return path
+
+
 def output_file(name: str, path: str | os.PathLike, ending: str) -> Path:
     """A path to write to, with the given ending and in an existing folder."""
     path = Path(path)

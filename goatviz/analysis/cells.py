@@ -67,12 +67,7 @@ def check_lengths(lengths: Sequence[int]) -> list[int]:
 
 def check_cache(cache: str | os.PathLike | None) -> Path | None:
     """The folder of a cache, after checking that it exists; None for no cache."""
-    if cache is None:
-        return None
-    folder = Path(cache)
-    if not folder.is_dir():
-        raise ValueError(f"cache must be an existing folder, got {folder}")
-    return folder
+    return None if cache is None else checks.existing_folder("cache", cache)
 
 
 def model_digest(model: nn.Module) -> str:

@@ -59,7 +59,7 @@ def forward_calls(inputs: Any, tokenizer: Any = None) -> Iterator[dict[str, Any]
             yield from _unpadded(dict(one))
         else:
             raise TypeError(
-                f"inputs hold a {type(one).__name__}: wanted Tensors, mappings or texts"
+                f"inputs must hold Tensors, mappings or texts, got {type(one).__name__}"
             )
 
 

@@ -413,8 +413,7 @@ def _window(window: slice | None, length: int, name: str, gone: int = 0) -> slic
     """A window's places, less those of the first `gone` positions, which are no longer there."""
     if window is None:
         return slice(0, length)
-    if not isinstance(window, slice):
-        raise TypeError(f"{name} must be a slice, got {type(window).__name__}")
+    checks.instance(name, window, slice, "a slice")
     if window.step not in (None, 1):
         raise ValueError(f"{name} must have a step of 1, got {window.step}")
     start, stop, _ = window.indices(gone + length)

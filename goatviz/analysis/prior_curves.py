@@ -72,7 +72,7 @@ class PriorCurves:
         Numbers of parameter sets: key-value heads under grouped queries.
     length : int
         Number of tokens.
-    task : callable, optional
+    progress : callable, optional
         Function called with the share that is done; may raise to stop.
 
     Attributes
@@ -95,7 +95,7 @@ class PriorCurves:
         source: PriorSource,
         heads: Sequence[int],
         length: int,
-        task: Progress | None = None,
+        progress: Progress | None = None,
     ) -> None:
         require_sequence(source)
         self.heads, self.length = list(heads), length
@@ -109,11 +109,11 @@ class PriorCurves:
         ]
         for at, part in enumerate(present):
             name = COMPONENTS[part.kind]
-            share = part_of(task or nothing, at / len(present), (at + 1) / len(present))
+            share = part_of(progress, at / len(present), (at + 1) / len(present))
             values = self._evaluate(part, share)
             self.parts[name] = values + self.parts[name] if name in self.parts else values
 
-    def _evaluate(self, part: Prior, task: Progress) -> np.ndarray:
+    def _evaluate(self, part: Prior, progress: Progress) -> np.ndarray:
         rows = self.heads if part.num_heads > 1 else [0]
         first = 0 if part.kind == "key" else self.first_lag
         values = np.empty((len(rows), self.length - first))
@@ -126,7 +126,7 @@ class PriorCurves:
             with torch.no_grad():
                 block = part.log_prior([query], keys)
             values[:, start - first : stop - first] = block[rows, 0].numpy()
-            task((stop - first) / values.shape[-1])
+            progress((stop - first) / values.shape[-1])
         return values
 
     def sink(self, scale: float = 1.0) -> np.ndarray:
@@ -188,7 +188,7 @@ def induced_rows(
     kernel: np.ndarray,
     queries: np.ndarray,
     edges: np.ndarray,
-    task: Progress | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, np.ndarray]:
     r"""Rows of pi_ij = exp(K_ij) / sum_j' exp(K_ij') with K_ij = u(j) + kappa(i - j), exactly.
 
@@ -202,7 +202,7 @@ def induced_rows(
         Evenly spaced and rising.
     edges : ndarray
         Edges of the key bins, from 0 to the number of keys.
-    task : callable, optional
+    progress : callable, optional
         Function called with the share that is done; may raise to stop.
 
     Returns
@@ -216,7 +216,7 @@ def induced_rows(
     plans = []
     for first in range(0, heads, group):
         some = slice(first, first + group)
-        share = part_of(task or nothing, first / heads, min(first + group, heads) / heads)
+        share = part_of(progress, first / heads, min(first + group, heads) / heads)
         plans.append(_stream(sink[some], kernel[some], queries, edges, share))
     plan = {name: np.concatenate([part[name] for part in plans]) for name in plans[0]}
     if kernel.shape[-1] == length:
@@ -225,7 +225,7 @@ def induced_rows(
 
 
 def _stream(
-    sink: np.ndarray, kernel: np.ndarray, queries: np.ndarray, edges: np.ndarray, task: Progress
+    sink: np.ndarray, kernel: np.ndarray, queries: np.ndarray, edges: np.ndarray, progress: Progress
 ) -> dict[str, np.ndarray]:
     """`induced_rows` of a few heads, one tile after another, from the last keys to the first."""
     heads, length = sink.shape
@@ -256,7 +256,7 @@ def _stream(
             np.add(windows[:, ::step][:, ::-1], keys[:, None], out=x)
             rows.add(x.reshape(-1, shape[-1]), weight.reshape(-1, shape[-1]), start)
         parts.append({n: v.reshape(*shape[:2], *v.shape[1:]) for n, v in rows.finish().items()})
-        task((first + len(chunk)) / len(queries))
+        progress((first + len(chunk)) / len(queries))
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 
 
@@ -467,13 +467,11 @@ def require_sequence(source: PriorSource) -> None:
         )
 
 
-def part_of(task: Progress, start: float, stop: float) -> Progress:
-    """Progress of a part of the work, between two shares of the whole."""
-    return lambda share: task(start + (stop - start) * share)
-
-
-def nothing(share: float) -> None:
-    """Progress that is not reported."""
+def part_of(progress: Progress | None, start: float, stop: float) -> Progress:
+    """Progress of a part of the work, between two shares of the whole; None reports nothing."""
+    if progress is None:
+        return lambda share: None
+    return lambda share: progress(start + (stop - start) * share)
 
 
 def _is_empty(part: Prior) -> bool:

@@ -21,7 +21,6 @@ from goatviz.analysis.prior_curves import (
     induced_rows,
     key_bins,
     lag_edges,
-    nothing,
     part_of,
     pooled_curves,
     prior_spectrum,
@@ -57,7 +56,7 @@ class PriorMixer:
         Number of points of the curves if the length exceeds it. Over key and lag the first quarter
         is exact, over the last query's keys the first and the last quarter; the rest are equal
         bins.
-    task : callable, optional
+    progress : callable, optional
         Function called with the share that is done; may raise to stop.
 
     Attributes
@@ -97,12 +96,12 @@ class PriorMixer:
         layer: int = 0,
         resolution: int = 128,
         points: int = 512,
-        task: Progress | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._source, self._layer = source, layer
         self._head = checks.index("head", head, source.prior.num_heads)
         self._length = length = checks.positive_int("length", length)
-        self._curves = PriorCurves(source, [self._head], length, task)
+        self._curves = PriorCurves(source, [self._head], length, progress)
         self._check()
         self.components = component_names(source.prior)
         frequency, amplitude, _ = prior_spectrum(self._curves.prior)
@@ -130,7 +129,7 @@ class PriorMixer:
         recency: float = 1.0,
         content_range: float = 0.0,
         temperature: float = 1.0,
-        task: Progress | None = None,
+        progress: Progress | None = None,
     ) -> xr.Dataset:
         r"""The prior with its components scaled, and how far content can move its plan.
 
@@ -152,7 +151,7 @@ class PriorMixer:
             w, the largest less the smallest content score of a query, at least 0.
         temperature : float
             tau of the content, positive. To temper the prior itself, scale all its components.
-        task : callable, optional
+        progress : callable, optional
             Function called with the share that is done; may raise to stop.
 
         Returns
@@ -169,20 +168,19 @@ class PriorMixer:
         temperature = checks.number("temperature", temperature, above=0)
         given = {"sink": sink, "relative": relative, "recency": recency}
         scales = {name: checks.number(name, value) for name, value in given.items()}
-        task = task or nothing
         scales = {name: scales[name] for name in self.components}
         as_learned = all(value == 1.0 for value in scales.values())
         if self._learned is None:
             end = 1.0 if as_learned else 0.5
-            self._learned = self._mixed(dict.fromkeys(scales, 1.0), part_of(task, 0.0, end))
-            task = part_of(task, end, 1.0)
+            self._learned = self._mixed(dict.fromkeys(scales, 1.0), part_of(progress, 0.0, end))
+            progress = part_of(progress, end, 1.0)
         # A new content range or temperature needs the same rows.
         if as_learned:
             mixed = self._learned
         elif self._newest is not None and self._newest[0] == scales:
             mixed = self._newest[1]
         else:
-            mixed = self._mixed(scales, task)
+            mixed = self._mixed(scales, progress)
             self._newest = scales, mixed
         return self._result(mixed, scales, content_range, temperature)
 
@@ -202,13 +200,13 @@ class PriorMixer:
                 f"{misfit:.3g} nats): its components cannot be scaled one by one"
             )
 
-    def _mixed(self, scales: dict[str, float], task: Progress) -> _Mixed:
+    def _mixed(self, scales: dict[str, float], progress: Progress | None) -> _Mixed:
         """The scaled curves and the rows they induce."""
         curves = self._curves
         sink = curves.sink(scales.get("sink", 1.0))
         kernel = curves.relative(scales.get("relative", 1.0))
         kernel = kernel + curves.recency(scales.get("recency", 1.0))
-        fields = induced_rows(sink, kernel, self._rows, self._bins, task)
+        fields = induced_rows(sink, kernel, self._rows, self._bins, progress)
         fields |= pooled_curves(sink, kernel, self._keys, self._lags - curves.first_lag)
         # The last query sees every key; its lags fall as the keys rise.
         last = sink[0] + kernel[0, ::-1][: self._length]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
+from goatviz import checks
 from goatviz.models import POSITION_SCHEMES, CausalLM, interpolate_positions
 from goatviz.tasks import Task
 from goatviz.training.checkpoint import Checkpoint, load_checkpoint
@@ -60,9 +60,7 @@ def load_runs(
     ...
     ValueError: folder must be an existing folder, got nowhere
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"folder must be an existing folder, got {folder}")
+    folder = checks.existing_folder("folder", folder)
     names = sorted(path.stem for path in folder.glob("*.json"))
     if not names:
         raise ValueError(f"folder must hold checkpoints, got none in {folder}")

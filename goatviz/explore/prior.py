@@ -19,6 +19,7 @@ from goatviz import checks
 from goatviz.analysis.prior import prior_sources
 from goatviz.analysis.prior_curves import (
     PriorSource,
+    Progress,
     component_names,
     part_of,
     prior_spectrum,
@@ -345,16 +346,16 @@ class PriorExplorer(Explorer):
             **scales,
             content_range=values["content_range"],
             temperature=values["temperature"],
-            task=part_of(task, begin, 1.0),
+            progress=part_of(task, begin, 1.0),
         )
 
     def _held(self) -> int:
         return sum(mixer.size for mixer in self._mixers.values())
 
-    def _mixer(self, layer: int, head: int, length: int, task: Any) -> PriorMixer:
+    def _mixer(self, layer: int, head: int, length: int, progress: Progress) -> PriorMixer:
         # Modules that normalise by the current length have a different prior at each length.
         source = prior_sources(self._source, causal=self._causal, length=length)[layer]
-        return PriorMixer(source, head=head, length=length, layer=layer, task=task)
+        return PriorMixer(source, head=head, length=length, layer=layer, progress=progress)
 
     # --- without a kernel, and the end ---
 

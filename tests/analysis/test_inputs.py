@@ -81,7 +81,7 @@ def test_texts_go_through_the_tokenizer():
         (None, TypeError, "inputs must be given"),
         (3, TypeError, "inputs must be a Tensor, a mapping.*got int"),
         ([], TypeError, "got nothing"),
-        ([3], TypeError, "inputs hold a int"),
+        ([3], TypeError, "inputs must hold Tensors, mappings or texts, got int"),
         (iter("ab"), TypeError, "got str_.*iterator"),
         ([torch.zeros(())], ValueError, r"batch first.*got \(\)"),
         ([torch.zeros(0)], ValueError, r"batch first.*got \(1, 0\)"),

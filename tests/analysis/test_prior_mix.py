@@ -259,8 +259,10 @@ def test_a_million_tokens(causal):
     length, scales = 1_000_000, {"sink": 0.5, "relative": 2.0, "recency": 1e-4}
     prior = goat()
     shares = []
-    mixer = PriorMixer(source_of(prior, causal=causal), head=1, length=length, task=shares.append)
-    mix = mixer.mix(**scales, task=shares.append)
+    mixer = PriorMixer(
+        source_of(prior, causal=causal), head=1, length=length, progress=shares.append
+    )
+    mix = mixer.mix(**scales, progress=shares.append)
     assert mix.sizes["query"] <= 40 and mix.sizes["key_bin"] == 128
     assert len(shares) > 40 and max(shares) == 1.0
     scaled = really_scaled(prior, scales).double()
@@ -305,10 +307,10 @@ def test_work_can_be_stopped():
         return task
 
     with pytest.raises(Stop):
-        PriorMixer(source_of(goat()), length=200_000, task=after(0.3))
+        PriorMixer(source_of(goat()), length=200_000, progress=after(0.3))
     mixer = PriorMixer(source_of(goat()), length=200_000)
     with pytest.raises(Stop):
-        mixer.mix(sink=0.0, task=after(0.7))
+        mixer.mix(sink=0.0, progress=after(0.7))
     assert mixer.mix(sink=0.0).identical(
         PriorMixer(source_of(goat()), length=200_000).mix(sink=0.0)
     )
