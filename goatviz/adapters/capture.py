@@ -106,13 +106,28 @@ class CapturedCall:
             )
         return self.call
 
+    @property
+    def kind(self) -> str:
+        """What queries may use, and whether channels turn with position, as far as that is known.
+
+        "causal", "window of 128 tokens" (where the text is longer), or "bidirectional"; with
+        ", rotary" or ", no rotation".
+        """
+        widest = int(self.call.visibility.count().max())
+        kind = "causal" if self.call.causal else "bidirectional"
+        if self.call.causal and widest < self.shape[3]:
+            kind = f"window of {widest} tokens"
+        if self.call.rotary is None:
+            return kind
+        return f"{kind}, rotary" if bool(self.call.rotary.any()) else f"{kind}, no rotation"
+
     def __repr__(self) -> str:
         batch, heads, queries, keys = self.shape
         gone = f" after {self.call.gone} that have left the cache" if self.call.gone else ""
         certified = "" if self.residual is None else f", residual {self.residual:.1e}"
         return (
             f"CapturedCall(layer {self.layer} ({self.name}): batch {batch}, {heads} heads, "
-            f"{queries} queries, {keys} keys{gone}{certified})"
+            f"{queries} queries, {keys} keys{gone}, {self.kind}{certified})"
         )
 
 

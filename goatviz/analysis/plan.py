@@ -17,7 +17,13 @@ import xarray as xr
 from torch import Tensor, nn
 
 from goatviz import checks
-from goatviz.adapters.capture import CapturedCall, Record, capture, find_attention
+from goatviz.adapters.capture import (
+    CapturedCall,
+    Record,
+    capture,
+    find_attention,
+    without_output,
+)
 from goatviz.analysis.inputs import forward_calls, run_model, text_array, token_texts
 from goatviz.results import PLAN_SLICE, make_result
 from goatviz.training.checkpoint import Checkpoint
@@ -31,6 +37,9 @@ MAX_PAIRS = 4096**2
 
 #: Largest number of rows checked by POT: the semi-relaxed problem decouples into its rows.
 MAX_CHECKED_ROWS = 256
+
+#: Queries at which the output of a model's own kernel is compared with the plan.
+_CERTIFIED = 16
 
 #: Statistics of rows, first those that need no scores and no prior.
 _KNOWN_FROM_WEIGHTS = ("entropy",)
@@ -160,6 +169,7 @@ class _Part:
     empty: Tensor
     scores_known: bool = True
     gone: int = 0
+    residual: float | None = None
 
 
 def _result(
@@ -218,6 +228,7 @@ def _result(
             "verdict": verdict,
             "check": words,
             "largest_difference": difference,
+            **({} if part.residual is None else {"residual": part.residual}),
         },
     )
 
@@ -234,8 +245,10 @@ def captured_call(
         checks.index("layer", layer, len(paths))
     checks.integer("batch", batch, low=0)
     before = 0
+    options = {"statistics": (), "keep": "projections"}
+    certify = _CERTIFIED if paths and not without_output(model, [paths[layer]]) else None
     for arguments in forward_calls(inputs, tokenizer):
-        with capture(model, layers=[layer], statistics=(), keep="projections") as record:
+        with capture(model, layers=[layer], certify=certify, **options) as record:
             run_model(model, arguments)
         if not record.calls:
             raise ValueError(f"the model never called its attention layer {paths[layer]!r}")
@@ -272,6 +285,7 @@ def _of_call(
         where,
         ~call.has_keys(batch, head, at).to(call.device),
         gone=call.gone,
+        residual=source.residual if isinstance(source, CapturedCall) else None,
     )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from goatviz.checks import count_text
+
 #: Below this many tokens a uniform head looks like a sink (its first key has importance 0.34 at 8).
 SHORTEST = 16
 
@@ -147,11 +149,6 @@ def shortness(profile: xr.Dataset) -> str:
         f"the shortest input has {length} tokens: below {SHORTEST} a uniform head "
         "has a false sink at the first key (importance 0.34 at 8 tokens)"
     )
-
-
-def count_text(count: int, noun: str) -> str:
-    """`1 input`, `1,000 inputs`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _sentence(text: str) -> str:

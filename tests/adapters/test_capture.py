@@ -259,7 +259,10 @@ def test_records_say_what_they_hold():
     with capture(lm, layers=1) as record:
         lm(IDS)
     assert repr(record) == "Record(1 calls of 1 of 2 layers)"
-    wanted = "CapturedCall(layer 1 (blocks.1.attention): batch 2, 4 heads, 16 queries, 16 keys)"
+    wanted = (
+        "CapturedCall(layer 1 (blocks.1.attention): batch 2, 4 heads, 16 queries, 16 keys, "
+        "causal, no rotation)"
+    )
     assert repr(record.calls[0]) == wanted
 
 

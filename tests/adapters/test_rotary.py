@@ -107,3 +107,18 @@ def test_slow_channels_are_exact():
 
 def test_what_is_not_known():
     assert captured(tiny_huggingface("gpt2"))[0].rotary is None
+
+
+def test_layers_are_labelled():
+    cohere = build_huggingface(*LAYOUTS["cohere2"][:3])
+    with capture(cohere, statistics=[]) as record, torch.no_grad():
+        cohere(torch.full((1, 24), 7))
+    assert [call.kind for call in record.calls] == [
+        "window of 8 tokens, rotary",
+        "causal, no rotation",
+    ]
+    assert "window of 8 tokens, rotary" in repr(record.calls[0])
+    bert = tiny_huggingface("bert")
+    with capture(bert, statistics=[]) as record, torch.no_grad():
+        bert(ids(1, 12, vocab=50))
+    assert record.calls[0].kind == "bidirectional"

@@ -11,6 +11,7 @@ from goatviz.analysis import plan_slice
 from goatviz.analysis.levels import PlanLevels
 from goatviz.attention import attention_plan
 from goatviz.models import CausalLM, ModelConfig
+from goatviz.plots import draw_plan
 from goatviz.transport import TransportPlan, solve_rows
 from tests.factories import ids, tiny_huggingface
 
@@ -309,3 +310,21 @@ def test_keys_of_a_sliding_windows_cache_count_from_the_start_of_the_text():
         plan_slice(record, keys=slice(0, 6), check=False)
     with pytest.raises(ValueError, match="every key of its text, got .*after 6 that have left"):
         PlanLevels(record.calls[-1])
+
+
+def test_a_models_own_kernel_certifies_its_plan():
+    text = ids(1, 20, vocab=50)
+    plan = plan_slice(tiny_huggingface("llama"), text)
+    assert 0 < plan.attrs["residual"] < 1e-6
+    caption = " ".join(note.text for note in draw_plan(plan).layout.annotations)
+    assert "kernel" in caption and "differs from the plan times the values" in caption
+    # Behind the output projection of torch's own layers nobody sees a kernel's output.
+    layer = torch.nn.TransformerEncoderLayer(32, 4, batch_first=True)
+    model = torch.nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval()
+    assert "residual" not in plan_slice(model, torch.randn(1, 8, 32)).attrs
+
+
+def test_the_caption_says_what_an_extra_column_takes():
+    plan = plan_slice(tiny_huggingface("gpt-oss"), ids(1, 20, vocab=50))
+    caption = " ".join(note.text for note in draw_plan(plan).layout.annotations)
+    assert f"takes {float(plan['sink_weight'].mean()):.3f} of the mass" in caption

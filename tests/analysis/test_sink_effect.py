@@ -103,7 +103,7 @@ def test_one_input_has_no_interval():
         ("llama", TEXT, {"changes": {}}, TypeError, "changes must be a mapping of names"),
         ("llama", TEXT, {"changes": {"a": 3}}, TypeError, "changes must be a Change"),
         ("llama", ids(1, 65), {}, ValueError, "at most 64 tokens"),
-        ("llama", TEXT + 30, {}, ValueError, "is the tokenizer that of the model"),
+        ("llama", TEXT + 30, {}, ValueError, "is the tokenizer the model's own"),
         ("llama", TEXT, {"layers": [7]}, ValueError, "layers must be numbers in 0 .. 1"),
         ("llama", TEXT, {"resamples": 0}, ValueError, "resamples must be"),
     ],
