@@ -110,24 +110,30 @@ class CapturedCall:
     def kind(self) -> str:
         """What queries may use, and whether channels turn with position, as far as that is known.
 
-        "causal", "window of 128 tokens" (where the text is longer), or "bidirectional"; with
-        ", rotary" or ", no rotation".
+        "causal", "window of 128 tokens" (where the text is longer), or "bidirectional", of whole
+        sequences alone; then "rotary" or "no rotation".
         """
-        widest = int(self.call.visibility.count().max())
-        kind = "causal" if self.call.causal else "bidirectional"
-        if self.call.causal and widest < self.shape[3]:
-            kind = f"window of {widest} tokens"
-        if self.call.rotary is None:
-            return kind
-        return f"{kind}, rotary" if bool(self.call.rotary.any()) else f"{kind}, no rotation"
+        parts = []
+        visibility = self.call.visibility
+        if self.shape[2] == self.shape[3] and not self.call.causal:
+            parts.append("bidirectional")
+        elif self.shape[2] == self.shape[3]:
+            widest = int(visibility.count().max())
+            # Padding is no key that a window hides.
+            keys = int((visibility.observers() > 0).sum(-1).max())
+            parts.append(f"window of {widest} tokens" if widest < keys else "causal")
+        if self.call.rotary is not None:
+            parts.append("rotary" if bool(self.call.rotary.any()) else "no rotation")
+        return ", ".join(parts)
 
     def __repr__(self) -> str:
         batch, heads, queries, keys = self.shape
         gone = f" after {self.call.gone} that have left the cache" if self.call.gone else ""
+        kind = f", {self.kind}" if self.kind else ""
         certified = "" if self.residual is None else f", residual {self.residual:.1e}"
         return (
             f"CapturedCall(layer {self.layer} ({self.name}): batch {batch}, {heads} heads, "
-            f"{queries} queries, {keys} keys{gone}, {self.kind}{certified})"
+            f"{queries} queries, {keys} keys{gone}{kind}{certified})"
         )
 
 

@@ -579,7 +579,7 @@ def test_a_key_that_left_the_cache_weighs_nothing():
     assert [call.call.gone for call in calls] == [0, 3, 4, 5]
     assert [call.rows.keys for call in calls] == [(0,), (0,), (0,), (0, 8)]
     last = calls[-1]
-    assert repr(last).endswith("1 queries, 4 keys after 5 that have left the cache)")
+    assert repr(last).endswith("1 queries, 4 keys after 5 that have left the cache, rotary)")
     assert (
         float(last.rows.key_mass[..., 0].abs().max()) == 0 == float(attentions[0][0, :, 8, 0].max())
     )

@@ -118,6 +118,11 @@ def test_layers_are_labelled():
         "causal, no rotation",
     ]
     assert "window of 8 tokens, rotary" in repr(record.calls[0])
+    llama, mask = tiny_huggingface("llama"), torch.ones(1, 12, dtype=torch.long)
+    mask[:, 9:] = 0
+    with capture(llama, statistics=[]) as record, torch.no_grad():
+        llama(ids(1, 12, vocab=50), attention_mask=mask)
+    assert record.calls[0].kind == "causal, rotary"
     bert = tiny_huggingface("bert")
     with capture(bert, statistics=[]) as record, torch.no_grad():
         bert(ids(1, 12, vocab=50))
