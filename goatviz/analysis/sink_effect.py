@@ -101,6 +101,9 @@ def sink_effect(
     calls = list(forward_calls(inputs, tokenizer))
     for call in calls:
         check_fits(model, call)
+    dropped = [one for one in model.modules() if isinstance(one, nn.Dropout) and one.p]
+    if any(one.training for one in dropped):
+        raise ValueError("model must not drop activations, got training mode; call model.eval()")
     every = len(calls)
     passes = 1 + len(plans)
     if budget is not None:

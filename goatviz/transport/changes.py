@@ -378,10 +378,11 @@ def changed_output(call: AttentionCall, output: Tensor, changes: Sequence[Change
     [1.0, 2.0, 3.0]
     """
     count = call.shape[1]
+    # In the order of the block's heads, and each once.
     each = [
         torch.arange(count)
         if one.heads is None
-        else torch.tensor(checks.places("heads", one.heads, count))
+        else torch.tensor(checks.places("heads", one.heads, count), dtype=torch.long).unique()
         for one in changes
     ]
     heads = torch.cat([torch.zeros(0, dtype=torch.long), *each]).unique()
@@ -390,7 +391,9 @@ def changed_output(call: AttentionCall, output: Tensor, changes: Sequence[Change
         return result
     kv = heads // (count // call.kv_heads)
     rows = max(1, min(_ROWS, _PAIRS // (len(heads) * call.shape[3])))
+    has_keys = call.visibility.count() > 0
     for b in range(call.shape[0]):
+        seen = entry_of(has_keys, b).expand(count, -1)[heads].unsqueeze(-1).to(output.device)
         steps = [
             (torch.searchsorted(heads, at), change.begin(call, b, at.to(call.device)))
             for change, at in zip(changes, each, strict=True)
@@ -403,9 +406,8 @@ def changed_output(call: AttentionCall, output: Tensor, changes: Sequence[Change
                 block = _put(block, at, step(_take(block, at)))
             changed = (_with_keys(block, before).weights() @ values).to(output)
             place = slice(start, start + rows)
-            seen = torch.stack([call.has_keys(b, int(head), place) for head in heads])
-            seen = seen.unsqueeze(-1).to(output.device)
-            result[b, heads, place] = torch.where(seen, changed, output[b, heads, place])
+            unseen = output[b, heads, place]
+            result[b, heads, place] = torch.where(seen[:, place], changed, unseen)
     return result
 
 

@@ -112,3 +112,9 @@ def test_bad_arguments(model, inputs, options, error, message):
     model = tiny_huggingface(model) if isinstance(model, str) else model
     with pytest.raises(error, match=message):
         sink_effect(model, inputs, **options)
+
+
+def test_a_model_that_drops_activations_is_refused():
+    model = tiny_huggingface("gpt2").train()
+    with pytest.raises(ValueError, match="got training mode; call model.eval"):
+        sink_effect(model, TEXT)

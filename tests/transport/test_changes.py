@@ -169,6 +169,17 @@ def test_heads_and_order():
     torch.testing.assert_close(output[:, 3], changed_output(call, kernel, [Temper(3.0)])[:, 3])
 
 
+@pytest.mark.parametrize("heads", [[3, 2, 1, 0], [2, 2], [3, 0, 3]])
+def test_heads_in_any_order_and_named_twice(heads):
+    call, kernel = call_of(**CALLS["rich"]), draw(2, HEADS, LENGTH, 8, seed=7)
+    for change in (SinkColumn, Ablate):
+        given = [0.5, -1.0, 2.0, 3.0] if change is SinkColumn else TABLE
+        output = changed_output(call, kernel, [change(given, heads=heads)])
+        plain = changed_output(call, kernel, [change(given)])
+        for head in range(HEADS):
+            assert torch.equal(output[:, head], (plain if head in heads else kernel)[:, head])
+
+
 def test_a_query_keeps_its_only_key():
     call = call_of()
     output = changed_output(call, torch.zeros(2, HEADS, LENGTH, 8), [Hide([0])])
