@@ -150,7 +150,7 @@ def watch_huggingface(
         raise ValueError("model is being captured already")
     paths = {id(module): path for path, module in modules.items()}
     masks, here = _Masks(), _Here()
-    speeds: dict[int, Tensor | None] = {}
+    speeds: dict[int, Tensor] = {}
 
     def entry(
         module: nn.Module,
@@ -168,9 +168,11 @@ def watch_huggingface(
             cache, index, angles = here.seen.get(id(module), (None, None, None))
             tokens = _tokens(cache, index)
             call = _call(path, module, query, key, attention_mask, original, kwargs, masks, tokens)
-            if speeds.get(id(module)) is None:
-                speeds[id(module)] = rotary_frequencies(module, angles, query.shape[-1])
-            call["rotary"] = speeds[id(module)]
+            # A single position of cached decoding does not tell; some models change with length.
+            speed = rotary_frequencies(module, angles, query.shape[-1])
+            if speed is not None:
+                speeds[id(module)] = speed
+            call["rotary"] = speeds.get(id(module))
             # The next step overwrites the memory of a static cache.
             own = torch.clone if getattr(cache, "is_compileable", False) else torch.Tensor.detach
             answer = observe(path, query, own(key), v=own(value), **call)

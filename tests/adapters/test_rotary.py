@@ -105,6 +105,21 @@ def test_slow_channels_are_exact():
     torch.testing.assert_close(call.rotary[:8], expected, rtol=1e-6, atol=0)
 
 
+def test_frequencies_that_change_with_length():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    options = {**_BASE, "max_position_embeddings": 16, "rope_parameters": rope}
+    model = build_huggingface("LlamaForCausalLM", "LlamaConfig", options)
+    with capture(model, statistics=[], keep="projections") as record, torch.no_grad():
+        for length in (12, 48):
+            model(torch.full((1, length), 7))
+    short, long = (call.call for call in record.of(0))
+    assert not torch.allclose(short.rotary, long.rotary)
+    for call in (short, long):
+        x = call.q[0].double()
+        left, right = x[:, 2:] + x[:, :-2], 2 * call.rotary.cos() * x[:, 1:-1]
+        torch.testing.assert_close(left, right, atol=1e-5 * float(x.abs().max()), rtol=1e-5)
+
+
 def test_what_is_not_known():
     assert captured(tiny_huggingface("gpt2"))[0].rotary is None
 
