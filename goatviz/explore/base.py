@@ -1,38 +1,33 @@
-"""What every explorer is: traits, a pure picture of them, controls, and widgets that show it.
+"""What every explorer is: values, a pure picture of them, and a page that shows it.
 
-A change of traits asks for one picture; the newest wins, errors are shown where the reader looks,
+A change of values asks for one picture; the newest wins, errors are shown where the reader looks,
 and work that takes long runs beside the kernel's own and can be cancelled.
 """
 
 from __future__ import annotations
 
 import gc
-import html
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ipywidgets
-
 from goatviz import checks
-from goatviz.analysis.levels import PlanLevels
-from goatviz.explore.controls import Control, ControlPanel
+from goatviz.explore.controls import Control
 from goatviz.explore.export import write_page
-from goatviz.explore.figure_view import FigureView
-from goatviz.explore.plan_map import PlanMap
+from goatviz.explore.jobs import Job, Newest, running_loop
+from goatviz.explore.page import FigureView, Page, Place, trait_name
 from goatviz.explore.selection import NAMES, Selection
-from goatviz.explore.task import Newest, Task, running_loop
 from goatviz.plots.base import Panel, Words, grid
 from goatviz.plots.figure import Figure
 
 
 @dataclass
 class Picture:
-    """What an explorer shows for some values: a figure by panel, and all of it in words.
+    """What an explorer shows for some values: figures by panel, and all of it in words.
 
     Attributes
     ----------
@@ -49,19 +44,16 @@ class Picture:
     views: dict[str, str] = field(default_factory=dict)
 
 
-class Explorer(ipywidgets.VBox):
-    """Controls above, panels side by side, a sentence below; subclasses say what is shown.
+class Explorer(Page):
+    """Controls, and parts that show what belongs to their values; subclasses say what that is.
 
-    A subclass names the traits that its picture depends on in `shown`, each of which has a
-    control, and implements `_picture`. Its constructor ends with `_set_up`. One that has a map of
-    plans implements `_levels` and `_map_options`, and calls `_show_map` before that.
+    A subclass names the traits that its picture depends on in `shown`; each is tagged `sync` and
+    has a control. It implements `_picture`, and its constructor ends with `_set_up`.
 
     Attributes
     ----------
     selection : Selection
         Layer, head, query and key, shared with every explorer that was given the same one.
-    map : PlanMap or None
-        The plan of the chosen head, beside the panels.
     """
 
     #: Traits that the picture depends on.
@@ -70,20 +62,22 @@ class Explorer(ipywidgets.VBox):
     #: Panels, in order, with their least width in pixels.
     panels: Mapping[str, int] = {}
 
-    #: The map's place among the panels, and its least width in pixels.
-    map_place: tuple[int, int] = (0, 380)
-
     selection: Selection | None = None
-    map: PlanMap | None = None
 
     #: Heads of every layer, where there are layers to choose from.
     _heads: Mapping[int, Sequence[int]] = {}
     #: Above 0 while changes wait for others, and no picture is asked for.
     _quiet = 0
 
-    def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
-        """Draw these values: a pure function, which calls `task(share)` now and then."""
+    # --- what a subclass says ---
+
+    def _picture(self, values: Mapping[str, Any], job: Job) -> Picture:
+        """Draw these values: a pure function, which calls `job(share)` now and then."""
         raise NotImplementedError
+
+    def _at_once(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Contents of parts that need not wait for the picture, such as the map beside it."""
+        return {}
 
     def _is_long(self, values: Mapping[str, Any]) -> bool:
         """Whether the picture takes so long that it is computed beside the kernel's own work."""
@@ -95,54 +89,56 @@ class Explorer(ipywidgets.VBox):
             layer = checks.one_of("layer", checks.integer("layer", values["layer"]), self._heads)
             checks.one_of("head", checks.integer("head", values["head"]), self._heads[layer])
 
-    def _lead(self, values: Mapping[str, Any]) -> None:
-        """Show what need not wait for the picture, such as the map beside it."""
-        if self.map is not None:
-            self._show_map(values["layer"], values["head"])
+    def _changed_controls(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Fields of controls that depend on the values, by the controls' names."""
+        return {}
 
     def _clicked(self, panel: str, message: Mapping[str, Any]) -> None:
         """Act on a click on a point of a panel; see `FigureView.on_click`."""
 
-    def _levels(self, layer: int, head: int) -> PlanLevels:
-        """The plan that the map shows of a head."""
-        raise NotImplementedError
+    def _pressed(self, button: str) -> None:
+        """Act on a button."""
 
-    def _map_options(self, levels: PlanLevels) -> dict[str, Any]:
-        """Title and tokens of a plan in the map."""
-        raise NotImplementedError
+    def _default_vary(self) -> dict[str, list[Any]]:
+        """The controls that a reader of an exported page can move, and their values."""
+        return {}
+
+    def _forget(self) -> None:
+        """Drop the large objects that this explorer holds."""
 
     def _set_up(
         self,
         controls: Sequence[Control],
         *,
         label: str,
+        places: Mapping[str, Place | int] | None = None,
         selection: Selection | None = None,
     ) -> None:
-        """Build the widgets, show the first picture, and listen from now on."""
-        self._work = Newest(lambda share: self.report_progress("Computing", share))
+        """Build the page, show the first picture, and listen from now on.
+
+        `places` are the parts in order; a number is the least width of a panel. Default: `panels`.
+        """
+        self._work = Newest(partial(self.report_progress, "Computing"))
         self.selection = Selection() if selection is None else selection
-        self._label = label
-        values = {each.name: getattr(self, each.name) for each in controls if each.kind != "button"}
-        self._controls = ControlPanel(controls, values, label=label)
-        self._summary = ipywidgets.HTML()
-        self._views = {name: FigureView(label=f"{label}: {name}") for name in self.panels}
-        boxes = [_wrapped(self._views[name], least) for name, least in self.panels.items()]
-        if self.map is not None:
-            place, least = self.map_place
-            boxes.insert(place, _wrapped(self.map, least))
-        pictures = ipywidgets.HBox(boxes, layout={"flex_flow": "row wrap", "overflow": "visible"})
-        self.children = [self._controls, pictures, self._summary]
-        self.add_class("goatviz-explorer")
-        for name in self.shown:
-            self.observe(self._trait_changed, name)
-        self._controls.observe(self._controls_changed, "values")
-        self._controls.on_cancel(self.cancel)
-        for name, view in self._views.items():
-            view.on_click(partial(self._click_received, name))
+        self.label = label
+        self._controls = {control.name: control for control in controls}
+        placed = {
+            name: place
+            if isinstance(place, Place)
+            else Place(FigureView(label=f"{label}: {name}"), place)
+            for name, place in (self.panels if places is None else places).items()
+        }
+        self._adopt(placed)
+        for name, part in self.parts.items():
+            if isinstance(part, FigureView):
+                part.on_click(partial(self._clicked, name))
         with self._quietly():
             self._follow_layer()
             for name in NAMES:
                 self._selection_changed({"name": name, "new": getattr(self.selection, name)})
+        self._show_controls()
+        for name in self.shown:
+            self.observe(self._trait_changed, name)
         for name in NAMES:
             if self.has_trait(name):
                 self.observe(self._tell_selection, name)
@@ -169,7 +165,7 @@ class Explorer(ipywidgets.VBox):
         return merged
 
     @contextmanager
-    def _quietly(self):
+    def _quietly(self) -> Iterator[None]:
         """Traits change and no picture is asked for."""
         self._quiet += 1
         try:
@@ -178,7 +174,7 @@ class Explorer(ipywidgets.VBox):
             self._quiet -= 1
 
     @contextmanager
-    def _together(self):
+    def _together(self) -> Iterator[None]:
         """Several traits change and one picture follows."""
         before = self.values()
         try:
@@ -201,32 +197,43 @@ class Explorer(ipywidgets.VBox):
             for name, value in values.items():
                 setattr(self, name, value)
 
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """Take values of the page, as ipywidgets does; one picture follows."""
+        try:
+            with self._together():
+                super().set_state(sync_data)
+        except Exception as error:  # noqa: BLE001 - shown, since nobody sees a kernel's log
+            self.say_error(error)
+
     def _trait_changed(self, change: dict[str, Any]) -> None:
         if change["name"] == "layer":
             self._follow_layer()
-        panel = self._controls
-        if change["name"] in panel.values and panel.values[change["name"]] != change["new"]:
-            panel.values = {**panel.values, change["name"]: change["new"]}
         if not self._quiet:
             self._request()
 
-    def _controls_changed(self, change: dict[str, Any]) -> None:
-        try:
-            with self._together():
-                for name, value in change["new"].items():
-                    if value != getattr(self, name):
-                        setattr(self, name, value)
-        except Exception as error:  # noqa: BLE001 - shown, since nobody sees a kernel's log
-            self._say_error(error)
-
     def _follow_layer(self) -> None:
-        """Offer the heads of the chosen layer, and move to the one nearest to the chosen head."""
+        """Move to the head of the chosen layer that is nearest to the chosen head."""
         heads = self._heads.get(self.layer) if self.has_trait("layer") else None
         if heads:
-            self._controls.change("head", options=[(head, str(head)) for head in heads])
             # As a change of its own, a head that this layer lacks would be an error.
             with self._quietly():
                 self.head = min(heads, key=lambda head: abs(head - self.head))
+
+    def _show_controls(self) -> None:
+        """Show the controls as they are for the present values."""
+        values = self.values()
+        changes = {}
+        if self._heads.get(values.get("layer")):
+            heads = self._heads[values["layer"]]
+            changes["head"] = {"options": [(head, str(head)) for head in heads]}
+        for name, changed in (changes | self._changed_controls(values)).items():
+            self._controls[name] = replace(self._controls[name], **changed)
+        self.control_specs = [control.spec() for control in self._controls.values()]
+
+    @property
+    def controls(self) -> dict[str, Control]:
+        """The controls by the names of their traits."""
+        return dict(self._controls)
 
     # --- one selection for several ---
 
@@ -266,7 +273,7 @@ class Explorer(ipywidgets.VBox):
         """
         drawn = list(self.picture(values).figures.values())
         panels = [[one] if isinstance(one, Panel) else one for one in drawn]
-        return grid([panel for part in panels for panel in part], Words(self._label))
+        return grid([panel for part in panels for panel in part], Words(self.label))
 
     def picture(self, values: Mapping[str, Any]) -> Picture:
         """Figures by panel and their summary; values not given are the widget's own.
@@ -276,7 +283,27 @@ class Explorer(ipywidgets.VBox):
         ValueError
             If there is no such value.
         """
-        return self._picture(self._merged(values), Task())
+        return self._picture(self._merged(values), Job())
+
+    def state_of(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Traits of the page that depend on the values, as they are for these; nothing changes.
+
+        Raises
+        ------
+        ValueError
+            If there is no such value.
+        """
+        merged = self._merged(values)
+        states = {
+            name: self.parts[name].state_of(content)
+            for name, content in self._at_once(merged).items()
+        }
+        picture = self._picture(merged, Job())
+        for name, figure in picture.figures.items():
+            view_of = picture.views.get(name, name)
+            states[name] = self.parts[name].state_of(figure, view_of=view_of)
+        parts = {trait_name(n, t): v for n, state in states.items() for t, v in state.items()}
+        return {**parts, "summary": picture.summary}
 
     def _request(self) -> None:
         """Show the picture of the present values; one that is still being computed is stopped."""
@@ -284,57 +311,45 @@ class Explorer(ipywidgets.VBox):
         values = self.values()
         try:
             self._check(values)
-            self._lead(values)
-            loop = running_loop()
-            if loop is None or not self._is_long(values):
-                self._show(self._picture(values, Task()))
-            else:
-                self._work.start(loop, partial(self._picture, values), self._end)
+            self._show_controls()
+            for name, content in self._at_once(values).items():
+                self.parts[name].show(content)
+            self._begin(values)
         except Exception as error:  # noqa: BLE001 - shown, since nobody sees a kernel's log
-            self._say_error(error)
+            self.say_error(error)
+
+    def _begin(self, values: Mapping[str, Any]) -> None:
+        """Compute the picture and show it, now or, if it takes long, beside the kernel's work."""
+        loop = running_loop()
+        if loop is None or not self._is_long(values):
+            self._show(self._picture(values, Job()))
+        else:
+            self._work.start(loop, partial(self._picture, values), self._end)
 
     def _end(self, picture: Picture | None, error: Exception | None) -> None:
         """What was computed beside the kernel's own work is there, or never will be."""
         if picture is not None:
             self._show(picture)
         elif error is not None:
-            self._say_error(error)
+            self.say_error(error)
 
     def cancel(self) -> None:
         """Stop what is being computed; what was shown before stays."""
         self._work.stop()
 
     def _show(self, picture: Picture) -> None:
-        for name, figure in picture.figures.items():
-            self._views[name].show_figure(figure, view_of=picture.views.get(name, name))
-        self._say(picture.summary)
-        self._controls.error = ""
+        with self.hold_sync():
+            for name, figure in picture.figures.items():
+                self.parts[name].show(figure, view_of=picture.views.get(name, name))
+            self.summary, self.error = picture.summary, ""
 
-    def _say(self, summary: str) -> None:
-        text = html.escape(summary, quote=False)
-        self._summary.value = f'<div aria-live="polite" class="goatviz-summary">{text}</div>'
-
-    def _show_map(self, layer: int, head: int) -> None:
-        """Show the plan of a head in the map, unless it is there already."""
-        shown = None if self.map is None else self.map.levels
-        if shown is not None and (shown.call.layer, shown.head) == (layer, head):
-            return
-        levels = self._levels(layer, head)
-        options = self._map_options(levels)
-        if self.map is None:
-            self.map = PlanMap(levels, **options)
+    def _act_on(self, message: Mapping[str, Any]) -> None:
+        if message.get("kind") == "cancel":
+            self.cancel()
+        elif message.get("kind") == "press":
+            self._pressed(str(message.get("name")))
         else:
-            self.map.show_plan(levels, **options)
-
-    def _click_received(self, panel: str, message: Mapping[str, Any]) -> None:
-        try:
-            self._clicked(panel, message)
-        except Exception as error:  # noqa: BLE001 - shown, since nobody sees a kernel's log
-            self._say_error(error)
-
-    def _say_error(self, error: Exception) -> None:
-        self._controls.progress = -1.0
-        self._controls.error = f"{type(error).__name__}: {error}"
+            super()._act_on(message)
 
     # --- without a kernel, and the end ---
 
@@ -363,7 +378,7 @@ class Explorer(ipywidgets.VBox):
             pictures together exceed 6 MB (the message says how many there are).
         """
         chosen = dict(self._default_vary() if vary is None else vary)
-        movable = [name for name in self.shown if name in self.controls]
+        movable = [name for name in self.shown if name in self._controls]
         for name, options in chosen.items():
             if name not in movable:
                 raise ValueError(f"vary must name {', '.join(movable)}, got {name!r}")
@@ -371,65 +386,14 @@ class Explorer(ipywidgets.VBox):
                 raise ValueError(f"vary[{name!r}] must hold at least one value, got none")
         return write_page(self, Path(path), chosen)
 
-    @property
-    def label(self) -> str:
-        """The explorer's name, in a few words."""
-        return self._label
-
-    @property
-    def controls(self) -> dict[str, Control]:
-        """The controls by the names of their traits."""
-        return dict(self._controls.items())
-
-    def report_progress(self, doing: str, share: float) -> None:
-        """Show which share of some work is done; -1 says that nothing is being done."""
-        self._controls.doing, self._controls.progress = doing, share
-
-    def page_extras(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """State of the map beside the panels, for an exported page."""
-        if self.map is None:
-            return {}
-        merged = self._merged(values)
-        levels = self._levels(merged["layer"], merged["head"])
-        return {"map": self.map.state_of(levels, title=self._map_options(levels)["title"])}
-
-    def _default_vary(self) -> dict[str, list[Any]]:
-        """The controls that a reader of an exported page can move, and their values."""
-        return {}
-
     def close(self) -> None:
         """Take the widget and all its parts off the page and free their memory."""
         if self.comm is None:
             return
-        if self.selection is None:
-            # Its constructor failed before it was set up.
-            super().close()
-            return
-        self.cancel()
-        self.selection.unobserve(self._selection_changed, list(NAMES))
-        for widget in _below(self):
-            widget.close()
+        if self.selection is not None:
+            self.cancel()
+            self.selection.unobserve(self._selection_changed, list(NAMES))
         super().close()
         self.unobserve_all()
         self._forget()
         gc.collect()
-
-    def _forget(self) -> None:
-        """Drop the large objects that this explorer holds."""
-        self.map = None
-
-
-def _wrapped(widget: ipywidgets.DOMWidget, least: int) -> ipywidgets.VBox:
-    """The widget in a box that grows, and wraps to the next line below `least` pixels."""
-    layout = {"flex": f"1 1 {least}px", "min_width": f"min({least}px, 100%)"}
-    return ipywidgets.VBox([widget], layout=layout)
-
-
-def _below(widget: ipywidgets.Widget) -> list[ipywidgets.Widget]:
-    """All widgets inside, and their layouts."""
-    below: list[ipywidgets.Widget] = []
-    for child in getattr(widget, "children", ()):
-        below += [*_below(child), child]
-        if isinstance(child, ipywidgets.DOMWidget) and child.trait_has_value("layout"):
-            below.append(child.layout)
-    return below

@@ -19,11 +19,9 @@ from plotly.offline import get_plotlyjs
 
 from goatviz import checks
 from goatviz.explore.controls import Control
-from goatviz.explore.scripts import widget_file
+from goatviz.explore.page import front_file, front_script
 from goatviz.files import whole_file
 from goatviz.pages import json_text, page_text
-from goatviz.plots import style
-from goatviz.plots.base import Panel, as_json
 
 #: The most that a page may hold in addition to plotly.js.
 LIMIT_BYTES = 6_000_000
@@ -31,18 +29,8 @@ LIMIT_BYTES = 6_000_000
 _LEAST_SHARED = 48
 
 
-class Drawn(Protocol):
-    """The part of a `Picture` that a page needs."""
-
-    figures: Mapping[str, Panel | Sequence[Panel]]
-    summary: str
-    views: Mapping[str, str]
-
-
 class Exported(Protocol):
     """The part of an `Explorer` that a page needs."""
-
-    panels: Mapping[str, int]
 
     @property
     def label(self) -> str: ...
@@ -50,9 +38,9 @@ class Exported(Protocol):
     @property
     def controls(self) -> Mapping[str, Control]: ...
 
-    def picture(self, values: Mapping[str, Any]) -> Drawn: ...
+    def get_state(self) -> Mapping[str, Any]: ...
 
-    def page_extras(self, values: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]: ...
+    def state_of(self, values: Mapping[str, Any]) -> Mapping[str, Any]: ...
 
     def report_progress(self, doing: str, share: float) -> None: ...
 
@@ -93,18 +81,23 @@ def page(explorer: Exported, vary: Mapping[str, Sequence[Any]]) -> str:
         for name, control in explorer.controls.items()
         if control.kind != "button" and name not in vary
     ]
+    chosen = {name: _nearest(vary[name], getattr(explorer, name)) for name in names}
+    own = {n: v for n, v in explorer.get_state().items() if not n.startswith("_")}
     content = {
-        "label": explorer.label,
-        "controls": [_control(explorer.controls[name], vary[name]).spec() for name in names],
         "names": names,
         "choices": [list(options) for options in vary.values()],
-        "values": {name: _nearest(vary[name], getattr(explorer, name)) for name in names},
-        "panels": [{"name": n, "least": least} for n, least in explorer.panels.items()],
-        "extras": sorted(states[0]["extras"]),
+        "values": chosen,
+        "model": {
+            **{name: shared.keep(_plain(own[name])) for name in sorted({*own} - _UNSAVED)},
+            **chosen,
+            "control_specs": [_control(explorer.controls[n], vary[n]).spec() for n in names],
+            "progress": -1.0,
+            "doing": "",
+            "error": "",
+        },
         "fixed": "; ".join(fixed),
         "shared": shared.values,
         "states": states,
-        "palette": [list(colour) for colour in style.colour_table()],
     }
     data = json_text(content)
     if len(data) > LIMIT_BYTES:
@@ -113,53 +106,33 @@ def page(explorer: Exported, vary: Mapping[str, Sequence[Any]]) -> str:
             f"{LIMIT_BYTES / 1e6:g} MB is the most: name fewer values"
         )
     return page_text(
-        "explore/page.html.j2",
+        "explore/front/saved.html.j2",
         title=explorer.label,
-        css="".join(widget_file(f"{name}.css") for name in [*_PARTS.values(), "page"]),
+        css=front_file("explorer.css") + front_file("saved.css"),
         plotly=get_plotlyjs(),
         data=data,
-        script="".join(
-            [
-                widget_file("dom.js"),
-                *(_as_expression(name, file) for name, file in _PARTS.items()),
-                widget_file("page.js"),
-            ]
-        ),
+        script=f"{front_script()}\n{front_file('saved.js')}",
     )
 
 
-#: The widgets' names in the page, and their files.
-_PARTS = {"controls": "controls", "figureView": "figure_view", "planMap": "plan_map"}
-
-
-def _as_expression(name: str, file: str) -> str:
-    """An ES module of this package as a constant in the page's only script."""
-    source = widget_file(f"{file}.js")
-    source = source.replace("export default { render };", "return { render };")
-    return f"const {name} = (() => {{\n{source.replace('export function', 'function')}\n}})();\n"
+#: Traits that a page without a kernel has no use for.
+_UNSAVED = {"library", "layout", "tabbable", "tooltip"}
 
 
 def _state(explorer: Exported, values: Mapping[str, Any], shared: _Shared) -> dict[str, Any]:
-    picture = explorer.picture(values)
-    return {
-        "figures": {
-            name: shared.keep(json.loads(as_json(figure)))
-            for name, figure in picture.figures.items()
-        },
-        "views": picture.views,
-        "extras": {
-            name: shared.keep(_plain(extra)) for name, extra in explorer.page_extras(values).items()
-        },
-        "summary": picture.summary,
-    }
+    return {name: shared.keep(_plain(each)) for name, each in explorer.state_of(values).items()}
 
 
 def _plain(value: Any) -> Any:
-    """The value with its bytes as text, for JSON."""
+    """The value for JSON: bytes as text, and a figure opened, so that figures can share parts."""
     if isinstance(value, bytes):
         return {"base64": base64.b64encode(value).decode()}
     if isinstance(value, dict):
+        if value.keys() == {"text", "buffers"}:
+            value = {"spec": json.loads(value["text"]), "buffers": value["buffers"]}
         return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
     return value
 
 

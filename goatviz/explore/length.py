@@ -17,8 +17,9 @@ import xarray as xr
 from goatviz import checks
 from goatviz.analysis.length import over_depths
 from goatviz.analysis.perplexity import loss_difference
-from goatviz.explore.base import Explorer, Picture, Task
+from goatviz.explore.base import Explorer, Picture
 from goatviz.explore.controls import Control
+from goatviz.explore.jobs import Job
 from goatviz.plots import style
 from goatviz.plots.length import MEASURES, UNITS, accuracy_panel, depth_panel, map_panel
 from goatviz.plots.mass import GROUPS, mass_panel
@@ -106,10 +107,10 @@ class LengthExplorer(Explorer):
         Whether single runs are shown.
     """
 
-    scheme = traitlets.Unicode()
-    others = traitlets.Unicode("shown")
-    length = traitlets.Int()
-    runs = traitlets.Bool(True)
+    scheme = traitlets.Unicode().tag(sync=True)
+    others = traitlets.Unicode("shown").tag(sync=True)
+    length = traitlets.Int().tag(sync=True)
+    runs = traitlets.Bool(True).tag(sync=True)
 
     shown: tuple[str, ...] = ("scheme", "others", "length", "runs")
 
@@ -207,8 +208,10 @@ class AnswerExplorer(LengthExplorer):
         or all depths of the grid pooled.
     """
 
-    measure = traitlets.Unicode("strict")
-    depth = traitlets.Union([traitlets.Float(), traitlets.Unicode()], default_value=ALL)
+    measure = traitlets.Unicode("strict").tag(sync=True)
+    depth = traitlets.Union([traitlets.Float(), traitlets.Unicode()], default_value=ALL).tag(
+        sync=True
+    )
 
     def __init__(
         self,
@@ -247,7 +250,7 @@ class AnswerExplorer(LengthExplorer):
         if "depth" in values:
             checks.one_of("depth", values["depth"], [ALL, *self.depths])
 
-    def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
+    def _picture(self, values: Mapping[str, Any], job: Job) -> Picture:
         measure = values["measure"]
         depth = None if values.get("depth", ALL) == ALL else values["depth"]
         focus = replace(self._focus(values), depth=depth)
@@ -315,8 +318,8 @@ class LossExplorer(LengthExplorer):
         The scheme that the others are compared with, on the same pieces.
     """
 
-    measure = traitlets.Unicode("loss")
-    reference = traitlets.Unicode()
+    measure = traitlets.Unicode("loss").tag(sync=True)
+    reference = traitlets.Unicode().tag(sync=True)
 
     shown = ("scheme", "others", "length", "measure", "reference", "runs")
     panels = {"loss by length": _WIDTH, "loss by position": _WIDTH, "loss difference": _WIDTH}
@@ -354,7 +357,7 @@ class LossExplorer(LengthExplorer):
             self._differences[reference] = loss_difference(self._sweep, reference)
         return self._differences[reference]
 
-    def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
+    def _picture(self, values: Mapping[str, Any], job: Job) -> Picture:
         focus, measure = self._focus(values), values["measure"]
         difference = self._difference(values["reference"])
         figures = {
@@ -408,7 +411,7 @@ class MassExplorer(LengthExplorer):
         self._sweep = _whole(sweep, MASS_SWEEP)
         self._begin_with([sweep], "tokens", scheme=scheme)
 
-    def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
+    def _picture(self, values: Mapping[str, Any], job: Job) -> Picture:
         focus = self._focus(values)
         figures = {
             name: mass_panel(self._sweep, focus, of=of)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from goatviz.analysis.inputs import forward_calls, run_model, token_texts
 from goatviz.analysis.levels import MAX_BALANCED, PlanLevels, row_summary
 from goatviz.explore.base import Explorer, Picture
 from goatviz.explore.controls import Control
-from goatviz.explore.plan_map import INLINE_PAIRS
+from goatviz.explore.jobs import Job
+from goatviz.explore.page import Place
+from goatviz.explore.plan_map import INLINE_PAIRS, PlanMap, ShownPlan
 from goatviz.explore.selection import Selection
-from goatviz.explore.task import Task
 from goatviz.plots.plan import row_panels
 from goatviz.training.checkpoint import Checkpoint
 
@@ -111,16 +113,15 @@ class PlanExplorer(Explorer):
         The plan of this layer and head.
     """
 
-    layer = traitlets.Int(0)
-    head = traitlets.Int(0)
-    query = traitlets.Int(0)
-    key = traitlets.Int(0)
-    temperature = traitlets.Float(1.0)
-    balanced = traitlets.Bool(False)
-    queries = traitlets.Tuple(())
+    layer = traitlets.Int(0).tag(sync=True)
+    head = traitlets.Int(0).tag(sync=True)
+    query = traitlets.Int(0).tag(sync=True)
+    key = traitlets.Int(0).tag(sync=True)
+    temperature = traitlets.Float(1.0).tag(sync=True)
+    balanced = traitlets.Bool(False).tag(sync=True)
+    queries = traitlets.Tuple(()).tag(sync=True)
 
     shown = ("layer", "head", "query", "temperature", "balanced", "queries")
-    panels = {"row": 380}
 
     def __init__(
         self,
@@ -134,11 +135,12 @@ class PlanExplorer(Explorer):
         super().__init__()
         self._record, self._batch = record, batch
         self._tokens = None if tokens is None else [str(token) for token in tokens]
-        self._kept: dict[tuple[int, int], PlanLevels] = {}
+        # The last few plans are kept with their normalisers.
+        self._levels = lru_cache(_KEPT)(self._new_levels)
         self._heads = {layer: range(record.of(layer)[-1].shape[1]) for layer in layers}
         self.layer = layers[0]
-        self._show_map(self.layer, 0)
-        self.query = self.map.levels.queries - 1
+        self.query = self._levels(self.layer, 0).queries - 1
+        self.map = PlanMap(self._shown_plan(self.values()))
         controls = [
             Control("layer", "Layer", options=[(n, f"{n} ({record.layers[n]})") for n in layers]),
             Control("head", "Head"),
@@ -162,11 +164,11 @@ class PlanExplorer(Explorer):
                 hint="the plan whose keys all receive the same mass, solved whole by POT",
             ),
         ]
-        self._set_up(controls, label="Plan and prior", selection=selection)
-        self._controls.on_press("reset", lambda: self.set(temperature=1.0))
+        places = {"map": Place(self.map, 380), "row": 380}
+        self._set_up(controls, label="Plan and prior", places=places, selection=selection)
         self.map.observe(self._chosen, "selection")
         self.map.observe(self._brushed, "brush")
-        self.observe(self._mark, ["query", "key"])
+        self.observe(lambda _: self.map.show(self._shown_plan(self.values())), "key")
 
     # --- what is shown ---
 
@@ -188,17 +190,17 @@ class PlanExplorer(Explorer):
         keys = self._levels(values["layer"], values["head"]).keys
         return bool(values["queries"]) and keys * np.ptp(values["queries"]) > INLINE_PAIRS
 
-    def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
+    def _picture(self, values: Mapping[str, Any], job: Job) -> Picture:
         levels = self._levels(values["layer"], values["head"])
         row = levels.row(
             values["query"],
             temperature=values["temperature"],
             points=POINTS,
-            tokens=self._map_options(levels)["key_tokens"],
+            tokens=self._tokens_of(levels.keys),
             check=levels.keys <= MAX_CHECKED_KEYS,
             balanced=values["balanced"],
             mean_of=values["queries"] or None,
-            progress=task,
+            progress=job,
         )
         sentence = row_summary(row)
         if "balanced" in row and float(row["balanced"].max()) > 1 - 1e-6:
@@ -208,11 +210,17 @@ class PlanExplorer(Explorer):
             )
         return Picture({"row": row_panels(row)}, sentence, {"row": f"{row.sizes['key']}"})
 
-    def _lead(self, values: Mapping[str, Any]) -> None:
-        super()._lead(values)
-        levels = self.map.levels
-        self._controls.change("query", high=levels.queries - 1)
-        self._controls.change("balanced", disabled=max(levels.queries, levels.keys) > MAX_BALANCED)
+    def _at_once(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {"map": self._shown_plan(values)}
+
+    def _changed_controls(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        levels = self._levels(values["layer"], values["head"])
+        too_many = max(levels.queries, levels.keys) > MAX_BALANCED
+        return {"query": {"high": levels.queries - 1}, "balanced": {"disabled": too_many}}
+
+    def _pressed(self, button: str) -> None:
+        if button == "reset":
+            self.temperature = 1.0
 
     # --- the map ---
 
@@ -225,31 +233,23 @@ class PlanExplorer(Explorer):
     def _brushed(self, change: dict[str, Any]) -> None:
         self.queries = tuple(change["new"])
 
-    def _mark(self, change: dict[str, Any]) -> None:
-        """Select in the map the pair that was chosen elsewhere."""
-        queries, keys = self.map.size
-        if self.map.selection != [self.query, self.key] and (
-            0 <= self.query < queries and 0 <= self.key < keys
-        ):
-            self.map.selection = [self.query, self.key]
+    def _new_levels(self, layer: int, head: int) -> PlanLevels:
+        return PlanLevels(self._record.of(layer)[-1], head=head, batch=self._batch)
 
-    def _levels(self, layer: int, head: int) -> PlanLevels:
-        # The last few are kept with their normalisers.
-        at = (layer, head)
-        if at not in self._kept:
-            levels = PlanLevels(self._record.of(layer)[-1], head=head, batch=self._batch)
-            while len(self._kept) >= _KEPT:
-                del self._kept[next(iter(self._kept))]
-            self._kept[at] = levels
-        return self._kept[at]
+    def _shown_plan(self, values: Mapping[str, Any]) -> ShownPlan:
+        levels = self._levels(values["layer"], values["head"])
+        query, key = values["query"], self.key
+        return ShownPlan(
+            levels,
+            f"Layer {levels.call.layer}, head {levels.head}",
+            self._tokens_of(levels.queries),
+            self._tokens_of(levels.keys),
+            (query, key) if query < levels.queries and key < levels.keys else (),
+        )
 
-    def _map_options(self, levels: PlanLevels) -> dict[str, Any]:
-        options = {"title": f"Layer {levels.call.layer}, head {levels.head}"}
-        for side, count in (("query", levels.queries), ("key", levels.keys)):
-            # The keys of a cached or cross-attention call are other tokens.
-            fits = self._tokens is not None and len(self._tokens) == count
-            options[f"{side}_tokens"] = self._tokens if fits else None
-        return options
+    def _tokens_of(self, count: int) -> list[str] | None:
+        """The tokens, if there are so many: the keys of a cached or cross-attention call differ."""
+        return self._tokens if self._tokens is not None and len(self._tokens) == count else None
 
     # --- without a kernel ---
 
@@ -259,12 +259,6 @@ class PlanExplorer(Explorer):
         queries = sorted({round(last * share) for share in (0.1, 0.25, 0.5, 0.75, 1.0)})
         return {"head": heads[:12], "query": queries, "temperature": [0.1, 0.5, 1.0, 2.0, 10.0]}
 
-    def page_extras(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        extras = super().page_extras(values)
-        extras["map"]["selection"] = [values.get("query", self.query), self.key]
-        return extras
-
     def _forget(self) -> None:
-        super()._forget()
-        self._kept.clear()
-        del self._record
+        self._levels.cache_clear()
+        self._record = self.map = None

@@ -1,23 +1,23 @@
-"""A map of one head's plan as a widget: a canvas of 8-bit cells, at any zoom.
+"""A map of one head's plan: a canvas of 8-bit cells, at any zoom.
 
 The page asks for the window that it shows and gets one byte for each cell; exact numbers are asked
-for a pair at a time. What is drawn, and how the window moves, lives in plan_map.js.
+for a pair at a time. What is drawn, and how the window moves, lives in front/map.js.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import anywidget
 import numpy as np
 import traitlets
 
 from goatviz import checks
 from goatviz.analysis.levels import POOLS, PlanLevels, PlanView
-from goatviz.explore.scripts import widget_file, widget_script
-from goatviz.explore.task import Newest, Task, running_loop
+from goatviz.explore.jobs import Job, Newest, running_loop
+from goatviz.explore.page import Part
 from goatviz.plots.style import colour_table
 
 SCALES = ("linear", "log")
@@ -33,17 +33,52 @@ INLINE_PAIRS = 4_000_000
 MOST_TOKENS = 256
 
 
-class PlanMap(anywidget.AnyWidget):
-    """A map of attention weights: zoom, pan, select a pair by click or key, brush queries.
+@dataclass(frozen=True)
+class ShownPlan:
+    """What a map shows.
 
     Parameters
     ----------
     levels : PlanLevels
-        The plan to show.
+        The plan.
     title : str
         Title above the map, which screen readers say too.
     query_tokens, key_tokens : sequence of str, optional
         One for each query and key; shown as text where there is room.
+    selection : tuple of int, optional
+        The chosen query and key, or (). Default: as it is, or none in a plan of another size.
+
+    Raises
+    ------
+    TypeError
+        If `levels` is not a PlanLevels.
+    ValueError
+        If tokens do not fit the plan.
+    """
+
+    levels: PlanLevels
+    title: str = "Attention map"
+    query_tokens: Sequence[str] | None = None
+    key_tokens: Sequence[str] | None = None
+    selection: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        checks.instance("levels", self.levels, PlanLevels, "PlanLevels")
+        for name, tokens, count in (
+            ("query_tokens", self.query_tokens, self.levels.queries),
+            ("key_tokens", self.key_tokens, self.levels.keys),
+        ):
+            if tokens is not None and len(tokens) != count:
+                raise ValueError(f"{name} must hold {count} texts, got {len(tokens)}")
+
+
+class PlanMap(Part):
+    """A map of attention weights: zoom, pan, select a pair by click or key, brush queries.
+
+    Parameters
+    ----------
+    plan : ShownPlan
+        The plan to show first.
     scale : {"linear", "log"}
         Scale of the colours: from 0, or over five decades below the largest weight seen.
     pool : {"max", "mean"}
@@ -58,20 +93,17 @@ class PlanMap(anywidget.AnyWidget):
     view, pixels
         The last view and its cells, one byte each: 0 where every pair is forbidden.
     error : str
-        The last error, shown in the widget; "" after the next success.
+        The last error, shown in the map; "" after the next success.
     progress : float
         Share of the view that is being computed; -1 while none is.
 
     Raises
     ------
-    TypeError
-        If `levels` is not a PlanLevels.
     ValueError
-        If tokens do not fit the plan, or there is no such scale or pool.
+        If there is no such scale or pool.
     """
 
-    _esm = widget_script("plan_map")
-    _css = widget_file("plan_map.css")
+    kind = "map"
 
     _room = (FIRST_VIEW, FIRST_VIEW)
 
@@ -90,108 +122,73 @@ class PlanMap(anywidget.AnyWidget):
     selection = traitlets.List(traitlets.Int(), maxlen=2).tag(sync=True)
     brush = traitlets.List(traitlets.Int(), maxlen=2).tag(sync=True)
 
-    def __init__(
-        self,
-        levels: PlanLevels,
-        *,
-        title: str = "Attention map",
-        query_tokens: Sequence[str] | None = None,
-        key_tokens: Sequence[str] | None = None,
-        scale: str = "linear",
-        pool: str = "max",
-    ) -> None:
+    def __init__(self, plan: ShownPlan, *, scale: str = "linear", pool: str = "max") -> None:
         self._work = Newest(partial(setattr, self, "progress"))
         checks.one_of("scale", scale, SCALES)
         checks.one_of("pool", pool, POOLS)
         super().__init__(palette=[list(rgb) for rgb in colour_table()], scale=scale, pool=pool)
-        self.on_msg(self._received)
-        self.show_plan(levels, title=title, query_tokens=query_tokens, key_tokens=key_tokens)
-
-    def show_plan(
-        self,
-        levels: PlanLevels,
-        *,
-        title: str | None = None,
-        query_tokens: Sequence[str] | None = None,
-        key_tokens: Sequence[str] | None = None,
-    ) -> None:
-        """Show the whole of another plan; one of another size clears selection and brush."""
-        checks.instance("levels", levels, PlanLevels, "PlanLevels")
-        for name, tokens, count in (
-            ("query_tokens", query_tokens, levels.queries),
-            ("key_tokens", key_tokens, levels.keys),
-        ):
-            if tokens is not None and len(tokens) != count:
-                raise ValueError(f"{name} must hold {count} texts, got {len(tokens)}")
-        self._levels = levels
-        self._tokens = (query_tokens, key_tokens)
-        self._highest = 0.0
-        size = [levels.queries, levels.keys]
-        self._work.stop()
-        with self.hold_sync():
-            if size != self.size:
-                self.selection, self.brush = [], []
-            self.size = size
-            self.title = self.title if title is None else title
-            self.has_tokens = query_tokens is not None or key_tokens is not None
-            self.plan += 1
-            # A quick view goes out in the same message, as large as the page asked for last.
-            self._view(-self.plan, (0, size[0]), (0, size[1]), *self._room)
+        self._shown: ShownPlan | None = None
+        self.show(plan)
 
     @property
     def levels(self) -> PlanLevels:
         """The plan that is shown."""
-        return self._levels
+        return self._shown.levels
 
-    def state_of(self, levels: PlanLevels, *, title: str) -> dict[str, Any]:
-        """The map's state for another plan of the same tokens, for a page without a kernel."""
+    def show(self, content: ShownPlan) -> None:
+        """Show the whole of another plan; one of another size clears the brush."""
+        before, self._shown = self._shown, content
+        levels = content.levels
+        if before is not None and before.levels is levels and before.title == content.title:
+            if content.selection is not None:
+                self.selection = list(content.selection)
+            return
+        self._highest = 0.0
+        self._work.stop()
+        size = [levels.queries, levels.keys]
+        with self.together():
+            if size != self.size:
+                self.selection, self.brush = [], []
+            if content.selection is not None:
+                self.selection = list(content.selection)
+            self.size = size
+            self.title, self.has_tokens = content.title, _has_tokens(content)
+            self.plan += 1
+            # A quick view goes out in the same message, as large as the page asked for last.
+            self._view(-self.plan, (0, size[0]), (0, size[1]), *self._room)
+
+    def state_of(self, content: ShownPlan) -> dict[str, Any]:
+        """The map's state for another plan, for a page without a kernel."""
+        levels = content.levels
         window = ((0, levels.queries), (0, levels.keys))
         shown = levels.view(*window, rows=FIRST_VIEW, columns=FIRST_VIEW, pool=self.pool)
         scale = colour_range(self.scale, float(np.nanmax(shown.weights, initial=0.0)))
         return {
-            "title": title,
+            "title": content.title,
             "summary": _summary(shown),
             "error": "",
             "progress": -1.0,
             "size": [levels.queries, levels.keys],
-            "has_tokens": self.has_tokens,
+            "has_tokens": _has_tokens(content),
             "plan": 0,
-            "view": self._described(0, shown, scale),
+            "view": _described(0, shown, scale, content),
             "pixels": to_codes(shown.weights, scale),
-            "scale": self.scale,
-            "pool": self.pool,
-            "selection": [],
+            "selection": list(content.selection or ()),
             "brush": [],
         }
 
     def close(self) -> None:
-        """Close the widget, stop what is being computed, and let go of the plan."""
         self._work.stop()
-        super().close()
-        self.__dict__.pop("_levels", None)
+        self._shown = None
 
-    def _described(self, number: int, shown: PlanView, scale: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "id": number,
-            "queries": list(shown.query_range),
-            "keys": list(shown.key_range),
-            "rows": shown.weights.shape[0],
-            "columns": shown.weights.shape[1],
-            "rule": shown.rule,
-            "exact": shown.exact,
-            "range": scale,
-            "query_tokens": _texts(self._tokens[0], shown.query_range),
-            "key_tokens": _texts(self._tokens[1], shown.key_range),
-        }
-
-    def _show(self, number: int, shown: PlanView) -> None:
+    def _show_view(self, number: int, shown: PlanView) -> None:
         """Put a view on the page, picture and description together."""
         # Colours keep their meaning while the window moves, until something larger is seen.
         self._highest = max(self._highest, float(np.nanmax(shown.weights, initial=0.0)))
         scale = colour_range(self.scale, self._highest)
-        with self.hold_sync():
+        with self.together():
             self.pixels = to_codes(shown.weights, scale)
-            self.view = self._described(number, shown, scale)
+            self.view = _described(number, shown, scale, self._shown)
             self.summary = _summary(shown)
             self.error = ""
 
@@ -209,17 +206,17 @@ class PlanMap(anywidget.AnyWidget):
         A view of many pairs is computed beside the kernel's own work, if there is a kernel.
         """
         rows, columns = (max(1, min(int(count), MOST_CELLS)) for count in (rows, columns))
-        levels, pool = self._levels, self.pool
+        levels, pool = self.levels, self.pool
 
-        def compute(task: Task) -> PlanView:
-            return levels.view(queries, keys, rows=rows, columns=columns, pool=pool, progress=task)
+        def compute(job: Job) -> PlanView:
+            return levels.view(queries, keys, rows=rows, columns=columns, pool=pool, progress=job)
 
         loop = running_loop()
         self._work.stop()
         pairs = levels.pairs(min(rows, queries[1] - queries[0]), keys[1] - keys[0])
         if loop is None or pairs <= INLINE_PAIRS:
             try:
-                self._show(number, compute(Task()))
+                self._show_view(number, compute(Job()))
             except Exception as error:  # noqa: BLE001 - shown, since nobody sees a kernel's log
                 self.error = f"{type(error).__name__}: {error}"
             answer()
@@ -227,14 +224,14 @@ class PlanMap(anywidget.AnyWidget):
 
         def end(shown: PlanView | None, error: Exception | None) -> None:
             if shown is not None:
-                self._show(number, shown)
+                self._show_view(number, shown)
             elif error is not None:
                 self.error = f"{type(error).__name__}: {error}"
             answer()
 
         self._work.start(loop, compute, end)
 
-    def _received(self, _widget: Any, message: dict[str, Any], _buffers: list[Any]) -> None:
+    def received(self, message: Mapping[str, Any]) -> None:
         """Answer a question of the page, whatever happens: the page waits for it."""
         kind = message.get("kind")
         if kind == "stop":
@@ -254,7 +251,7 @@ class PlanMap(anywidget.AnyWidget):
                 return
             if kind == "cell":
                 query, key = int(message["query"]), int(message["key"])
-                cell = self._levels.cell(query, key)
+                cell = self.levels.cell(query, key)
                 values = {
                     # JSON knows no infinity; a forbidden pair has nothing else to say.
                     name: value if np.isfinite(value) else None
@@ -284,6 +281,28 @@ def to_codes(weights: np.ndarray, scale: dict[str, Any]) -> bytes:
         share = (values - low) / (high - low)
     codes = 1 + np.rint(254 * share).astype(np.uint8)
     return np.where(known, codes, 0).astype(np.uint8).tobytes()
+
+
+def _described(
+    number: int, shown: PlanView, scale: dict[str, Any], plan: ShownPlan
+) -> dict[str, Any]:
+    """A view in words and numbers, as the page needs it."""
+    return {
+        "id": number,
+        "queries": list(shown.query_range),
+        "keys": list(shown.key_range),
+        "rows": shown.weights.shape[0],
+        "columns": shown.weights.shape[1],
+        "rule": shown.rule,
+        "exact": shown.exact,
+        "range": scale,
+        "query_tokens": _texts(plan.query_tokens, shown.query_range),
+        "key_tokens": _texts(plan.key_tokens, shown.key_range),
+    }
+
+
+def _has_tokens(plan: ShownPlan) -> bool:
+    return plan.query_tokens is not None or plan.key_tokens is not None
 
 
 def _texts(tokens: Sequence[str] | None, window: tuple[int, int]) -> dict[str, Any] | None:

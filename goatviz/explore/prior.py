@@ -26,8 +26,9 @@ from goatviz.analysis.prior_curves import (
     require_sequence,
 )
 from goatviz.analysis.prior_mix import PriorMixer, mix_summary
-from goatviz.explore.base import Explorer, Picture, Task
+from goatviz.explore.base import Explorer, Picture
 from goatviz.explore.controls import Control
+from goatviz.explore.jobs import Job
 from goatviz.explore.selection import Selection
 from goatviz.plots.base import Panel
 from goatviz.plots.prior import MIX_PANELS
@@ -138,17 +139,17 @@ class PriorExplorer(Explorer):
         does not depend on it.
     """
 
-    layer = traitlets.Int(0)
-    head = traitlets.Int(0)
-    length = traitlets.Int(128)
-    sink = traitlets.Bool(True)
-    relative = traitlets.Bool(True)
-    recency = traitlets.Bool(True)
-    sink_scale = traitlets.Float(1.0)
-    relative_scale = traitlets.Float(1.0)
-    recency_scale = traitlets.Float(1.0)
-    content_range = traitlets.Float(1.0)
-    temperature = traitlets.Float(1.0)
+    layer = traitlets.Int(0).tag(sync=True)
+    head = traitlets.Int(0).tag(sync=True)
+    length = traitlets.Int(128).tag(sync=True)
+    sink = traitlets.Bool(True).tag(sync=True)
+    relative = traitlets.Bool(True).tag(sync=True)
+    recency = traitlets.Bool(True).tag(sync=True)
+    sink_scale = traitlets.Float(1.0).tag(sync=True)
+    relative_scale = traitlets.Float(1.0).tag(sync=True)
+    recency_scale = traitlets.Float(1.0).tag(sync=True)
+    content_range = traitlets.Float(1.0).tag(sync=True)
+    temperature = traitlets.Float(1.0).tag(sync=True)
 
     def __init__(
         self,
@@ -172,7 +173,8 @@ class PriorExplorer(Explorer):
         if length is None:
             known = next((s.training_length for s in sources if s.training_length), 128)
             length = min(known, MAX_LENGTH)
-        super().__init__(length=int(length))
+        super().__init__()
+        self.length = int(length)
         self._source, self._causal = source, causal
         self._heads = {layer: range(s.prior.num_heads) for layer, s in enumerate(sources)}
         self._parts = [component_names(s.prior) for s in sources]
@@ -196,7 +198,6 @@ class PriorExplorer(Explorer):
         }
         self.panels = {name: 340 for name in MIX_PANELS if there.get(name, True)}
         self._set_up(self._all_controls(sources), label="Learned prior", selection=selection)
-        self._controls.on_press("reset", self.reset)
 
     @traitlets.validate(*_COMPONENTS, *(f"{name}_scale" for name in _COMPONENTS))
     def _is_there(self, proposal: Any) -> Any:
@@ -226,7 +227,7 @@ class PriorExplorer(Explorer):
         ValueError
             If there is no such value.
         """
-        return self._mix(self._merged(values), Task())
+        return self._mix(self._merged(values), Job())
 
     # --- controls ---
 
@@ -287,12 +288,18 @@ class PriorExplorer(Explorer):
             Control("reset", "Reset to learned", "button"),
         ]
 
-    def _lead(self, values: Mapping[str, Any]) -> None:
+    def _changed_controls(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Disable the controls of components that the chosen layer lacks."""
-        for name in self._names:
-            lacking = name not in self._parts[values["layer"]]
-            self._controls.change(name, disabled=lacking)
-            self._controls.change(f"{name}_scale", disabled=lacking)
+        parts = self._parts[values["layer"]]
+        return {
+            control: {"disabled": name not in parts}
+            for name in self._names
+            for control in (name, f"{name}_scale")
+        }
+
+    def _pressed(self, button: str) -> None:
+        if button == "reset":
+            self.reset()
 
     # --- pictures ---
 
@@ -309,8 +316,8 @@ class PriorExplorer(Explorer):
     def _is_long(self, values: Mapping[str, Any]) -> bool:
         return values["length"] > LONG
 
-    def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
-        mix = self._mix(values, task)
+    def _picture(self, values: Mapping[str, Any], job: Job) -> Picture:
+        mix = self._mix(values, job)
         where = (values["layer"], values["head"], values["length"])
         scales = {name: mix.attrs.get(f"{name}_scale") for name in _COMPONENTS}
         figures = {}
@@ -329,14 +336,14 @@ class PriorExplorer(Explorer):
         views = {name: f"{name} {values['length']}" for name in self.panels}
         return Picture(figures, mix_summary(mix), views)
 
-    def _mix(self, values: Mapping[str, Any], task: Task) -> xr.Dataset:
+    def _mix(self, values: Mapping[str, Any], job: Job) -> xr.Dataset:
         key = (values["layer"], values["head"], values["length"])
         with self._lock:
             mixer = self._mixers.get(key)
         begin = 0.0
         if mixer is None:
             begin = 0.4
-            mixer = self._mixer(*key, part_of(task, 0.0, begin))
+            mixer = self._mixer(*key, part_of(job, 0.0, begin))
             with self._lock:
                 self._mixers[key] = mixer
                 while len(self._mixers) > 1 and self._held() > _KEPT:
@@ -346,7 +353,7 @@ class PriorExplorer(Explorer):
             **scales,
             content_range=values["content_range"],
             temperature=values["temperature"],
-            progress=part_of(task, begin, 1.0),
+            progress=part_of(job, begin, 1.0),
         )
 
     def _held(self) -> int:
@@ -373,7 +380,6 @@ class PriorExplorer(Explorer):
         return vary
 
     def _forget(self) -> None:
-        super()._forget()
         self._mixers.clear()
         self._drawn.clear()
         self._source = None

@@ -6,6 +6,7 @@ The numbers are those of `sink_profile`, computed once; moving a control draws t
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from goatviz.analysis.sink_text import above_text, at_threshold, sink_sentence
 from goatviz.analysis.sinks import sink_profile_steps
 from goatviz.explore.base import Explorer, Picture
 from goatviz.explore.controls import Control
+from goatviz.explore.jobs import Job, Steps, running_loop
+from goatviz.explore.page import Place
+from goatviz.explore.plan_map import PlanMap, ShownPlan
 from goatviz.explore.selection import Selection
-from goatviz.explore.steps import Steps
-from goatviz.explore.task import Task, running_loop
 from goatviz.plots.base import as_figure
 from goatviz.plots.sink_curves import importance_panel, key_places, rate_panel, signal_panel
 from goatviz.plots.sink_maps import heads_panel, places
@@ -124,14 +126,13 @@ class SinkExplorer(Explorer):
         The plan of this head for the first input, if queries and keys are known.
     """
 
-    threshold = traitlets.Float(0.3)
-    layer = traitlets.Int(0)
-    head = traitlets.Int(0)
-    key = traitlets.Int(0)
+    threshold = traitlets.Float(0.3).tag(sync=True)
+    layer = traitlets.Int(0).tag(sync=True)
+    head = traitlets.Int(0).tag(sync=True)
+    key = traitlets.Int(0).tag(sync=True)
 
     shown = ("threshold", "layer", "head", "key")
-    panels = {"heads": 340, "sink rate": 340, "importance": 340, "signal": 340}
-    map_place = (1, 340)
+    map: PlanMap | None = None
 
     def __init__(
         self,
@@ -169,10 +170,16 @@ class SinkExplorer(Explorer):
             self.threshold = threshold
         self.layer = next(iter(self._heads))
         self.head = self._heads[self.layer][0]
+        self._levels = lru_cache(4)(self._new_levels)
+        places: dict[str, Place | int] = {"heads": 340}
         if self._calls:
-            self._show_map(self.layer, self.head)
+            self.map = PlanMap(self._shown_plan(self.values()))
             self.map.observe(self._pair_chosen, "selection")
-        self._set_up(self._make_controls(names), label="Attention sinks", selection=selection)
+            places["map"] = Place(self.map)
+        places |= {"sink rate": 340, "importance": 340, "signal": 340}
+        self._set_up(
+            self._make_controls(names), label="Attention sinks", places=places, selection=selection
+        )
 
     def _make_controls(self, names: Mapping[int, str]) -> list[Control]:
         return [
@@ -284,7 +291,7 @@ class SinkExplorer(Explorer):
             first, last = self._key_range()
             raise ValueError(f"key must be in {first} .. {last}, got {key!r}")
 
-    def _picture(self, values: Mapping[str, Any], task: Task) -> Picture:
+    def _picture(self, values: Mapping[str, Any], job: Job) -> Picture:
         self.profile()
         # Only now are the keys known.
         self._check(values)
@@ -311,34 +318,29 @@ class SinkExplorer(Explorer):
             )
         return Picture(panels, sentence)
 
-    def _request(self) -> None:
+    def _at_once(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {"map": self._shown_plan(values)} if self._calls else {}
+
+    def _changed_controls(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        # Before the profile, the longest input is not known.
+        return {"key": {"high": self._key_range()[1]}}
+
+    def _begin(self, values: Mapping[str, Any]) -> None:
         if self._profile is not None or self._loop is None:
-            super()._request()
-            return
-        # The picture follows when the profile is done, with the values of that moment.
-        values = self.values()
-        try:
-            self._check(values)
-            self._lead(values)
-        except ValueError as error:
-            self._say_error(error)
-        if not self._steps.running:
+            super()._begin(values)
+        elif not self._steps.running:
+            # The picture follows when the profile is done, with the values of that moment.
             self._report(self._steps.share)
             self._steps.start(self._loop, self._report, self._profiled)
 
     def _report(self, share: float) -> None:
         self.report_progress("Profiling", share)
 
-    def _show(self, picture: Picture) -> None:
-        # Before the profile, the longest input was not known.
-        self._controls.change("key", high=self._key_range()[1])
-        super()._show(picture)
-
     def _profiled(self, error: Exception | None) -> None:
         """The profile is there, or never will be."""
-        self._controls.progress = -1.0
+        self.progress = -1.0
         if error is not None:
-            self._say_error(error)
+            self.say_error(error)
             return
         self.profile()
         self._request()
@@ -348,8 +350,8 @@ class SinkExplorer(Explorer):
         super().cancel()
         if self._steps is not None and self._steps.running:
             self._steps.stop()
-            self._controls.progress = -1.0
-            self._say(f"Stopped at {100 * self._steps.share:.0f} %: moving a control resumes.")
+            self.progress = -1.0
+            self.summary = f"Stopped at {100 * self._steps.share:.0f} %: moving a control resumes."
 
     # --- clicks ---
 
@@ -397,17 +399,15 @@ class SinkExplorer(Explorer):
 
     # --- the map ---
 
-    def _levels(self, layer: int, head: int) -> PlanLevels:
+    def _new_levels(self, layer: int, head: int) -> PlanLevels:
         return PlanLevels(self._calls[layer], head=head)
 
-    def _map_options(self, levels: PlanLevels) -> dict[str, Any]:
+    def _shown_plan(self, values: Mapping[str, Any]) -> ShownPlan:
+        levels = self._levels(values["layer"], values["head"])
         fits = self._tokens is not None and len(self._tokens) == levels.queries == levels.keys
         tokens = self._tokens if fits else None
-        return {
-            "title": f"Plan of layer {levels.call.layer}, head {levels.head}, first input",
-            "query_tokens": tokens,
-            "key_tokens": tokens,
-        }
+        title = f"Plan of layer {levels.call.layer}, head {levels.head}, first input"
+        return ShownPlan(levels, title, tokens, tokens)
 
     # --- without a kernel, and the end ---
 
@@ -429,9 +429,9 @@ class SinkExplorer(Explorer):
         return {"head": heads[first : first + most]}
 
     def _forget(self) -> None:
-        super()._forget()
+        self._levels.cache_clear()
         self._calls.clear()
-        self._profile = self._whole = self._steps = None
+        self._profile = self._whole = self._steps = self.map = None
 
 
 def _place(value: Any) -> int | None:

@@ -137,8 +137,16 @@ def as_figure(drawn: Panel | Sequence[Panel] | Figure) -> Figure:
     return _figure(*_column([drawn] if isinstance(drawn, Panel) else drawn, NARROW))
 
 
-def as_json(drawn: Panel | Sequence[Panel] | go.Figure) -> str:
+def as_json(drawn: Panel | Sequence[Panel] | go.Figure, buffers: list[bytes] | None = None) -> str:
     """`as_figure` as plotly's JSON, but without making a Figure: fast enough for sliders.
+
+    Parameters
+    ----------
+    drawn : Panel, sequence of Panel, or plotly.graph_objects.Figure
+        A panel, panels one below the other, or a whole figure.
+    buffers : list of bytes, optional
+        List that takes the bytes of each array; "bdata" is then an index into it. Without one,
+        arrays are written as base64.
 
     Raises
     ------
@@ -151,8 +159,14 @@ def as_json(drawn: Panel | Sequence[Panel] | go.Figure) -> str:
     if not isinstance(panels, Sequence) or not all(isinstance(one, Panel) for one in panels):
         raise TypeError(f"drawn must be a plotly Figure or panels, got {type(drawn).__name__}")
     data, layout = _column(panels, NARROW)
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return _packed(value, buffers)
+        return _TEMPLATE if value is style.TEMPLATE else value.item()
+
     content = {"data": data, "layout": layout}
-    return json.dumps(content, default=_plain, separators=(",", ":"), allow_nan=False)
+    return json.dumps(content, default=plain, separators=(",", ":"), allow_nan=False)
 
 
 def grid(
@@ -715,22 +729,20 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _packed(value: Any) -> Any:
-    """A value as JSON can hold it: arrays in plotly's binary form."""
+def _packed(value: Any, buffers: list[bytes] | None = None) -> Any:
+    """A value as JSON can hold it: arrays in plotly's binary form; see `as_json`."""
     if not isinstance(value, np.ndarray):
         return value
     kind = f"{value.dtype.kind}{value.dtype.itemsize}"
     if kind not in _BINARY:
         return value.tolist()
-    array = np.ascontiguousarray(value)
-    packed = {"dtype": kind, "bdata": base64.b64encode(array.tobytes()).decode()}
-    if array.ndim > 1:
-        packed["shape"] = ", ".join(map(str, array.shape))
+    content = np.ascontiguousarray(value).tobytes()
+    packed: dict[str, Any] = {"dtype": kind}
+    if buffers is None:
+        packed["bdata"] = base64.b64encode(content).decode()
+    else:
+        packed["bdata"] = len(buffers)
+        buffers.append(content)
+    if value.ndim > 1:
+        packed["shape"] = ", ".join(map(str, value.shape))
     return packed
-
-
-def _plain(value: Any) -> Any:
-    """A value that JSON cannot hold, as plotly reads it."""
-    if isinstance(value, np.ndarray):
-        return _packed(value)
-    return _TEMPLATE if value is style.TEMPLATE else value.item()

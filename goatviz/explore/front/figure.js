@@ -1,6 +1,7 @@
-// A plotly figure as a widget. plotly.js comes from one shared model and is loaded once per page,
-// the newest figure wins, and text and grid follow the page's theme. Without a kernel the last
+// A plotly figure. plotly.js is loaded once per page, arrays come as bytes, the newest figure wins, and text and grid follow the page's theme. Without a kernel the last
 // figure stays, as interactive as any plotly figure.
+
+import { colourOf, listen, make, whenThemed } from "./dom.js";
 
 const LIBRARY = Symbol.for("goatviz.plotly");
 const CONFIG = {
@@ -15,18 +16,21 @@ export function asModule(source) {
   return `const module = { exports: {} };\nconst define = undefined;\n${source}\nexport default module.exports;`;
 }
 
-export function loadLibrary(source) {
-  // A promise of plotly.js, the same for every figure of this page.
+export function loadLibrary(ask) {
+  // A promise of plotly.js, the same for every figure of this page; `ask` promises its source.
   if (!globalThis[LIBRARY]) {
-    const before = globalThis.Plotly;
-    const url = URL.createObjectURL(new Blob([asModule(source)], { type: "text/javascript" }));
-    globalThis[LIBRARY] = import(url).then((loaded) => {
+    globalThis[LIBRARY] = ask().then(async (source) => {
+      const before = globalThis.Plotly;
+      const url = URL.createObjectURL(new Blob([asModule(source)], { type: "text/javascript" }));
+      const loaded = await import(url);
       URL.revokeObjectURL(url);
       // The page's own plotly.js, if it has one, keeps its name.
       if (before === undefined) delete globalThis.Plotly;
       else globalThis.Plotly = before;
       return loaded.default;
     });
+    // Another widget may be able to say what this one could not.
+    globalThis[LIBRARY].catch(() => delete globalThis[LIBRARY]);
   }
   return globalThis[LIBRARY];
 }
@@ -42,29 +46,47 @@ export function themed(layout, ink, grid) {
   return found;
 }
 
-function render({ model, el }) {
+export function unpacked({ text, spec, buffers = [] }) {
+  // The figure with its arrays, which are written as numbers of buffers.
+  const fill = (value) => {
+    if (Array.isArray(value)) return value.map(fill);
+    if (value === null || typeof value !== "object") return value;
+    if (typeof value.bdata === "number") {
+      const { buffer, byteOffset, byteLength } = buffers[value.bdata];
+      return { ...value, bdata: buffer.slice(byteOffset, byteOffset + byteLength) };
+    }
+    return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, fill(each)]));
+  };
+  return fill(spec ?? JSON.parse(text));
+}
+
+export function renderFigure({ model, el, plotly: loading }) {
   const root = make("div", { class: "goatviz-figure", role: "group" }, el);
-  const place = make("div", {}, root);
-  const problem = make("div", { class: "goatviz-figure-error", role: "alert" }, root);
+  const place = make("div", { class: "goatviz-figure-place" }, root);
+  const problem = make("div", { class: "goatviz-error", role: "alert" }, root);
 
   let plotly = null;
-  let frame = 0;
+  let timer = 0;
   let closed = false;
   let busy = false;
   let again = false;
   let width = 0;
+  let content = null;
+  let near = true;
 
-  // As high as its figure from the start, so that nothing below it jumps when it is drawn.
-  const reserve = () => {
-    const height = JSON.parse(model.get("figure")).layout?.height;
-    if (height) place.style.minHeight = `${height}px`;
+  const read = () => {
+    const figure = model.get("figure");
+    content = figure.text || figure.spec ? unpacked(figure) : null;
+    // As high as its figure from the start, so that nothing below it jumps when it is drawn.
+    place.style.minHeight = `${content?.layout?.height ?? model.get("height")}px`;
+    root.dataset.waiting = content ? "no" : "yes";
+    redraw();
   };
-
   const label = () => root.setAttribute("aria-label", model.get("label"));
 
   const draw = async () => {
-    frame = 0;
-    if (closed || !plotly) return;
+    timer = 0;
+    if (closed || !plotly || !content || !near) return;
     if (!place.clientWidth) {
       // Not on the page, perhaps for less than a frame, which no observer would notice.
       width = 0;
@@ -77,19 +99,15 @@ function render({ model, el }) {
     }
     busy = true;
     try {
-      const figure = JSON.parse(model.get("figure"));
-      const style = getComputedStyle(root);
-      const ink = style.getPropertyValue("--goatviz-ink").trim() || style.color;
-      const grid = style.getPropertyValue("--goatviz-grid").trim();
       width = place.clientWidth;
       const layout = {
-        ...themed(figure.layout ?? {}, ink, grid),
+        ...themed(content.layout ?? {}, colourOf(root, "ink"), colourOf(root, "faint")),
         width,
         autosize: false,
         uirevision: model.get("view_of"),
       };
       const first = !place.data;
-      await plotly.react(place, figure.data ?? [], layout, CONFIG);
+      await plotly.react(place, content.data ?? [], layout, CONFIG);
       if (closed) return;
       if (first) place.on("plotly_click", clicked);
       root.dataset.drawn = String(Number(root.dataset.drawn ?? 0) + 1);
@@ -106,7 +124,7 @@ function render({ model, el }) {
 
   const redraw = () => {
     // Once for all changes made together, without waiting for a frame: drawing takes longer.
-    if (!frame && !closed) frame = setTimeout(draw, 0);
+    if (!timer && !closed) timer = setTimeout(draw, 0);
   };
 
   const clicked = (event) => {
@@ -125,48 +143,41 @@ function render({ model, el }) {
     if (place.clientWidth && Math.abs(place.clientWidth - width) > 1) redraw();
   });
   resized.observe(root);
-  const theme = new MutationObserver(redraw);
-  theme.observe(document.body, {
-    attributes: true,
-    attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"],
-  });
-  // A theme's colours may arrive after its name, so watch the colour of the text itself.
-  const inked = (event) => {
-    if (event.target === root && event.propertyName === "color") redraw();
-  };
-  root.addEventListener("transitionend", inked);
-  const preference = window.matchMedia("(prefers-color-scheme: dark)");
-  preference.addEventListener("change", redraw);
-  model.on("change:figure", redraw);
-  model.on("change:label", label);
+  // A figure far outside the window waits: those that are seen are drawn sooner.
+  const seen = new IntersectionObserver(
+    (entries) => {
+      near = entries.at(-1).isIntersecting;
+      if (near) redraw();
+    },
+    { rootMargin: "400px" },
+  );
+  seen.observe(root);
+  const stops = [
+    listen(model, [
+      ["figure", read],
+      ["label", label],
+    ]),
+    whenThemed(root, redraw),
+  ];
   label();
-  reserve();
-
-  const library = async () => {
-    try {
-      const reference = model.get("library");
-      const source = reference.get
-        ? reference.get("source")
-        : (await model.widget_manager.get_model(reference.replace("IPY_MODEL_", ""))).get("source");
-      plotly = await loadLibrary(source);
+  read();
+  loading.then(
+    (loaded) => {
+      plotly = loaded;
       redraw();
-    } catch (error) {
+    },
+    (error) => {
       problem.textContent = `plotly.js could not be loaded. ${error}`;
-    }
-  };
-  library();
+    },
+  );
 
   return () => {
     closed = true;
-    clearTimeout(frame);
+    clearTimeout(timer);
     resized.disconnect();
-    theme.disconnect();
-    preference.removeEventListener("change", redraw);
-    model.off("change:figure", redraw);
-    model.off("change:label", label);
+    seen.disconnect();
+    for (const stop of stops) stop();
     if (plotly) plotly.purge(place);
     root.remove();
   };
 }
-
-export default { render };

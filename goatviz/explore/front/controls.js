@@ -1,5 +1,7 @@
 // Named controls of an explorer: native elements, which work with keyboards and screen readers.
-// Each has a value in `values`; a logarithmic slider moves in powers of ten.
+// Each is the trait of its name; a logarithmic slider moves in powers of ten.
+
+import { listen, make } from "./dom.js";
 
 export function toSlider(value, spec) {
   if (spec.choices?.length) {
@@ -23,7 +25,7 @@ export function reading(value, spec) {
 
 const setRange = (input, { min, max, step }) => Object.assign(input, { min, max, step });
 
-const KINDS = {
+const CONTROLS = {
   select(spec, holder, change) {
     const select = make("select", { name: spec.name }, holder);
     let shown = "";
@@ -98,19 +100,19 @@ const KINDS = {
   },
 };
 
-function render({ model, el }) {
+export function renderControls({ model, el }) {
   const root = make("div", { class: "goatviz-controls", role: "group" }, el);
   const row = make("div", { class: "goatviz-controls-row" }, root);
   const line = make("div", { class: "goatviz-controls-line" }, root);
   const doing = make("span", { class: "goatviz-controls-doing", "aria-live": "polite" }, line);
   const progress = make("progress", { max: "1", "aria-label": "Progress" }, line);
   const cancel = make("button", { type: "button" }, line, "Cancel");
-  const problem = make("span", { class: "goatviz-controls-error", role: "alert" }, line);
+  const problem = make("span", { class: "goatviz-error", role: "alert" }, line);
   const made = new Map();
 
   const build = () => {
     root.setAttribute("aria-label", model.get("label"));
-    const wanted = model.get("controls");
+    const wanted = model.get("control_specs");
     const names = wanted.map((spec) => `${spec.kind} ${spec.name}`).join();
     if (names === root.dataset.names) return;
     root.dataset.names = names;
@@ -122,22 +124,22 @@ function render({ model, el }) {
       if (!plain) make("span", {}, holder, spec.label);
       if (spec.hint) holder.title = spec.hint;
       const change = (value) => {
-        model.set("values", { ...model.get("values"), [spec.name]: value });
+        model.set(spec.name, value);
         model.save_changes();
       };
       const press = () => model.send && model.send({ kind: "press", name: spec.name });
-      const control = KINDS[spec.kind](spec, holder, change, press);
+      const control = CONTROLS[spec.kind](spec, holder, change, press);
       control.element.setAttribute("aria-label", spec.hint ? `${spec.label}: ${spec.hint}` : spec.label);
       made.set(spec.name, control);
+      if (!plain) model.on(`change:${spec.name}`, fill);
     }
   };
   const fill = () => {
     build();
-    const values = model.get("values");
-    for (const spec of model.get("controls")) {
+    for (const spec of model.get("control_specs")) {
       const control = made.get(spec.name);
       control.element.disabled = Boolean(spec.disabled);
-      control.set(values[spec.name], spec);
+      control.set(model.get(spec.name), spec);
     }
   };
   const tell = () => {
@@ -151,15 +153,15 @@ function render({ model, el }) {
   // Otherwise JupyterLab would act on arrow keys and the like.
   root.addEventListener("keydown", (event) => event.stopPropagation());
 
-  model.on("change:controls change:values change:label", fill);
-  model.on("change:progress change:doing change:error", tell);
+  const stop = listen(model, [
+    ["control_specs label", fill],
+    ["progress doing error", tell],
+  ]);
   fill();
   tell();
   return () => {
-    model.off("change:controls change:values change:label", fill);
-    model.off("change:progress change:doing change:error", tell);
+    stop();
+    for (const name of made.keys()) model.off(`change:${name}`, fill);
     root.remove();
   };
 }
-
-export default { render };

@@ -2,6 +2,8 @@
 // window; this file draws them, moves the window and asks for the next one. Without a kernel the
 // last view stays and is scaled. Tokens are drawn as text, never as markup.
 
+import { colourOf, listen, make, whenThemed } from "./dom.js";
+
 // Room for ticks and titles; tokens need more of it than numbers.
 const MARGINS = {
   tokens: { left: 92, right: 12, top: 10, bottom: 84 },
@@ -10,7 +12,7 @@ const MARGINS = {
 const LABEL_PX = 13; // a token needs this many pixels of its own
 const FORBIDDEN = 0; // the code of cells whose pairs are all forbidden
 
-const KEYS = {
+const STEPS = {
   ArrowLeft: [0, -1],
   ArrowRight: [0, 1],
   ArrowUp: [-1, 0],
@@ -88,7 +90,7 @@ export function newestWins(send) {
   };
 }
 
-function render({ model, el }) {
+export function renderMap({ model, el }) {
   let margin = MARGINS.numbers;
   const fitMargin = () => {
     margin = model.get("has_tokens") ? MARGINS.tokens : MARGINS.numbers;
@@ -115,7 +117,7 @@ function render({ model, el }) {
       model.set(trait, select.value);
       model.save_changes();
     });
-    subscriptions.push([`change:${trait}`, () => (select.value = model.get(trait))]);
+    subscriptions.push([trait, () => (select.value = model.get(trait))]);
   };
   choose("Colour", "scale", [
     ["linear", "linear"],
@@ -134,7 +136,7 @@ function render({ model, el }) {
   canvas.setAttribute("role", "application");
   canvas.setAttribute("aria-roledescription", "attention map");
   const status = make("div", { class: "goatviz-map-status", "aria-live": "polite" }, root);
-  const problem = make("div", { class: "goatviz-map-error", role: "alert" }, root);
+  const problem = make("div", { class: "goatviz-error", role: "alert" }, root);
 
   const count = () => model.get("size");
   const image = document.createElement("canvas");
@@ -185,13 +187,8 @@ function render({ model, el }) {
   };
 
   const colours = () => {
-    const style = getComputedStyle(root);
-    return {
-      ink: style.getPropertyValue("--goatviz-ink").trim() || style.color,
-      grid: style.getPropertyValue("--goatviz-grid").trim(),
-      masked: style.getPropertyValue("--goatviz-masked").trim(),
-      mark: style.getPropertyValue("--goatviz-mark").trim(),
-    };
+    const names = ["ink", "grid", "masked", "mark"];
+    return Object.fromEntries(names.map((name) => [name, colourOf(root, name)]));
   };
 
   const paintImage = () => {
@@ -531,7 +528,7 @@ function render({ model, el }) {
 
   canvas.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const step = KEYS[event.key];
+    const step = STEPS[event.key];
     const cursor = state.cursor ?? [Math.floor(state.queries[0]), Math.floor(state.keys[0])];
     if (step && event.shiftKey) {
       const by = (window_) => Math.max(1, (window_[1] - window_[0]) / 4);
@@ -692,26 +689,23 @@ function render({ model, el }) {
     say();
   };
   subscriptions.push(
-    ["change:pixels change:view", showView],
-    ["change:palette", showView],
-    ["change:selection change:brush", redraw],
-    ["change:error", showError],
-    ["change:progress", showProgress],
-    ["change:title change:summary", label],
-    ["change:plan", showSize],
-    ["change:scale change:pool", ask],
+    ["pixels view", showView],
+    ["palette", showView],
+    ["selection brush", redraw],
+    ["error", showError],
+    ["progress", showProgress],
+    ["title summary", label],
+    ["plan", showSize],
+    ["scale pool", ask],
     ["msg:custom", received],
   );
-  for (const [event, act] of subscriptions) model.on(event, act);
-
-  const themed = () => {
-    paintScale();
-    redraw();
-  };
-  const theme = new MutationObserver(themed);
-  theme.observe(document.body, { attributes: true });
-  const preference = window.matchMedia("(prefers-color-scheme: dark)");
-  preference.addEventListener("change", themed);
+  const stops = [
+    listen(model, subscriptions),
+    whenThemed(root, () => {
+      paintScale();
+      redraw();
+    }),
+  ];
   let wide = 0;
   const resized = new ResizeObserver(() => {
     if (canvas.clientWidth === wide) return;
@@ -726,12 +720,9 @@ function render({ model, el }) {
   showProgress();
   showView();
   return () => {
-    for (const [event, act] of subscriptions) model.off(event, act);
-    theme.disconnect();
+    for (const each of stops) each();
     resized.disconnect();
-    preference.removeEventListener("change", themed);
     if (state.frame) cancelAnimationFrame(state.frame);
+    root.remove();
   };
 }
-
-export default { render };

@@ -1,0 +1,60 @@
+// An explorer: controls, its parts side by side, and all that is shown in words.
+
+import { renderControls } from "./controls.js";
+import { listen, make, scoped } from "./dom.js";
+import { loadLibrary, renderFigure } from "./figure.js";
+import { renderHeads } from "./heads.js";
+import { renderMap } from "./map.js";
+import { renderPassage } from "./passage.js";
+
+const PARTS = {
+  figure: renderFigure,
+  heads: renderHeads,
+  map: renderMap,
+  passage: renderPassage,
+};
+
+export async function librarySource(model) {
+  // The text of plotly.js: from the model that holds it, or else from the kernel.
+  try {
+    const name = model.get("library").replace("IPY_MODEL_", "");
+    return (await model.widget_manager.get_model(name)).get("source");
+  } catch {
+    if (!model.send) throw new Error("There is no kernel to ask for it.");
+    return new Promise((resolve) => {
+      const received = (content) => {
+        if (content.kind !== "plotly") return;
+        model.off("msg:custom", received);
+        resolve(content.source);
+      };
+      model.on("msg:custom", received);
+      model.send({ kind: "plotly" });
+    });
+  }
+}
+
+export function render({ model, el }) {
+  const root = make("div", { class: "goatviz-explorer" }, el);
+  const stops = [];
+  if (model.get("control_specs").length) stops.push(renderControls({ model, el: root }));
+  const pictures = make("div", { class: "goatviz-pictures" }, root);
+  const summary = make("div", { class: "goatviz-summary", "aria-live": "polite" }, root);
+  const plotly = loadLibrary(() => librarySource(model));
+  for (const { name, kind, least, wide } of model.get("place_specs")) {
+    const place = make("div", { class: "goatviz-place" }, pictures);
+    place.style.flex = wide ? "1 1 100%" : `1 1 ${least}px`;
+    place.style.minWidth = `min(${least}px, 100%)`;
+    stops.push(PARTS[kind]({ model: scoped(model, name), el: place, plotly, host: model }));
+  }
+  const tell = () => {
+    summary.textContent = model.get("summary");
+  };
+  stops.push(listen(model, [["summary", tell]]));
+  tell();
+  return () => {
+    for (const stop of stops) stop();
+    root.remove();
+  };
+}
+
+export default { render };
