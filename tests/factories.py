@@ -9,7 +9,7 @@ tokens and their `TextTokenizer`. Results: `sink_result(case)`, `prior_result(ca
 whose schemes are `SCHEMES`. Each is computed once a process and handed out as a copy, which the
 caller may change.
 Figures: `drawn(name)`, names in `FIGURES`, every kind of figure of every kind of result; and
-`unpacked(json)`.
+`unpacked(json)`. `figure_text(explorer, panel)` is a figure as a page has it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import copy
 import functools
+import json
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -517,3 +518,17 @@ def unpacked(value):
     if isinstance(value, dict):
         return {name: unpacked(part) for name, part in value.items()}
     return [unpacked(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def figure_text(explorer, panel):
+    """The figure of a panel as the page has it: plotly's JSON, with arrays as base64."""
+    figure = explorer.parts[panel].figure
+
+    def packed(value):
+        if isinstance(value.get("bdata"), int):
+            value["bdata"] = base64.b64encode(figure["buffers"][value["bdata"]]).decode()
+        return value
+
+    return json.dumps(
+        json.loads(figure["text"], object_hook=packed), separators=(",", ":"), allow_nan=False
+    )

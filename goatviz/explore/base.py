@@ -339,6 +339,8 @@ class Explorer(Page):
 
     def _show(self, picture: Picture) -> None:
         with self.hold_sync():
+            # What the picture needed may have told more about the range of a control.
+            self._show_controls()
             for name, figure in picture.figures.items():
                 self.parts[name].show(figure, view_of=picture.views.get(name, name))
             self.summary, self.error = picture.summary, ""

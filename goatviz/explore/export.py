@@ -90,6 +90,7 @@ def page(explorer: Exported, vary: Mapping[str, Sequence[Any]]) -> str:
         "model": {
             **{name: shared.keep(_plain(own[name])) for name in sorted({*own} - _UNSAVED)},
             **chosen,
+            "label": explorer.label,
             "control_specs": [_control(explorer.controls[n], vary[n]).spec() for n in names],
             "progress": -1.0,
             "doing": "",

@@ -7,10 +7,11 @@ One browser and one page of JupyterLab serve a process's tests in this folder, o
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -25,6 +26,7 @@ from playwright.sync_api import (
 )
 from playwright.sync_api import WebSocketRoute as SocketRoute
 
+from goatviz.explore.page import front_script
 from tests.browser.lab import LOOPBACK, VIEWPORT, Lab, Server, jupyterlab
 
 EXECUTABLES = ("chromium", "chromium-browser", "google-chrome")
@@ -217,3 +219,17 @@ def lab(lab_server: Server, request: pytest.FixtureRequest) -> Iterator[Lab]:
     context.forget()
     yield lab
     context.assert_quiet()
+
+
+@pytest.fixture
+def front(offline_page: Page) -> Callable[[str], Any]:
+    """How to evaluate an expression of what the front end exports, `it`, without a kernel."""
+    offline_page.goto("about:blank")
+    offline_page.evaluate(
+        """async script => {
+            const blob = new Blob([script], { type: 'text/javascript' });
+            window.it = await import(URL.createObjectURL(blob));
+        }""",
+        front_script(),
+    )
+    return lambda expression: offline_page.evaluate(f"async () => {expression}")

@@ -83,8 +83,8 @@ def test_the_keyboard_moves_temperature_layer_and_head(lab, page):
 
 def test_errors_of_observers_are_seen(lab, page):
     lab.ask("setattr(explorer, 'query', 500)")
-    alert = page.locator(".goatviz-controls-error")
+    alert = page.locator(".goatviz-controls .goatviz-error")
     page.wait_for_function(
-        "() => document.querySelector('.goatviz-controls-error').textContent !== ''"
+        "() => document.querySelector('.goatviz-controls .goatviz-error').textContent !== ''"
     )
     assert "query must be an integer in 0 .. 95, got 500" in alert.inner_text()

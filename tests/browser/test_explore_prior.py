@@ -95,9 +95,9 @@ def test_a_million_tokens_and_an_error(lab, page):
     says(page, "1,000,000 tokens")
     agree(lab, page)
     lab.ask("setattr(explorer, 'head', 9)")
-    error = page.locator(".goatviz-controls-error")
+    error = page.locator(".goatviz-controls .goatviz-error")
     page.wait_for_function(
-        "() => document.querySelector('.goatviz-controls-error').textContent !== ''"
+        "() => document.querySelector('.goatviz-controls .goatviz-error').textContent !== ''"
     )
     assert "head must be one of 0, 1; got 9" in error.inner_text()
     lab.ask("setattr(explorer, 'head', 1)")

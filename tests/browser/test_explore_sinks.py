@@ -98,7 +98,7 @@ def test_the_page_shows_the_kernels_numbers(lab, page):
     agree(lab, page, "sink rate", "95 % interval")
     agree(lab, page, "importance", "importance")
     agree(lab, page, "signal", "queries")
-    assert page.locator(".goatviz-controls-error").inner_text() == ""
+    assert page.locator(".goatviz-controls .goatviz-error").inner_text() == ""
 
 
 def test_the_keyboard_moves_threshold_layer_and_head(lab, page):
@@ -160,6 +160,6 @@ def test_profiling_can_be_stopped_and_goes_on(lab, opened):
 def test_errors_are_seen_in_the_page(lab, page):
     lab.ask("setattr(explorer, 'head', 9)")
     page.wait_for_function(
-        "() => document.querySelector('.goatviz-controls-error').textContent"
+        "() => document.querySelector('.goatviz-controls .goatviz-error').textContent"
         ".match(/head must be .*got 9/) !== null"
     )

@@ -135,5 +135,5 @@ def test_a_notebook_runs_and_its_explorers_answer(own_lab, path):
     lab.show_in("Dark")
     settle(page)
     page.screenshot(path=SCREENSHOTS / f"{path.stem}-dark.png")
-    said = page.locator(".goatviz-controls-error").all_inner_texts()
+    said = page.locator(".goatviz-controls .goatviz-error").all_inner_texts()
     assert set(said) <= {""}

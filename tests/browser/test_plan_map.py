@@ -1,18 +1,14 @@
 """The map in JupyterLab: what the page shows is what the kernel computed."""
 
-import json
-from pathlib import Path
-
 import pytest
 
 pytestmark = pytest.mark.browser
 
-SOURCE = Path(__file__).parents[2] / "goatviz" / "explore" / "plan_map.js"
 SETUP = """
 import torch
 from goatviz import capture, load_pretrained
 from goatviz.analysis.levels import PlanLevels
-from goatviz.explore import PlanMap
+from goatviz.explore import Page, Place, PlanMap, ShownPlan
 checkpoint = load_pretrained("copy-mixture-4-goat")
 ids = torch.randint(32, (1, 64), generator=torch.Generator().manual_seed(0))
 with capture(checkpoint.model, statistics=(), keep="projections") as record, torch.no_grad():
@@ -20,14 +16,15 @@ with capture(checkpoint.model, statistics=(), keep="projections") as record, tor
 tokens = ["<img src=x onerror=alert(1)>" if i == 2 else f"t{i}" for i in range(64)]
 levels = PlanLevels(record.calls[0], head=0)
 plan = record.plan(head=0).weights
-widget = PlanMap(levels, title="Head 0", query_tokens=tokens, key_tokens=tokens)
+widget = PlanMap(ShownPlan(levels, "Head 0", tokens, tokens))
+shown = Page({"map": Place(widget)}, label="One map")
 """
 
 
 @pytest.fixture
 def page(lab):
     """A notebook with one map, run and painted."""
-    page = lab.run(SETUP, "widget")
+    page = lab.run(SETUP, "shown")
     page.locator(".goatviz-map-canvas").wait_for()
     page.wait_for_function(
         "() => Number(document.querySelector('.goatviz-map').dataset.painted) > 0"
@@ -138,22 +135,24 @@ def test_keys_brush_too(lab, page):
 
 
 def test_errors_of_the_kernel_are_seen_in_the_page(lab, page):
-    lab.ask("setattr(widget, '_levels', None)")
+    lab.ask("setattr(widget, '_shown', None)")
     page.locator(".goatviz-map-canvas").focus()
     page.keyboard.press("+")
-    error = page.locator(".goatviz-map-error")
+    error = page.locator(".goatviz-map .goatviz-error")
     error.wait_for()
     assert "AttributeError" in error.inner_text()
-    lab.ask("setattr(widget, '_levels', levels)")
+    lab.ask("setattr(widget, '_shown', ShownPlan(levels, 'Head 0', tokens, tokens))")
     page.keyboard.press("-")
-    page.wait_for_function("() => document.querySelector('.goatviz-map-error').textContent === ''")
+    page.wait_for_function(
+        "() => document.querySelector('.goatviz-map .goatviz-error').textContent === ''"
+    )
 
 
 def test_another_plan_of_another_size_replaces_the_first(lab, page):
     code = """
 with capture(checkpoint.model, statistics=(), keep="projections") as longer, torch.no_grad():
     checkpoint.model(torch.randint(32, (1, 3000)))
-widget.show_plan(PlanLevels(longer.calls[0]), title="longer")
+widget.show(ShownPlan(PlanLevels(longer.calls[0]), "longer"))
 """
     lab.ask(f"exec({code!r})")
     page.wait_for_function(
@@ -166,55 +165,41 @@ widget.show_plan(PlanLevels(longer.calls[0]), title="longer")
     assert "of 3,000 queries; keys: the largest of" in view["rule"]
 
 
-@pytest.fixture
-def functions(offline_page):
-    """What plan_map.js exports, in a page without a kernel."""
-    source = json.dumps(SOURCE.read_text(encoding="utf-8"))
-    offline_page.goto("about:blank")
-    offline_page.evaluate(
-        f"""async () => {{
-            const url = URL.createObjectURL(new Blob([{source}], {{ type: 'text/javascript' }}));
-            window.map = await import(url);
-        }}"""
-    )
-    return lambda expression: offline_page.evaluate(f"() => {expression}")
+def test_windows_stay_inside(front):
+    assert front("it.clampWindow([-3, 7], 100)") == [0, 10]
+    assert front("it.clampWindow([95, 110], 100)") == [85, 100]
+    assert front("it.clampWindow([-50, 500], 100)") == [0, 100]
+    assert front("it.zoomWindow([0, 64], 64, 0.5, 16)") == [8, 40]
+    assert front("it.zoomWindow([10, 11], 64, 0.5, 10.5)") == [10, 11]
+    assert front("it.zoomWindow([10, 20], 64, 100, 12)") == [0, 64]
 
 
-def test_windows_stay_inside(functions):
-    assert functions("map.clampWindow([-3, 7], 100)") == [0, 10]
-    assert functions("map.clampWindow([95, 110], 100)") == [85, 100]
-    assert functions("map.clampWindow([-50, 500], 100)") == [0, 100]
-    assert functions("map.zoomWindow([0, 64], 64, 0.5, 16)") == [8, 40]
-    assert functions("map.zoomWindow([10, 11], 64, 0.5, 10.5)") == [10, 11]
-    assert functions("map.zoomWindow([10, 20], 64, 100, 12)") == [0, 64]
-
-
-def test_ticks_are_round_and_few(functions):
-    assert functions("map.niceTicks(0, 64, 5)") == [0, 20, 40, 60]
-    assert functions("map.niceTicks(3.5, 9, 10)") == [4, 5, 6, 7, 8]
-    ticks = functions("map.niceTicks(0, 131072, 8)")
+def test_ticks_are_round_and_few(front):
+    assert front("it.niceTicks(0, 64, 5)") == [0, 20, 40, 60]
+    assert front("it.niceTicks(3.5, 9, 10)") == [4, 5, 6, 7, 8]
+    ticks = front("it.niceTicks(0, 131072, 8)")
     assert ticks == list(range(0, 131072, 20000))
 
 
-def test_codes_stand_for_weights(functions):
+def test_codes_stand_for_weights(front):
     linear = "{kind: 'linear', low: 0, high: 0.5}"
-    assert functions(f"map.decode(0, {linear})") is None
-    assert functions(f"[1, 128, 255].map(c => map.decode(c, {linear}))") == [0, 0.25, 0.5]
+    assert front(f"it.decode(0, {linear})") is None
+    assert front(f"[1, 128, 255].map(c => it.decode(c, {linear}))") == [0, 0.25, 0.5]
     log = "{kind: 'log', low: 1e-4, high: 1}"
-    found = functions(f"[1, 128, 255].map(c => map.decode(c, {log}))")
+    found = front(f"[1, 128, 255].map(c => it.decode(c, {log}))")
     assert found == pytest.approx([1e-4, 1e-2, 1])
-    assert functions("[0, 0.25, 0.00001234].map(value => map.number(value))") == [
+    assert front("[0, 0.25, 0.00001234].map(value => it.number(value))") == [
         "0",
         "0.250",
         "1.23e-5",
     ]
 
 
-def test_the_newest_question_wins(functions):
-    sent = functions(
+def test_the_newest_question_wins(front):
+    sent = front(
         """(() => {
             const sent = [];
-            const line = map.newestWins(question => sent.push(question));
+            const line = it.newestWins(question => sent.push(question));
             line.ask(1); line.ask(2); line.ask(3);
             line.answered(); line.ask(4); line.answered(); line.answered();
             return [sent, line.idle];

@@ -108,7 +108,7 @@ def test_a_saved_page_answers(tmp_path, offline_context, offline_page, name):
         moved[option] = target
     wanted = explorer.picture(moved).summary
     page.wait_for_function(
-        "wanted => document.getElementById('summary').textContent === wanted", arg=wanted
+        "wanted => document.querySelector('.goatviz-summary').textContent === wanted", arg=wanted
     )
     page.wait_for_timeout(600)
     compare(page, explorer, moved)

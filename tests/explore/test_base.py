@@ -7,17 +7,17 @@ import threading
 import weakref
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 import traitlets
 
 from goatviz import checks
 from goatviz.explore import Selection
 from goatviz.explore.base import Explorer, Picture
-from goatviz.explore.controls import Control, ControlPanel
-from goatviz.explore.figure_view import FigureView, plotly_library
+from goatviz.explore.controls import Control
+from goatviz.explore.page import FigureView, Page, Place, plotly_library
 from goatviz.plots.base import Panel
 from goatviz.plots.figure import Figure
+from tests.factories import figure_text
 
 
 class Counting(Explorer):
@@ -25,8 +25,8 @@ class Counting(Explorer):
 
     shown = ("head", "size")
     panels = {"curve": 300}
-    head = traitlets.Int(0)
-    size = traitlets.Float(1.0)
+    head = traitlets.Int(0).tag(sync=True)
+    size = traitlets.Float(1.0).tag(sync=True)
 
     def __init__(self, *, heads=4, long=False, selection=None):
         super().__init__()
@@ -60,7 +60,7 @@ class Counting(Explorer):
 
 
 def shown(explorer):
-    packed = json.loads(explorer._views["curve"].figure)["data"][0]["y"]
+    packed = json.loads(figure_text(explorer, "curve"))["data"][0]["y"]
     return packed if isinstance(packed, list) else None
 
 
@@ -72,31 +72,29 @@ def test_a_change_asks_for_one_picture():
     explorer.set(head=3)
     assert [(each["head"], each["size"]) for each in explorer.drawn] == [(0, 1), (2, 1), (3, 2)]
     assert shown(explorer) == [3, 2.0]
-    assert "head 3 &lt;b&gt;" in explorer._summary.value and "aria-live" in explorer._summary.value
+    assert explorer.summary == "head 3 <b>"
 
 
 def test_page_and_kernel_set_the_same_values():
     explorer = Counting()
-    panel = explorer._controls
-    panel.values = {**panel.values, "head": 1, "size": 3.0}
+    explorer.set_state({"head": 1, "size": 3.0})
     assert (explorer.head, explorer.size) == (1, 3.0) and len(explorer.drawn) == 2
     explorer.size = 0.5
-    assert panel.values == {"head": 1, "size": 0.5}
+    assert explorer.values() == {"head": 1, "size": 0.5}
 
 
 def test_errors_are_said_and_the_last_picture_stays():
     explorer = Counting()
     explorer.head = 9
-    assert explorer._controls.error == "ValueError: head must be an integer in 0 .. 3, got 9"
+    assert explorer.error == "ValueError: head must be an integer in 0 .. 3, got 9"
     assert shown(explorer) == [0, 1.0]
     explorer.set(head=1, size=80.0)
-    assert explorer._controls.error == "RuntimeError: too large <b>"
+    assert explorer.error == "RuntimeError: too large <b>"
     explorer.size = 1.0
-    assert explorer._controls.error == "" and shown(explorer) == [1, 1.0]
+    assert explorer.error == "" and shown(explorer) == [1, 1.0]
     # A value of another kind, as a broken page might send it.
-    panel = explorer._controls
-    panel.values = {**panel.values, "head": "first"}
-    assert panel.error.startswith("TraitError")
+    explorer.set_state({"head": "first"})
+    assert explorer.error.startswith("TraitError")
 
 
 def test_draw_is_pure():
@@ -112,27 +110,27 @@ def test_draw_is_pure():
 def test_the_newest_value_wins_and_cancel_keeps_the_picture():
     async def run():
         explorer = Counting(long=True)
-        assert explorer._controls.progress == 0.0
+        assert explorer.progress == 0.0
         explorer.head = 1
         explorer.head = 2
         explorer.gate.set()
-        while explorer._controls.progress >= 0:
+        while explorer.progress >= 0:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
         before = shown(explorer)
         explorer.gate.clear()
         explorer.head = 3
         await asyncio.sleep(0.05)
-        assert explorer._controls.progress >= 0
-        explorer._controls._received(None, {"kind": "cancel"}, [])
-        assert explorer._controls.progress == -1.0
+        assert explorer.progress >= 0
+        explorer._received(None, {"kind": "cancel"}, [])
+        assert explorer.progress == -1.0
         explorer.gate.set()
         await asyncio.sleep(0.1)
         return explorer, before
 
     explorer, before = asyncio.run(run())
     assert before == [2, 1.0] == shown(explorer)
-    assert explorer._controls.error == ""
+    assert explorer.error == ""
 
 
 def test_errors_of_long_work_are_said():
@@ -140,11 +138,11 @@ def test_errors_of_long_work_are_said():
         explorer = Counting(long=True)
         explorer.gate.set()
         explorer.size = 90.0
-        while explorer._controls.progress >= 0:
+        while explorer.progress >= 0:
             await asyncio.sleep(0.01)
         return explorer
 
-    assert asyncio.run(run())._controls.error == "RuntimeError: too large <b>"
+    assert asyncio.run(run()).error == "RuntimeError: too large <b>"
 
 
 def test_explorers_share_what_both_have():
@@ -154,7 +152,7 @@ def test_explorers_share_what_both_have():
     few.head = 1
     assert one.head == 1 and selection.head == 1
     one.head = 3
-    assert (selection.head, few.head) == (3, 1) and few._controls.error == ""
+    assert (selection.head, few.head) == (3, 1) and few.error == ""
     few.close()
     one.head = 0
     assert few.head == 1
@@ -162,41 +160,59 @@ def test_explorers_share_what_both_have():
 
 def test_closing_lets_go_of_everything():
     explorer = Counting()
-    views = [weakref.ref(explorer), weakref.ref(explorer._views["curve"])]
+    views = [weakref.ref(explorer), weakref.ref(explorer.parts["curve"])]
     explorer.close()
-    assert explorer.comm is None and explorer._controls.comm is None
+    assert explorer.comm is None
     del explorer
     gc.collect()
     assert [view() for view in views] == [None, None]
 
 
-def test_figures_share_one_library():
-    one, other = FigureView(Figure(), label="one"), FigureView(label="other")
+def test_widgets_share_one_library():
+    one, other = Page({"a": Place(FigureView(Figure()))}, label="one"), Page(label="other")
     assert one.library is other.library is plotly_library()
     assert "Plotly" in one.library.source and one.label == "one" and other.label == "other"
     state = one.get_state()
     assert state["library"] == f"IPY_MODEL_{one.library.model_id}"
-    assert len(json.dumps(state, default=str)) < 100_000
+    assert len(json.dumps(state, default=str)) < 200_000
+    sent = []
+    one.send = sent.append
+    one._received(one, {"kind": "plotly"}, [])
+    assert sent == [{"kind": "plotly", "source": one.library.source}]
     one.library.close()
     assert plotly_library() is not other.library
 
 
 def test_a_click_is_told():
     view, told = FigureView(Figure()), []
+    page = Page({"a": Place(view)})
     view.on_click(told.append)
-    view._received(None, {"kind": "click", "trace": "a", "x": 1, "y": 2, "index": [2, 1]}, [])
-    view._received(None, {"kind": "other"}, [])
-    assert [each["index"] for each in told] == [[2, 1]]
+    page._received(page, {"part": "a", "kind": "click", "trace": "a", "x": 1, "y": 2}, [])
+    page._received(page, {"part": "a", "kind": "other"}, [])
+    page._received(page, {"part": "b", "kind": "click"}, [])
+    assert [each["x"] for each in told] == [1]
+    view.on_click(lambda _: 1 / 0)
+    page._received(page, {"part": "a", "kind": "click"}, [])
+    assert page.error == "ZeroDivisionError: division by zero"
 
 
 def test_arrays_reach_the_page_exactly():
     values = np.array([0.1, np.nan, 1e-300, np.pi])
-    view = FigureView(Figure(data=[go.Scatter(y=values)]))
-    packed = json.loads(view.figure)["data"][0]["y"]
-    import base64
-
-    found = np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"])
+    view = FigureView(Panel("Curve", [{"type": "scatter", "y": values}]))
+    packed = json.loads(view.figure["text"])["data"][0]["y"]
+    found = np.frombuffer(view.figure["buffers"][packed["bdata"]], packed["dtype"])
     np.testing.assert_array_equal(found, values)
+
+
+def test_a_page_follows_its_parts():
+    view = FigureView(label="first")
+    page = Page({"last query": Place(view)})
+    assert page.last_query_label == "first" and page.last_query_figure == {}
+    view.show(Panel("Curve", [{"type": "scatter", "y": [1, 2]}]), view_of="it")
+    assert page.last_query_figure == view.figure and page.last_query_view_of == "it"
+    assert page.place_specs == [
+        {"name": "last query", "kind": "figure", "least": 340, "wide": False}
+    ]
 
 
 def test_what_is_no_figure():
@@ -205,24 +221,10 @@ def test_what_is_no_figure():
 
 
 def test_controls_say_what_the_page_needs():
-    panel = ControlPanel(
-        [
-            Control("tau", "Temperature", "slider", low=0.01, high=100, step=0.05, log=True),
-            Control("head", "Head", options=[(0, "first"), (1, "second")]),
-        ],
-        {"tau": 1.0, "head": 0},
-        label="Both",
-    )
-    slider, select = panel.controls
+    slider = Control("tau", "Temperature", "slider", low=0.01, high=100, step=0.05, log=True)
+    select = Control("head", "Head", options=[(0, "first"), (1, "second")])
+    slider, select = slider.spec(), select.spec()
     assert (slider["min"], slider["max"], slider["log"]) == (-2, 2, True)
     assert select["options"] == [[0, "first"], [1, "second"]]
-    panel.change("head", options=[(0, "only")])
-    assert panel.controls[1]["options"] == [[0, "only"]] and panel["head"].options == [(0, "only")]
-    pressed = []
-    panel.on_press("reset", lambda: pressed.append(1))
-    panel._received(None, {"kind": "press", "name": "reset"}, [])
-    panel._received(None, {"kind": "press", "name": "unknown"}, [])
-    panel._received(None, {"kind": "cancel"}, [])
-    assert pressed == [1]
     with pytest.raises(ValueError, match="kind must be one of select, slider.*got 'dial'"):
         Control("x", "X", "dial")

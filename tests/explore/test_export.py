@@ -31,9 +31,9 @@ class Waves(Explorer):
 
     shown = ("wave", "size", "dark")
     panels = {"curve": 300, "map": 300}
-    wave = traitlets.Int(1)
-    size = traitlets.Float(1.0)
-    dark = traitlets.Bool(False)
+    wave = traitlets.Int(1).tag(sync=True)
+    size = traitlets.Float(1.0).tag(sync=True)
+    dark = traitlets.Bool(False).tag(sync=True)
 
     def __init__(self, points=50, label="Waves <b>&"):
         super().__init__()
@@ -77,6 +77,17 @@ def resolved(value, shared):
     return value
 
 
+def opened(figure):
+    """The figure of a page's state, arrays as base64."""
+
+    def packed(value):
+        if isinstance(value.get("bdata"), int):
+            value["bdata"] = figure["buffers"][value["bdata"]]["base64"]
+        return value
+
+    return json.loads(json.dumps(figure["spec"]), object_hook=packed)
+
+
 def test_a_page_holds_every_state(tmp_path):
     explorer = Waves()
     found, text = content(
@@ -90,7 +101,7 @@ def test_a_page_holds_every_state(tmp_path):
             state = found["states"][number]
             wanted = explorer.picture({"wave": wave, "size": size})
             for name, figure in wanted.figures.items():
-                shown = resolved(state["figures"][name], found["shared"])
+                shown = opened(resolved(state[f"{name}_figure"], found["shared"]))
                 assert shown == json.loads(as_json(figure))
             number += 1
     assert found["fixed"] == "Dark off"
@@ -102,9 +113,9 @@ def test_a_page_holds_every_state(tmp_path):
 def test_text_that_looks_like_markup_stays_text(tmp_path, text):
     path = Waves(label=text).save_html(tmp_path / "waves.html", vary={"wave": [0, 1]})
     held, page = content(path)
-    assert held["label"] == text
+    assert held["model"]["label"] == text
     names = [
-        resolved(state["figures"]["curve"], held["shared"])["data"][0]["name"]
+        opened(resolved(state["curve_figure"], held["shared"]))["data"][0]["name"]
         for state in held["states"]
     ]
     assert names == [text, text]
@@ -126,11 +137,11 @@ def test_what_states_share_is_written_once(tmp_path):
 
 def test_controls_of_the_page_are_those_that_vary(tmp_path):
     found, _ = content(Waves().save_html(tmp_path / "waves.html", vary={"size": [0.5, 2.0]}))
-    (control,) = found["controls"]
+    (control,) = found["model"]["control_specs"]
     assert control["kind"] == "slider" and control["choices"] == [0.5, 2.0]
     assert (control["min"], control["max"], control["step"]) == (0, 1, 1)
     found, _ = content(Waves().save_html(tmp_path / "waves.html"))
-    (control,) = found["controls"]
+    (control,) = found["model"]["control_specs"]
     assert control["options"] == [[0, "wave 0"], [1, "wave 1"], [2, "wave 2"]]
 
 

@@ -16,7 +16,7 @@ from goatviz.plots.mass import GROUPS, mass_panel
 from goatviz.plots.perplexity import difference_panel, loss_panel
 from goatviz.plots.schemes import Focus
 from goatviz.results import load_shipped_result
-from tests.factories import mass_result
+from tests.factories import figure_text, mass_result
 
 SHIPPED = {
     "sweep": lambda: explore_length(load_shipped_result("passkey-sweep")),
@@ -58,7 +58,7 @@ def line(figure, name):
 
 def shown(explorer, panel):
     """The figure that the widget of a panel shows now."""
-    return json.loads(explorer._views[panel].figure)
+    return json.loads(figure_text(explorer, panel))
 
 
 @pytest.fixture(scope="module")
@@ -83,19 +83,19 @@ def test_what_is_drawn_is_what_the_widgets_show(explorer):
         for length in (explorer.lengths[0], explorer.lengths[-1]):
             figures = panels(explorer, scheme=scheme, length=length)
             explorer.set(scheme=scheme, length=length)
-            assert explorer._controls.error == ""
-            assert list(figures) == list(explorer.panels) == list(explorer._views)
+            assert explorer.error == ""
+            assert list(figures) == list(explorer.panels) == list(explorer.parts)
             for name, panel in explorer.picture({}).figures.items():
-                assert explorer._views[name].figure == as_json(panel)
+                assert figure_text(explorer, name) == as_json(panel)
             assert len(explorer.draw().data) == sum(len(each.data) for each in figures.values())
             said = explorer.picture({}).summary
             assert scheme in said and f"{length:,} tokens" in said and "rained at" in said
 
 
 def test_drawing_changes_nothing(explorer):
-    before, seen = explorer.values(), explorer._summary.value
+    before, seen = explorer.values(), explorer.summary
     explorer.draw(scheme=explorer.schemes[1], length=explorer.lengths[0], others="hidden")
-    assert explorer.values() == before and explorer._summary.value == seen
+    assert explorer.values() == before and explorer.summary == seen
 
 
 def test_every_panel_is_one_pair_of_axes_with_titles_and_a_least_width(explorer):
@@ -143,43 +143,45 @@ def test_the_choice_is_marked_by_a_band_and_a_ring(explorer):
 def test_a_click_on_a_line_chooses_scheme_and_length(explorer):
     scheme, length = explorer.schemes[1], explorer.lengths[0]
     name = {"<b>rope</b>": "&lt;b&gt;rope&lt;/b&gt;"}.get(scheme, scheme)
-    view = explorer._views[next(iter(explorer.panels))]
+    view = explorer.parts[next(iter(explorer.panels))]
     click = {"kind": "click", "trace": name, "x": np.log2(length) + 0.1, "y": 0.5, "index": 0}
-    view._received(view, click, [])
+    view.received(click)
     assert (explorer.scheme, explorer.length) == (scheme, length)
-    assert explorer._controls.values["scheme"] == scheme
+    assert explorer.scheme == scheme
     # Chance belongs to no scheme: the length alone is chosen.
-    view._received(view, click | {"trace": "chance (0.1)", "x": 99.0}, [])
+    view.received(click | {"trace": "chance (0.1)", "x": 99.0})
     assert (explorer.scheme, explorer.length) == (scheme, explorer.lengths[-1])
 
 
 def test_controls_and_traits_are_one(explorer):
-    explorer._controls.values = {**explorer._controls.values, "length": explorer.lengths[0]}
+    explorer.set_state({"length": explorer.lengths[0]})
     assert explorer.length == explorer.lengths[0]
     explorer.others = "hidden"
-    assert explorer._controls.values["others"] == "hidden"
-    assert set(explorer._controls.values) == set(explorer.shown)
+    assert explorer.others == "hidden"
+    assert {name for name, it in explorer.controls.items() if it.kind != "button"} == {
+        *explorer.shown
+    }
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("scheme", "ropes"), ("others", "gone"), ("length", 65)]
 )
 def test_what_is_no_value_is_said_where_the_reader_looks(explorer, name, value):
-    before = explorer._summary.value
+    before = explorer.summary
     explorer.set(**{name: value})
-    assert f"ValueError: {name} must be one of" in explorer._controls.error
-    assert explorer._summary.value == before
+    assert f"ValueError: {name} must be one of" in explorer.error
+    assert explorer.summary == before
     with pytest.raises(ValueError, match=f"{name} must be one of .*; got {value!r}"):
         explorer.draw(**{name: value})
     good = {"scheme": explorer.schemes[0], "others": "shown", "length": explorer.lengths[0]}
     explorer.set(**{name: good[name]})
-    assert explorer._controls.error == ""
+    assert explorer.error == ""
 
 
 def test_errors_of_a_click_are_said(explorer):
-    view = explorer._views[next(iter(explorer.panels))]
-    view._received(view, {"kind": "click", "trace": "goat", "x": "?", "y": 0, "index": 0}, [])
-    assert explorer._controls.error.startswith("ValueError: could not convert")
+    click = {"kind": "click", "trace": "goat", "x": "?", "y": 0, "index": 0}
+    explorer._received(explorer, {"part": next(iter(explorer.panels)), **click}, [])
+    assert explorer.error.startswith("ValueError: could not convert")
 
 
 def test_single_runs_are_shown_on_request(explorer):
@@ -192,7 +194,7 @@ def test_single_runs_are_shown_on_request(explorer):
         ]
 
     assert not [t for t in dots(False) if t.name != "chosen"]
-    several = not explorer._controls["runs"].disabled
+    several = not explorer.controls["runs"].disabled
     assert bool([t for t in dots(True) if "each run" in t.name]) == several
     with pytest.raises(TypeError, match="runs must be True or False, got 1"):
         explorer.draw(runs=1)
@@ -244,10 +246,10 @@ def test_maps_rows_and_columns_are_the_grids(measure):
 
 def test_the_chosen_cell_is_framed_and_a_click_chooses_one():
     explorer = SHIPPED["both"]()
-    view = explorer._views["depth and length"]
-    view._received(view, {"kind": "click", "trace": "", "x": 2, "y": 4, "index": [4, 2]}, [])
+    view = explorer.parts["depth and length"]
+    view.received({"kind": "click", "trace": "", "x": 2, "y": 4, "index": [4, 2]})
     assert (explorer.length, explorer.depth) == (256, 0.9)
-    assert explorer._controls.values["depth"] == 0.9 and explorer._controls.error == ""
+    assert explorer.depth == 0.9 and explorer.error == ""
 
     def frame():
         (outer, _) = [t for t in panels(explorer)["depth and length"].data if t.name == "chosen"]
@@ -260,8 +262,8 @@ def test_the_chosen_cell_is_framed_and_a_click_chooses_one():
 
 def test_a_click_in_the_profile_of_depths_chooses_scheme_and_depth():
     explorer = SHIPPED["grid"]()
-    view = explorer._views["accuracy by depth"]
-    view._received(view, {"kind": "click", "trace": "alibi", "x": 68.7, "y": 1, "index": 3}, [])
+    view = explorer.parts["accuracy by depth"]
+    view.received({"kind": "click", "trace": "alibi", "x": 68.7, "y": 1, "index": 3})
     assert (explorer.scheme, explorer.depth) == ("alibi", 0.7)
 
 
@@ -318,8 +320,8 @@ def test_measures_and_references_that_are_not_there():
 def test_a_click_by_position_chooses_the_scheme_alone():
     explorer = SHIPPED["text"]()
     explorer.length = 512
-    view = explorer._views["loss by position"]
-    view._received(view, {"kind": "click", "trace": "alibi", "x": 4.0, "y": 2, "index": 0}, [])
+    view = explorer.parts["loss by position"]
+    view.received({"kind": "click", "trace": "alibi", "x": 4.0, "y": 2, "index": 0})
     assert (explorer.scheme, explorer.length) == ("alibi", 512)
 
 
@@ -347,10 +349,10 @@ def test_masses_are_the_sweeps():
 )
 def test_one_scheme_alone(name, other):
     explorer = explore_length(load_shipped_result(name).sel(scheme=[other]))
-    assert explorer.schemes == [other] and explorer._controls["others"].disabled
-    assert explorer._controls.error == ""
+    assert explorer.schemes == [other] and explorer.controls["others"].disabled
+    assert explorer.error == ""
     explorer.set(others="hidden", length=explorer.lengths[0])
-    assert other in explorer._summary.value
+    assert other in explorer.summary
 
 
 def test_cells_that_were_not_measured():
@@ -359,7 +361,7 @@ def test_cells_that_were_not_measured():
     explorer = explore_length(sweep, grid=grid, scheme="sinusoidal")
     for depth in ("all", 0.5):
         explorer.set(length=512, depth=depth)
-        assert explorer._controls.error == "" and "not measured" in explorer._summary.value
+        assert explorer.error == "" and "not measured" in explorer.summary
         figures = panels(explorer)
         assert np.isnan(line(figures["accuracy by length"], "sinusoidal").y[3])
         assert np.isnan(line(figures["accuracy by depth"], "sinusoidal").y).all()
@@ -386,23 +388,23 @@ def test_a_length_that_the_grid_lacks():
     notes = [note.text for note in figures["accuracy by depth"].layout.annotations]
     assert "not measured by depth at this length" in notes
     explorer.depth = 0.5
-    assert "not measured" in explorer._summary.value and explorer._controls.error == ""
+    assert "not measured" in explorer.summary and explorer.error == ""
 
 
 def test_losses_and_masses_that_were_not_measured():
     sweep = without(load_shipped_result("text-eltec"), "none", 2048)
     explorer = explore_length(sweep, scheme="none")
     explorer.length = 2048
-    assert "none in windows of 2,048 tokens: not measured" in explorer._summary.value
+    assert "none in windows of 2,048 tokens: not measured" in explorer.summary
     explorer = explore_length(mass_result(), scheme="learned")
-    assert explorer._controls.error == ""
-    assert "learned at 64 tokens: not measured" in explorer._summary.value
+    assert explorer.error == ""
+    assert "learned at 64 tokens: not measured" in explorer.summary
 
 
 def test_scheme_names_are_text():
     explorer = explore_length(mass_result())
     explorer.set(scheme="<b>rope</b>", others="hidden")
-    assert "<b>rope" not in explorer._summary.value
+    assert explorer.summary.startswith("<b>rope</b> at ")  # plain text, written as such
     for panel in explorer.panels:
         figure = shown(explorer, panel)
         for trace in figure["data"]:

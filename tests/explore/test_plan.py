@@ -14,6 +14,7 @@ from goatviz.adapters import capture
 from goatviz.explore import PlanExplorer, Selection, explore_plan
 from goatviz.models import CausalLM, ModelConfig
 from goatviz.training import load_pretrained
+from tests.factories import figure_text
 
 LENGTH = 48
 
@@ -41,7 +42,7 @@ def curve(figure, name):
 
 def shown(explorer):
     """The figure that the page has."""
-    return go.Figure(json.loads(explorer._views["row"].figure))
+    return go.Figure(json.loads(figure_text(explorer, "row")))
 
 
 def values(figure, name):
@@ -67,9 +68,9 @@ def test_what_is_shown_is_the_plan(explorer):
         wanted = np.where(plan.allowed[query], plan.weights[query], np.nan)
         np.testing.assert_allclose(found, wanted, atol=1e-9)
         assert explorer.map.title == f"Layer {layer}, head {head}"
-        assert f"Query {query} " in explorer._summary.value
-        assert "POT (semi relaxed): agrees" in explorer._summary.value
-        assert explorer._controls.error == ""
+        assert f"Query {query} " in explorer.summary
+        assert "POT (semi relaxed): agrees" in explorer.summary
+        assert explorer.error == ""
 
 
 def test_draw_needs_no_kernel_and_changes_nothing(explorer):
@@ -94,37 +95,36 @@ def test_temperature_moves_a_row_from_its_largest_score_to_its_prior(explorer):
     hot = explorer.draw(temperature=1e4)
     np.testing.assert_allclose(curve(hot, "plan"), curve(hot, "prior"), atol=1e-3)
     explorer.temperature = 0.1
-    explorer._controls._received(None, {"kind": "press", "name": "reset"}, [])
-    assert explorer.temperature == 1.0 and explorer._controls.values["temperature"] == 1.0
+    explorer._received(None, {"kind": "press", "name": "reset"}, [])
+    assert explorer.temperature == 1.0 and explorer.temperature == 1.0
 
 
 def test_choosing_in_the_map_chooses_the_query(explorer):
     explorer.map.selection = [17, 3]
-    assert explorer.query == 17 and explorer._controls.values["query"] == 17 and explorer.key == 3
+    assert explorer.query == 17 and explorer.query == 17 and explorer.key == 3
     assert shown(explorer).layout.title.text == "Query 17: plan and prior"
 
 
 def test_controls_and_traits_are_one(explorer):
-    panel = explorer._controls
-    panel.values = {**panel.values, "layer": 1, "head": 1, "query": 9}
+    explorer.set_state({"layer": 1, "head": 1, "query": 9})
     assert (explorer.layer, explorer.head, explorer.query) == (1, 1, 9)
     assert shown(explorer).layout.title.text.startswith("Query 9")
     explorer.temperature = 10.0
-    assert panel.values["temperature"] == 10.0
+    assert explorer.temperature == 10.0
 
 
 def test_errors_are_seen_and_go_away(explorer):
     explorer.query = 999
-    assert explorer._controls.error == "ValueError: query must be an integer in 0 .. 47, got 999"
+    assert explorer.error == "ValueError: query must be an integer in 0 .. 47, got 999"
     explorer.query = 5
-    assert explorer._controls.error == ""
+    assert explorer.error == ""
 
 
 def test_tokens_are_text_wherever_they_are_shown():
     tokens = ["x"] * 19 + ["<img src=x onerror=alert(1)>"]
     explorer = explore_plan(small_model(), ids(20), tokens=tokens)
     explorer.query = 19
-    assert "<img" not in explorer._summary.value
+    assert "<img" not in explorer.summary
     ticks = list(shown(explorer).layout.xaxis2.ticktext)
     assert ticks[-1].startswith("&lt;img") and "<img" not in str(shown(explorer).data[0].text)
 
@@ -160,9 +160,9 @@ def test_layers_with_other_numbers_of_heads():
     explorer = PlanExplorer(record)
     explorer.head = 3
     explorer.layer = 1
-    assert explorer.head == 1 and explorer._controls["head"].options == [(0, "0"), (1, "1")]
-    assert explorer.map.title == "Layer 1, head 1" and explorer._controls.error == ""
-    assert explorer._controls.values["head"] == 1
+    assert explorer.head == 1 and explorer.controls["head"].options == [(0, "0"), (1, "1")]
+    assert explorer.map.title == "Layer 1, head 1" and explorer.error == ""
+    assert explorer.head == 1
 
 
 def test_bad_input():
@@ -204,7 +204,7 @@ def test_two_explorers_share_one_selection():
     assert shown(one).layout.title.text.startswith("Query 12")
     # What another explorer cannot show stays with the one that chose it.
     selection.query = 40_000
-    assert (one.query, other.query) == (12, 12) and one._controls.error == ""
+    assert (one.query, other.query) == (12, 12) and one.error == ""
 
 
 def test_several_values_at_once_ask_for_one_picture(explorer, monkeypatch):
@@ -225,7 +225,7 @@ def test_the_doubly_stochastic_plan_is_said_to_be_the_identity(explorer):
     explorer.set(balanced=True, query=20)
     found = values(shown(explorer), "doubly stochastic")
     np.testing.assert_allclose(found[:21], np.arange(21) == 20, atol=1e-9)
-    assert "identity" in explorer._summary.value
+    assert "identity" in explorer.summary
 
 
 def test_closing_forgets_the_record():

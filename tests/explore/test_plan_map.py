@@ -10,7 +10,7 @@ import torch
 from goatviz.adapters import capture
 from goatviz.analysis.levels import PlanLevels
 from goatviz.attention import Attention
-from goatviz.explore import PlanMap
+from goatviz.explore import PlanMap, ShownPlan
 from goatviz.explore.plan_map import MOST_CELLS, colour_range, to_codes
 from goatviz.plots.style import colour_table
 
@@ -27,7 +27,7 @@ def answers(widget, monkeypatch, *messages):
     sent = []
     monkeypatch.setattr(widget, "send", sent.append)
     for message in messages:
-        widget._received(widget, message, [])
+        widget.received(message)
     return sent
 
 
@@ -44,7 +44,7 @@ def decoded(widget):
 
 def test_the_first_picture_is_there_without_a_page():
     source = levels()
-    widget = PlanMap(source)
+    widget = PlanMap(ShownPlan(source))
     wanted = source.view((0, 40), (0, 40)).weights
     assert np.array_equal(np.isnan(decoded(widget)), np.isnan(wanted))
     half = widget.view["range"]["high"] / 254 / 2
@@ -55,7 +55,7 @@ def test_the_first_picture_is_there_without_a_page():
 
 def test_logarithmic_colours_keep_decades_apart(monkeypatch):
     source = levels()
-    widget = PlanMap(source, scale="log")
+    widget = PlanMap(ShownPlan(source), scale="log")
     wanted = source.view((0, 40), (0, 40)).weights
     floor = widget.view["range"]["low"]
     found = decoded(widget)
@@ -81,7 +81,7 @@ def test_the_palette_gives_every_code_a_colour_of_its_own():
 
 
 def test_a_question_gets_its_view_and_an_answer(monkeypatch):
-    widget = PlanMap(levels(300), query_tokens=[f"q{i}" for i in range(300)])
+    widget = PlanMap(ShownPlan(levels(300), query_tokens=[f"q{i}" for i in range(300)]))
     ask = {"kind": "view", "id": 7, "queries": [10, 20], "keys": [0, 300]}
     sent = answers(widget, monkeypatch, ask | {"rows": 100, "columns": 50})
     assert sent == [{"kind": "viewed"}]
@@ -93,10 +93,10 @@ def test_a_question_gets_its_view_and_an_answer(monkeypatch):
 
 
 def test_a_page_cannot_ask_for_too_much(monkeypatch):
-    widget = PlanMap(levels())
+    widget = PlanMap(ShownPlan(levels()))
     asked = []
     monkeypatch.setattr(
-        widget._levels,
+        widget.levels,
         "view",
         lambda *a, progress, **room: asked.append(room) or levels().view((0, 1), (0, 1)),
     )
@@ -107,14 +107,18 @@ def test_a_page_cannot_ask_for_too_much(monkeypatch):
 
 def test_a_pair_is_exact(monkeypatch):
     source = levels()
-    (said,) = answers(PlanMap(source), monkeypatch, {"kind": "cell", "query": 9, "key": 4})
+    (said,) = answers(
+        PlanMap(ShownPlan(source)), monkeypatch, {"kind": "cell", "query": 9, "key": 4}
+    )
     assert said["cell"] == {"query": 9, "key": 4, **source.cell(9, 4)._asdict()}
-    (said,) = answers(PlanMap(source), monkeypatch, {"kind": "cell", "query": 4, "key": 9})
+    (said,) = answers(
+        PlanMap(ShownPlan(source)), monkeypatch, {"kind": "cell", "query": 4, "key": 9}
+    )
     assert said["cell"]["log_prior"] is None and not said["cell"]["allowed"]
 
 
 def test_errors_are_shown_answered_and_forgotten(monkeypatch):
-    widget = PlanMap(levels())
+    widget = PlanMap(ShownPlan(levels()))
     good = {"kind": "view", "id": 1, "queries": [0, 40], "keys": [0, 40], "rows": 9, "columns": 9}
     assert answers(widget, monkeypatch, good | {"queries": [50, 60]}) == [{"kind": "viewed"}]
     assert widget.error.startswith("ValueError: queries must be a non-empty window of 0 .. 40")
@@ -127,7 +131,7 @@ def test_errors_are_shown_answered_and_forgotten(monkeypatch):
 
 
 def test_colours_keep_their_meaning_while_the_window_moves(monkeypatch):
-    widget = PlanMap(levels())
+    widget = PlanMap(ShownPlan(levels()))
     first = widget.view["range"]
     ask = {"kind": "view", "id": 1, "queries": [30, 40], "keys": [0, 3], "rows": 9, "columns": 9}
     answers(widget, monkeypatch, ask)
@@ -135,11 +139,11 @@ def test_colours_keep_their_meaning_while_the_window_moves(monkeypatch):
 
 
 def test_another_plan_forgets_what_fits_no_more():
-    widget = PlanMap(levels())
+    widget = PlanMap(ShownPlan(levels()))
     widget.selection, widget.brush = [3, 2], [1, 5]
-    widget.show_plan(levels(head=1))
+    widget.show(ShownPlan(levels(head=1)))
     assert widget.selection == [3, 2] and widget.plan == 2
-    widget.show_plan(levels(50), title="longer")
+    widget.show(ShownPlan(levels(50), "longer"))
     assert widget.selection == [] and widget.brush == []
     assert widget.size == [50, 50] and widget.title == "longer"
 
@@ -162,17 +166,15 @@ def in_a_loop(*steps):
 def test_a_long_view_is_computed_beside_and_the_same(monkeypatch):
     monkeypatch.setattr("goatviz.explore.plan_map.INLINE_PAIRS", 0)
     source, sent = levels(300), []
-    wanted = PlanMap(source)
+    wanted = PlanMap(ShownPlan(source))
     ask = {"kind": "view", "id": 5, "queries": [100, 300], "keys": [0, 300]}
     ask |= {"rows": 50, "columns": 50}
     answers(wanted, monkeypatch, ask)
 
     async def run():
-        widget = PlanMap(levels(300))
+        widget = PlanMap(ShownPlan(levels(300)))
         monkeypatch.setattr(widget, "send", sent.append)
-        return await in_a_loop(lambda w: None, lambda w: w._received(w, ask, []), lambda w: None)(
-            widget
-        )
+        return await in_a_loop(lambda w: None, lambda w: w.received(ask), lambda w: None)(widget)
 
     widget = asyncio.run(run())
     assert widget.view["id"] == 5 and widget.pixels == wanted.pixels and widget.error == ""
@@ -192,15 +194,15 @@ def test_a_view_that_is_stopped_is_answered_and_shows_nothing(monkeypatch):
         return inner(*arguments, progress=progress, **room)
 
     async def run():
-        widget = await in_a_loop(lambda w: None)(PlanMap(source))
+        widget = await in_a_loop(lambda w: None)(PlanMap(ShownPlan(source)))
         before = widget.view
         monkeypatch.setattr(source, "view", slow)
         monkeypatch.setattr(widget, "send", sent.append)
         ask = {"kind": "view", "id": 9, "queries": [0, 300], "keys": [0, 300]}
-        widget._received(widget, ask | {"rows": 9, "columns": 9}, [])
+        widget.received(ask | {"rows": 9, "columns": 9})
         while not started.is_set():
             await asyncio.sleep(0.01)
-        widget._received(widget, {"kind": "stop"}, [])
+        widget.received({"kind": "stop"})
         assert widget.progress == -1.0
         go.set()
         while not sent:
@@ -222,4 +224,5 @@ def test_a_view_that_is_stopped_is_answered_and_shows_nothing(monkeypatch):
 )
 def test_bad_input(options, error, says):
     with pytest.raises(error, match=says):
-        PlanMap(options.pop("levels", None) or levels(), **options)
+        look = {name: options.pop(name) for name in ("scale", "pool") if name in options}
+        PlanMap(ShownPlan(**{"levels": levels(), **options}), **look)

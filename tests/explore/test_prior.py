@@ -20,6 +20,7 @@ from goatviz.plots.base import as_json
 from goatviz.priors import ALiBiPrior, BucketPrior, KeyTablePrior, SpectralPrior, UniformPrior
 from goatviz.priors.base import ScaledPrior, SumPrior
 from goatviz.training import load_pretrained
+from tests.factories import figure_text
 
 
 def lively(module):
@@ -47,7 +48,7 @@ def curve(figure, name):
 
 def shown(explorer, panel):
     """The figure that the page has."""
-    return json.loads(explorer._views[panel].figure)
+    return json.loads(figure_text(explorer, panel))
 
 
 def really_scaled(prior, scales):
@@ -105,7 +106,7 @@ def test_a_module_that_normalises_by_the_length_is_read_at_each():
         explorer.length = length
         wanted = prior_profile(module, length=length).sel(layer=0, head=0)
         np.testing.assert_allclose(explorer.result()["sink"], wanted["sink"], atol=1e-9)
-        assert "⚠ no training_seq_len" in explorer._summary.value
+        assert "⚠ no training_seq_len" in explorer.summary
 
 
 def test_the_widget_shows_what_draw_returns(explorer):
@@ -114,8 +115,8 @@ def test_the_widget_shows_what_draw_returns(explorer):
     assert list(picture.figures) == list(explorer.panels)
     for name, figure in picture.figures.items():
         assert shown(explorer, name) == json.loads(as_json(figure))
-    assert "sink off, relative × 2" in explorer._summary.value
-    assert explorer._controls.error == ""
+    assert "sink off, relative × 2" in explorer.summary
+    assert explorer.error == ""
     assert {trace.name for trace in explorer.draw().data} >= {"plan", "margin", "u(j)", "π"}
 
 
@@ -153,8 +154,8 @@ def test_reset_is_the_learned_prior(explorer):
     explorer.set(
         head=1, sink=False, relative_scale=3.0, recency=False, temperature=10.0, content_range=5.0
     )
-    assert "as learned" not in explorer._summary.value
-    explorer._controls._received(None, {"kind": "press", "name": "reset"}, [])
+    assert "as learned" not in explorer.summary
+    explorer._received(None, {"kind": "press", "name": "reset"}, [])
     assert explorer.values() | {"head": 0, "content_range": 1.0} == {
         **dict.fromkeys(("layer", "head"), 0),
         "length": 24,
@@ -165,8 +166,7 @@ def test_reset_is_the_learned_prior(explorer):
     }
     # What is not part of the prior stays.
     assert explorer.head == 1 and explorer.content_range == 5.0
-    assert "as learned" in explorer._summary.value
-    assert explorer._controls.values == explorer.values()
+    assert "as learned" in explorer.summary
     assert explorer.result(head=0, content_range=1.0).identical(learned)
 
 
@@ -194,11 +194,10 @@ def test_only_what_the_prior_has_can_be_switched():
 
 
 def test_controls_and_traits_are_one(explorer):
-    panel = explorer._controls
-    panel.values = {**panel.values, "sink_scale": 2.5, "recency": False, "length": 12}
+    explorer.set_state({"sink_scale": 2.5, "recency": False, "length": 12})
     assert (explorer.sink_scale, explorer.recency, explorer.length) == (2.5, False, 12)
     explorer.temperature = 10.0
-    assert panel.values["temperature"] == 10.0
+    assert explorer.temperature == 10.0
     names = [name for name in explorer.controls if name != "reset"]
     assert names[:3] == ["layer", "head", "length"] and set(names) == set(explorer.shown)
     for control in explorer.controls.values():
@@ -218,7 +217,7 @@ def test_layers_with_other_heads_and_other_components():
     explorer.head = 3
     explorer.layer = 1
     assert explorer.head == 1 and len(explorer.controls["head"].options) == 2
-    assert explorer._controls.values["head"] == 1 and explorer._controls.error == ""
+    assert explorer.head == 1 and explorer.error == ""
     assert not explorer.controls["relative"].disabled and explorer.controls["recency"].disabled
     wanted = prior_profile(layers, length=20).sel(layer=1, head=1)
     np.testing.assert_allclose(explorer.result()["margin"], wanted["margin"], atol=1e-9)
@@ -250,11 +249,11 @@ def test_errors_are_seen_and_go_away(explorer):
     ):
         good = getattr(explorer, name)
         setattr(explorer, name, value)
-        assert message in explorer._controls.error
+        assert message in explorer.error
         with pytest.raises(ValueError, match=message.split(",")[0]):
             explorer.draw()
         setattr(explorer, name, good)
-        assert explorer._controls.error == ""
+        assert explorer.error == ""
 
 
 def test_a_prior_that_is_not_finite_is_said_and_others_still_show():
@@ -263,9 +262,9 @@ def test_a_prior_that_is_not_finite_is_said_and_others_still_show():
         next(p for n, p in model.named_parameters() if n.endswith("gain"))[1] = torch.nan
     explorer = explore_prior(model)
     explorer.head = 1
-    assert "head 1: its sink is not finite" in explorer._controls.error
+    assert "head 1: its sink is not finite" in explorer.error
     explorer.head = 0
-    assert explorer._controls.error == ""
+    assert explorer.error == ""
 
 
 def test_a_selection_is_followed_and_led():
@@ -275,7 +274,7 @@ def test_a_selection_is_followed_and_led():
     assert [each.head for each in both] == [1, 1]
     both[0].layer = 1
     assert chosen.layer == 1 and both[1].layer == 1
-    assert both[1]._controls.values["layer"] == 1
+    assert both[1].layer == 1
     chosen.head = 9  # of another model: not one of this one's
     assert both[0].head == 1
 
@@ -286,8 +285,8 @@ def test_a_selection_is_followed_and_led():
 def test_a_million_tokens(explorer):
     explorer.length = 1_000_000
     assert explorer._is_long(explorer.values()) and not explorer._is_long({"length": 1024})
-    assert "1,000,000 tokens" in explorer._summary.value and explorer._controls.error == ""
-    assert sum(len(view.figure) for view in explorer._views.values()) < 2_000_000
+    assert "1,000,000 tokens" in explorer.summary and explorer.error == ""
+    assert sum(len(view.figure) for view in explorer.parts.values()) < 2_000_000
     # What was evaluated for it is held once, and not for every length that was looked at.
     assert explorer._held() <= 4_000_000
 
@@ -295,22 +294,22 @@ def test_a_million_tokens(explorer):
 def test_long_lengths_leave_the_loop_free_and_can_be_cancelled(explorer):
     async def steps():
         seen = []
-        explorer._controls.observe(lambda change: seen.append(change["new"]), "progress")
+        explorer.observe(lambda change: seen.append(change["new"]), "progress")
         explorer.length = 400_000
-        assert explorer._controls.progress == 0.0  # begun, not done
-        while explorer._controls.progress >= 0:
+        assert explorer.progress == 0.0  # begun, not done
+        while explorer.progress >= 0:
             await asyncio.sleep(0.01)
-        assert "400,000 tokens" in explorer._summary.value
+        assert "400,000 tokens" in explorer.summary
         assert sorted(seen[:-1]) == seen[:-1] and len(seen) > 5
         explorer.set(length=500_000)
         explorer.cancel()
         await asyncio.sleep(0.05)
-        assert "400,000 tokens" in explorer._summary.value and explorer._controls.error == ""
+        assert "400,000 tokens" in explorer.summary and explorer.error == ""
         explorer.set(length=450_000)
         explorer.set(length=32)
-        assert "32 tokens" in explorer._summary.value
+        assert "32 tokens" in explorer.summary
         await asyncio.sleep(0.3)
-        assert " 32 tokens" in explorer._summary.value
+        assert " 32 tokens" in explorer.summary
 
     asyncio.run(steps())
 

@@ -16,6 +16,7 @@ from goatviz.explore.plan_map import PlanMap
 from goatviz.models import CausalLM, ModelConfig
 from goatviz.plots.base import as_figure, as_json
 from goatviz.training import load_pretrained
+from tests.factories import figure_text
 
 PANELS = ["heads", "sink rate", "importance", "signal"]
 
@@ -57,7 +58,7 @@ def explorer(model):
 
 def shown(explorer, panel):
     """What the page would draw, as plotly's JSON."""
-    return json.loads(explorer._views[panel].figure)
+    return json.loads(figure_text(explorer, panel))
 
 
 def figures(explorer, **values):
@@ -72,8 +73,8 @@ def named(figure, name):
 
 def click(explorer, panel, x, y=0.0):
     """What a page sends when a point is clicked."""
-    view = explorer._views[panel]
-    view._received(view, {"kind": "click", "trace": "", "x": x, "y": y, "index": 0}, [])
+    view = explorer.parts[panel]
+    view.received({"kind": "click", "trace": "", "x": x, "y": y, "index": 0})
 
 
 def test_it_is_public():
@@ -105,11 +106,11 @@ def test_what_is_drawn_is_what_is_shown(explorer):
         drawn = explorer.draw(**values)
         explorer.set(**values)
         for name in PANELS:
-            assert explorer._views[name].figure == as_json(wanted.figures[name])
+            assert figure_text(explorer, name) == as_json(wanted.figures[name])
         for name in ("importance", "model", "queries"):
             assert any(trace.name == name for trace in drawn.data)
-        assert wanted.summary.split(">")[0] in explorer._summary.value
-        assert explorer._controls.error == ""
+        assert wanted.summary.split(">")[0] in explorer.summary
+        assert explorer.error == ""
 
 
 def test_draw_changes_nothing(explorer):
@@ -143,19 +144,19 @@ def test_a_click_on_a_head_chooses_it_and_shows_its_plan(explorer, model):
     for layer, head in ((1, 0), (0, 1), (1, 1)):
         click(explorer, "heads", x=head, y=layer)
         assert (explorer.layer, explorer.head) == (layer, head)
-        assert explorer._controls.values["layer"] == layer
+        assert explorer.layer == layer
         assert explorer.map.title == f"Plan of layer {layer}, head {head}, first input"
         plan = record.plan(layer=layer, head=head).weights
         cell = explorer.map.levels.cell(30, 2)
         assert cell.weight == pytest.approx(float(plan[30, 2]), rel=1e-9)
-        assert f"Layer {layer}, head {head} " in explorer._summary.value
+        assert f"Layer {layer}, head {head} " in explorer.summary
 
 
 @pytest.mark.parametrize("place", [(0, 7), (5, 0), (None, 0), ("<b>", 1), (float("nan"), 0)])
 def test_a_click_beside_the_heads_does_nothing(explorer, place):
     before = explorer.values()
     click(explorer, "heads", x=place[0], y=place[1])
-    assert explorer.values() == before and explorer._controls.error == ""
+    assert explorer.values() == before and explorer.error == ""
 
 
 def test_clicks_choose_a_threshold_and_a_key(explorer):
@@ -183,11 +184,11 @@ def test_the_selection_is_followed_and_told(model):
     selection.key = 5
     assert (explorer.layer, explorer.head, explorer.key) == (1, 1, 5)
     selection.head = 77
-    assert explorer.head == 1 and explorer._controls.error == ""
+    assert explorer.head == 1 and explorer.error == ""
     click(explorer, "heads", x=0, y=0)
     assert (selection.layer, selection.head) == (0, 0)
     later = explore_sinks(model, INPUTS, selection=Selection(layer=1, head=1))
-    assert (later.layer, later.head) == (1, 1) and "Layer 1, head 1" in later._summary.value
+    assert (later.layer, later.head) == (1, 1) and "Layer 1, head 1" in later.summary
     assert later.map.title.startswith("Plan of layer 1, head 1")
 
 
@@ -200,28 +201,27 @@ def test_errors_are_seen_and_go_away(explorer):
     ):
         before = explorer.values()
         explorer.set(**values)
-        assert explorer._controls.error == f"ValueError: {text}"
+        assert explorer.error == f"ValueError: {text}"
         with pytest.raises(ValueError, match="must be"):
             explorer.draw()
         explorer.set(**before)
-        assert explorer._controls.error == ""
+        assert explorer.error == ""
 
 
 def test_controls_and_traits_are_one(explorer):
-    panel = explorer._controls
-    assert (panel["threshold"].low, panel["threshold"].high) == (0.0, 0.99)
-    assert panel["key"].high == 47
-    panel.values = {**panel.values, "threshold": 0.11, "head": 1}
+    assert (explorer.controls["threshold"].low, explorer.controls["threshold"].high) == (0.0, 0.99)
+    assert explorer.controls["key"].high == 47
+    explorer.set_state({"threshold": 0.11, "head": 1})
     assert (explorer.threshold, explorer.head) == (0.11, 1)
     explorer.threshold = 0.2
-    assert panel.values["threshold"] == 0.2
+    assert explorer.threshold == 0.2
 
 
 def test_one_head_and_one_layer():
     explorer = explore_sinks(small_model(1, num_heads=1), ids(40))
     assert "1 head above" in shown(explorer, "heads")["layout"]["title"]["subtitle"]["text"]
-    assert "one input" not in explorer._controls.error
-    assert "of 1 input" in explorer._summary.value
+    assert "one input" not in explorer.error
+    assert "of 1 input" in explorer.summary
     assert explorer._default_vary() == {"layer": [0], "head": [0]}
 
 
@@ -239,8 +239,8 @@ def test_layers_with_other_numbers_of_heads():
     explorer.head = 3
     assert explorer.map.title.startswith("Plan of layer 0, head 3")
     explorer.layer = 1
-    assert explorer.head == 1 and explorer._controls.error == ""
-    assert [value for value, _ in explorer._controls["head"].options] == [0, 1]
+    assert explorer.head == 1 and explorer.error == ""
+    assert [value for value, _ in explorer.controls["head"].options] == [0, 1]
     assert explorer.map.title.startswith("Plan of layer 1, head 1")
     click(explorer, "heads", x=3, y=1)
     assert (explorer.layer, explorer.head) == (1, 1)
@@ -253,18 +253,18 @@ def test_layers_with_other_numbers_of_heads():
 
 def test_a_finished_profile_has_no_plan_and_says_so(profile):
     explorer = explore_sinks(profile)
-    assert explorer.map is None and "No plan is shown" in explorer._summary.value
+    assert explorer.map is None and "No plan is shown" in explorer.summary
     assert explorer.profile() is profile
     click(explorer, "heads", x=1, y=1)
     assert (explorer.layer, explorer.head) == (1, 1)
     # Names of layers and heads stay when some are selected.
     part = explore_sinks(profile.sel(layer=1).isel(head=[1]))
-    assert (part.layer, part.head) == (1, 1) and part._controls.error == ""
+    assert (part.layer, part.head) == (1, 1) and part.error == ""
     click(part, "heads", x=1, y=1)
     assert (part.layer, part.head) == (1, 1)
     assert explore_sinks(profile, threshold=0.7).threshold == 0.7
     keys = explore_sinks(profile.sel(key=slice(3, 9)))
-    assert keys.key == 3 and keys._controls.error == ""
+    assert keys.key == 3 and keys.error == ""
 
 
 def test_heads_with_gaps_between_them_are_clicked_at_their_places():
@@ -324,7 +324,7 @@ def test_a_hugging_face_model():
         gpt(input_ids=texts["input_ids"][:1])
     plan = record.plan(layer=1, head=3).weights
     assert explorer.map.levels.cell(25, 3).weight == pytest.approx(float(plan[25, 3]), rel=1e-6)
-    assert "transformer.h.1.attn" in explorer._summary.value
+    assert "transformer.h.1.attn" in explorer.summary
 
 
 class Letters:
@@ -342,7 +342,7 @@ def test_tokens_are_text_wherever_they_are_shown(model):
     panel = explorer.picture({}).figures["importance"]
     assert panel.x["ticktext"][0].startswith("&lt;img")
     assert "<img" not in str(named(as_figure(panel), "importance").text)
-    assert "<img" not in explorer._summary.value
+    assert "<img" not in explorer.summary
     own = ["<script>"] * 32
     explorer = explore_sinks(model, ids(32), tokens=own)
     assert explorer.map.view["query_tokens"]["texts"][0] == "<script>"
@@ -351,25 +351,25 @@ def test_tokens_are_text_wherever_they_are_shown(model):
 
 def test_short_inputs_are_told_of():
     explorer = explore_sinks(small_model(1), ids(9), min_observers=1)
-    assert "the shortest input has 9 tokens" in explorer._summary.value
+    assert "the shortest input has 9 tokens" in explorer.summary
 
 
 def test_in_a_kernel_the_profile_follows_the_widget(model, profile):
     async def main():
         explorer = explore_sinks(model, INPUTS)
-        assert explorer._controls.progress == 0.0 and explorer._summary.value == ""
+        assert explorer.progress == 0.0 and explorer.summary == ""
         # The plan is there before the profile, and follows what is chosen meanwhile.
         explorer.set(layer=1, head=1)
         assert explorer.map.title.startswith("Plan of layer 1, head 1")
         shares = []
-        explorer._controls.observe(lambda change: shares.append(change["new"]), "progress")
-        while explorer._controls.progress >= 0:
+        explorer.observe(lambda change: shares.append(change["new"]), "progress")
+        while explorer.progress >= 0:
             await asyncio.sleep(0.005)
         # The first forward pass belongs to the making of the explorer.
         assert shares == sorted(shares[:-1]) + [-1.0] and len(shares) == len(INPUTS)
         assert explorer.profile().identical(profile)
-        assert "Layer 1, head 1" in explorer._summary.value
-        assert explorer._controls["key"].high == 47
+        assert "Layer 1, head 1" in explorer.summary
+        assert explorer.controls["key"].high == 47
 
     asyncio.run(main())
 
@@ -377,11 +377,11 @@ def test_in_a_kernel_the_profile_follows_the_widget(model, profile):
 def test_other_work_on_the_model_meanwhile_is_not_counted(model, profile):
     async def main():
         explorer = explore_sinks(model, INPUTS)
-        while explorer._controls.progress >= 0:
+        while explorer.progress >= 0:
             await asyncio.sleep(0)
             with torch.no_grad(), capture(model):
                 model(INPUTS[1])
-        assert explorer.profile().identical(profile) and explorer._controls.error == ""
+        assert explorer.profile().identical(profile) and explorer.error == ""
 
     asyncio.run(main())
 
@@ -393,9 +393,9 @@ def test_a_model_that_changes_meanwhile_is_an_error():
         await asyncio.sleep(0)
         with torch.no_grad():
             model.embedding.weight.mul_(2)
-        while explorer._controls.progress >= 0:
+        while explorer.progress >= 0:
             await asyncio.sleep(0.005)
-        assert "the model was changed while it was being profiled" in explorer._controls.error
+        assert "the model was changed while it was being profiled" in explorer.error
         with pytest.raises(RuntimeError, match="changed"):
             explorer.draw()
 
@@ -407,13 +407,13 @@ def test_cancelled_it_goes_on_when_a_control_moves(model, profile):
         explorer = explore_sinks(model, INPUTS)
         await asyncio.sleep(0)
         explorer.cancel()
-        assert explorer._controls.progress == -1.0 and "Stopped at " in explorer._summary.value
+        assert explorer.progress == -1.0 and "Stopped at " in explorer.summary
         await asyncio.sleep(0.1)
         assert not explorer._steps.done
         explorer.threshold = 0.5
-        while explorer._controls.progress >= 0:
+        while explorer.progress >= 0:
             await asyncio.sleep(0.005)
-        assert explorer.profile().identical(profile) and "ε = 0.5" in explorer._summary.value
+        assert explorer.profile().identical(profile) and "ε = 0.5" in explorer.summary
         other = explore_sinks(model, INPUTS)
         # Whoever asks for numbers gets them at once.
         assert other.profile().identical(profile)
@@ -433,9 +433,9 @@ def test_errors_of_the_forward_pass_are_seen():
             explore_sinks(model, [*ids(40), torch.full((1, 40), 99)])
         model.register_forward_pre_hook(fail)
         explorer = explore_sinks(model, [*ids(40), torch.zeros(1, 41, dtype=torch.long)])
-        while explorer._controls.progress >= 0:
+        while explorer.progress >= 0:
             await asyncio.sleep(0.005)
-        assert "ValueError: broken" in explorer._controls.error
+        assert "ValueError: broken" in explorer.error
 
     asyncio.run(main())
 
@@ -443,11 +443,11 @@ def test_errors_of_the_forward_pass_are_seen():
 def test_a_page_moves_through_all_heads_if_they_fit(explorer, tmp_path):
     vary = explorer._default_vary()
     assert vary == {"layer": [0, 1], "head": [0, 1]}
-    extras = explorer.page_extras({"layer": 1, "head": 1})
-    assert extras["map"]["title"] == "Plan of layer 1, head 1, first input"
+    state = explorer.state_of({"layer": 1, "head": 1})
+    assert state["map_title"] == "Plan of layer 1, head 1, first input"
     path = explorer.save_html(tmp_path / "sinks.html", vary={"head": [0, 1]})
     assert "Attention sinks" in path.read_text(encoding="utf-8")
-    assert explore_sinks(explorer.profile()).page_extras({}) == {}
+    assert "map" not in explore_sinks(explorer.profile()).parts
 
 
 def test_closed_it_lets_go(explorer):
@@ -461,7 +461,7 @@ def test_a_checkpoint():
     assert explorer.profile().attrs["source"] == "copy-mixture-1-goat"
     explorer.head = 1
     margin = float(explorer.profile()["margin"][0, 1])
-    assert f"Margin δ = {margin:.3g} nats protects about " in explorer._summary.value
+    assert f"Margin δ = {margin:.3g} nats protects about " in explorer.summary
 
 
 def test_bad_input(model, profile):

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from goatviz.explore.steps import Steps
+from goatviz.explore.jobs import Steps
 
 
 def counted(seen, count=4, fails_at=None):

@@ -100,7 +100,7 @@ def test_words_on_an_exported_page(title, token, label):
     inside, explorer = read(title, token, label)
     assert inside.tags == plain.tags
     data = json.loads(inside.scripts["data"])
-    assert data["label"] == explorer.label == label
+    assert data["model"]["label"] == explorer.label == label
     kept = json.dumps(data["states"]) + json.dumps(data["shared"])
     # plotly reads markup in names and titles, so that they are escaped for it too.
     for text in (title, token):

@@ -4,6 +4,7 @@
 import { colourOf, listen, make, whenThemed } from "./dom.js";
 
 const LIBRARY = Symbol.for("goatviz.plotly");
+const PAUSE_MS = 250;
 const CONFIG = {
   showSendToCloud: false,
   displaylogo: false,
@@ -86,7 +87,7 @@ export function renderFigure({ model, el, plotly: loading }) {
 
   const draw = async () => {
     timer = 0;
-    if (closed || !plotly || !content || !near) return;
+    if (closed || !plotly || !content) return;
     if (!place.clientWidth) {
       // Not on the page, perhaps for less than a frame, which no observer would notice.
       width = 0;
@@ -123,8 +124,11 @@ export function renderFigure({ model, el, plotly: loading }) {
   };
 
   const redraw = () => {
-    // Once for all changes made together, without waiting for a frame: drawing takes longer.
-    if (!timer && !closed) timer = setTimeout(draw, 0);
+    // Once for all changes made together, without waiting for a frame: drawing takes longer. A
+    // figure outside the window waits for a pause, so that those that are seen are drawn sooner.
+    if (closed || (near && timer)) return;
+    clearTimeout(timer);
+    timer = setTimeout(draw, near ? 0 : PAUSE_MS);
   };
 
   const clicked = (event) => {
@@ -143,14 +147,14 @@ export function renderFigure({ model, el, plotly: loading }) {
     if (place.clientWidth && Math.abs(place.clientWidth - width) > 1) redraw();
   });
   resized.observe(root);
-  // A figure far outside the window waits: those that are seen are drawn sooner.
-  const seen = new IntersectionObserver(
-    (entries) => {
-      near = entries.at(-1).isIntersecting;
-      if (near) redraw();
-    },
-    { rootMargin: "400px" },
-  );
+  const seen = new IntersectionObserver((entries) => {
+    near = entries.at(-1).isIntersecting;
+    if (near && timer) {
+      clearTimeout(timer);
+      timer = 0;
+      redraw();
+    }
+  });
   seen.observe(root);
   const stops = [
     listen(model, [

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from goatviz.explore.task import Cancelled, Task, run_beside, running_loop
+from goatviz.explore.jobs import Cancelled, Job, Newest, running_loop
 
 
 def run(compute, *, stop_after=None):
@@ -19,15 +19,15 @@ def run(compute, *, stop_after=None):
             reports.append(share)
             threads.add(threading.current_thread())
             if stop_after is not None and share >= stop_after:
-                task.stop()
+                work.stop()
 
         def end(result, error):
             found.append((result, error))
             threads.add(threading.current_thread())
             ended.set()
 
-        task = Task()
-        run_beside(asyncio.get_running_loop(), task, compute, report, end)
+        work = Newest(report)
+        work.start(asyncio.get_running_loop(), compute, end)
         await asyncio.wait_for(ended.wait(), 30)
         return reports, found, threads
 
@@ -38,18 +38,18 @@ def run(compute, *, stop_after=None):
 
 
 def test_a_result_and_its_progress():
-    def compute(task):
+    def compute(job):
         for part in range(1000):
-            task(part / 1000)
+            job(part / 1000)
         return "done"
 
     reports, (result, error) = run(compute)
     assert (result, error) == ("done", None)
-    assert reports == sorted(reports) and 50 <= len(reports) <= 100
+    assert reports[-1] == -1 and reports[:-1] == sorted(reports[:-1]) and 50 <= len(reports) <= 100
 
 
 def test_an_error_is_handed_over():
-    def compute(task):
+    def compute(job):
         raise ValueError("no")
 
     _, (result, error) = run(compute)
@@ -59,11 +59,11 @@ def test_an_error_is_handed_over():
 def test_what_is_stopped_ends_without_result_or_error():
     seen = threading.Event()
 
-    def compute(task):
+    def compute(job):
         for part in range(100_000):
-            if task.stopped:
+            if job.stopped:
                 seen.set()
-            task(part / 100_000)
+            job(part / 100_000)
             threading.Event().wait(0.001)
         return "never"
 
@@ -71,13 +71,13 @@ def test_what_is_stopped_ends_without_result_or_error():
     assert ended == (None, None)
 
 
-def test_a_task_without_a_loop():
+def test_a_job_without_a_loop():
     shares = []
-    task = Task(shares.append)
-    task(0.3)
-    task(7)
-    task.stop()
+    job = Job(shares.append)
+    job(0.3)
+    job(7)
+    job.stop()
     with pytest.raises(Cancelled):
-        task(0.5)
-    assert shares == [0.3, 1.0] and task.stopped
+        job(0.5)
+    assert shares == [0.3, 1.0] and job.stopped
     assert running_loop() is None
