@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from goatviz.examples import load_example
 from goatviz.paper import gallery
 from goatviz.paper.exhibit import Exhibit
 
@@ -43,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def exhibits() -> list[Exhibit]:
     """Every exhibit of the gallery, computed once."""
     return gallery.make_exhibits()
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> tuple[torch.nn.Module, object]:
+    """A real pretrained model and its tokenizer, loaded once."""
+    return load_example()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,11 @@ from goatviz.models import CausalLM
 
 #: Data types in which torch multiplies matrices.
 _COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+#: White space as it is shown.
+_VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
+#: A byte as a piece of SentencePiece, and bytes that are not part of a character.
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+_ESCAPED = re.compile("[\udc80-\udcff]+")
 
 
 def forward_calls(inputs: Any, tokenizer: Any = None) -> Iterator[dict[str, Any] | Tensor]:
@@ -247,11 +253,93 @@ def _vocabulary(model: nn.Module, config: Any) -> int | None:
 def token_texts(
     tokenizer: Any, arguments: Tensor | Mapping[str, Any], batch: int = 0
 ) -> list[str] | None:
-    """The tokens of one sequence as text; None if the tokenizer cannot name them."""
+    """The tokens of one sequence as readable text; None if the tokenizer cannot name them.
+
+    Special tokens stay as they are, other pieces are read by `piece_text`, and an id that the
+    tokenizer does not know is "⟨id 99999⟩".
+
+    Parameters
+    ----------
+    tokenizer : object
+        A tokenizer of transformers, or any object with convert_ids_to_tokens(ids).
+    arguments : Tensor or mapping
+        Arguments of a forward pass, as `forward_calls` yields them.
+    batch : int
+        Number of the sequence in that pass.
+    """
     ids = token_ids(arguments)
     if ids is None or not hasattr(tokenizer, "convert_ids_to_tokens"):
         return None
-    return [str(token) for token in tokenizer.convert_ids_to_tokens(ids[batch].tolist())]
+    numbers = ids[batch].tolist()
+    byte_level, special, added = _alphabet(tokenizer)
+    texts = []
+    for number, piece in zip(numbers, tokenizer.convert_ids_to_tokens(numbers), strict=True):
+        if piece is None:
+            texts.append(f"⟨id {number}⟩")
+        elif piece in special:
+            texts.append(str(piece))
+        else:
+            texts.append(piece_text(str(piece), byte_level=byte_level and piece not in added))
+    return texts
+
+
+def piece_text(piece: str, *, byte_level: bool = False) -> str:
+    r"""A piece of a tokenizer's vocabulary as readable text.
+
+    A space is "␣", a line feed "⏎", a tab "⇥". Bytes that are no UTF-8 by themselves, such as parts
+    of a character that is split over several tokens, are hexadecimal: "⟨E2 80⟩".
+
+    Parameters
+    ----------
+    piece : str
+        Its entry in the vocabulary.
+    byte_level : bool
+        Whether each character stands for a byte, as in GPT-2 ("Ġ" is a space). Otherwise "▁" is a
+        space and a piece such as "<0xE2>" is one byte, as in SentencePiece.
+
+    Examples
+    --------
+    >>> print(piece_text("Ġquick", byte_level=True), piece_text("▁quick"), piece_text("<0xE2>"))
+    ␣quick ␣quick ⟨E2⟩
+    >>> print(piece_text("ĠâĢĶ", byte_level=True), piece_text("ĠâĢ", byte_level=True))
+    ␣— ␣⟨E2 80⟩
+    """
+    data = None
+    if byte_level and set(piece) <= _BYTES.keys():
+        data = bytes(_BYTES[character] for character in piece)
+    elif not byte_level and _BYTE.fullmatch(piece):
+        data = bytes([int(piece[3:5], 16)])
+    elif not byte_level:
+        piece = piece.replace("▁", " ")
+    if data is not None:
+        piece = data.decode("utf-8", "surrogateescape")
+    piece = piece.translate(_VISIBLE)
+    return piece if data is None else _ESCAPED.sub(_hexadecimal, piece)
+
+
+def _hexadecimal(escaped: re.Match[str]) -> str:
+    return f"⟨{escaped[0].encode('utf-8', 'surrogateescape').hex(' ').upper()}⟩"
+
+
+def _byte_characters() -> dict[str, int]:
+    """Bytes by the characters for them in byte-level pieces: their own, or from U+0100 on."""
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(0x100) if byte not in own)
+    return {chr(byte): byte for byte in own} | {chr(0x100 + n): b for n, b in enumerate(others)}
+
+
+_BYTES = _byte_characters()
+
+
+def _alphabet(tokenizer: Any) -> tuple[bool, set[str], set[str]]:
+    """Whether pieces are of the byte level, special tokens, and all tokens that were added."""
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    # Tokenizers without a backend that work on bytes hold the table itself.
+    byte_level = "ByteLevel(" in repr(decoder) or hasattr(tokenizer, "byte_decoder")
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    special = {str(token) for token in added if token.special}
+    special |= set(getattr(tokenizer, "all_special_tokens", ()))
+    return byte_level, special, {str(token) for token in added}
 
 
 def text_array(tokens: Sequence[Any]) -> np.ndarray:

@@ -31,7 +31,7 @@ def draw_explanation(why: xr.Dataset) -> Figure:
     """
     check_result(why, EXPLANATION)
     attrs = why.attrs
-    token = f" {marks.shortened(attrs['query_token'])!r}" if "query_token" in attrs else ""
+    token = f" “{marks.cut(attrs['query_token'])}”" if "query_token" in attrs else ""
     shown = f"{why.sizes['place']} of {attrs['n_keys']:,} keys"
     caption = ["Logits are less their mean over the keys that the query may use."]
     caption += [f"Other keys get {attrs['rest_weight']:.3f} of the mass."]
@@ -55,7 +55,7 @@ def _keys(why: xr.Dataset) -> dict[str, object]:
     texts = [f"{key:,}" for key in why["key"].values]
     if "key_token" in why.variables:
         texts = [
-            f"{style.escape(marks.shortened(str(token)))}  {text}"
+            f"{marks.shortened(str(token))}  {text}"
             for token, text in zip(why["key_token"].values, texts, strict=True)
         ]
     places = why["place"].values

@@ -496,8 +496,12 @@ def token_ticks(positions: np.ndarray, tokens: np.ndarray, dim: str) -> dict[str
 
 def shortened(token: str, characters: int = MAX_CHARACTERS) -> str:
     """A token of at most so many characters, escaped."""
-    cut = token if len(token) <= characters else f"{token[: characters - 1]}…"
-    return style.escape(cut)
+    return style.escape(cut(token, characters))
+
+
+def cut(token: str, characters: int = MAX_CHARACTERS) -> str:
+    """A token of at most so many characters, as it is."""
+    return token if len(token) <= characters else f"{token[: characters - 1]}…"
 
 
 def hovered(tokens: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Explanations: parts add up to the model's own logits, and each is what it says."""
 
+import html
+
 import numpy as np
 import pytest
 import torch
@@ -105,7 +107,11 @@ def test_a_model_with_text(tmp_path):
     assert why.attrs["query_token"] == names[-1] and names[-1] in HOSTILE
     save_result(why, tmp_path / "why.nc")
     assert load_result(tmp_path / "why.nc").identical(why)
-    assert plot_explanation(why).layout.title.text == "Why this query attends there"
+    figure = plot_explanation(why)
+    assert figure.layout.title.text.startswith("Why this query attends there")
+    shown = [text.split("  ")[0] for text in figure.layout.yaxis.ticktext]
+    assert [html.unescape(text) for text in shown] == why["key_token"].values.tolist()
+    assert html.escape(f"query 11 “{names[-1]}”", quote=False) in figure.layout.title.subtitle.text
 
 
 def test_decoding_names_tokens_of_the_text():

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from goatviz.analysis.inputs import forward_calls
+from goatviz.analysis.inputs import forward_calls, piece_text, text_array, token_texts
+from tests.factories import HOSTILE, TextTokenizer
 
 IDS = torch.arange(12).view(3, 4)
 
@@ -97,3 +100,83 @@ def test_texts_go_through_the_tokenizer():
 def test_bad_inputs_are_named(inputs, error, message):
     with pytest.raises(error, match=message):
         list(forward_calls(inputs))
+
+
+# --- tokens as text ---
+
+TEXT = "The quick — 🦊 é\n\tx·y 日"
+
+
+def texts(tokenizer, text):
+    return token_texts(tokenizer, torch.tensor([tokenizer(text)["input_ids"]]))
+
+
+def byte_level():
+    """A tokenizer of single bytes, with two tokens that were added."""
+    vocab = {piece: n for n, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Fuse()])
+    tokenizer.add_special_tokens(["<|Ġ▁end|>"])
+    tokenizer.add_tokens([AddedToken("Ġ é", normalized=False)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def sentence_piece():
+    pieces = [("<unk>", 0.0), ("▁The", -1.0), ("▁", -2.0), ("quick", -2.0), ("Ġ", -3.0)]
+    pieces += [(f"<0x{byte:02X}>", -9.0) for byte in range(256)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def test_every_byte_reads_as_text_or_as_its_number():
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    read = {piece_text(piece, byte_level=True) for piece in alphabet}
+    ascii_text = {piece_text(chr(byte)) for byte in range(128)}
+    assert read == ascii_text | {f"⟨{byte:02X}⟩" for byte in range(128, 256)}
+
+
+def test_bytes_are_joined_within_a_piece_alone():
+    tokenizer = byte_level()
+    assert texts(tokenizer, " é\n")[:2] == ["␣", "⟨C3⟩"]
+    assert texts(tokenizer, "a<|Ġ▁end|>\tĠ é") == ["a", "<|Ġ▁end|>", "⇥", "Ġ␣é"]
+    (characters,) = (tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("é⟩⟨x🦊"),)
+    whole = "".join(piece for piece, _ in characters)
+    assert piece_text(whole, byte_level=True) == "é⟩⟨x🦊"
+    # The last byte of the fox is missing, and the first of é.
+    assert piece_text(whole[1:-1], byte_level=True) == "⟨A9⟩⟩⟨x⟨F0 9F A6⟩"
+
+
+def test_sentence_pieces():
+    tokenizer = sentence_piece()
+    assert texts(tokenizer, "The quickĠ€") == ["␣The", "␣", "quick", "Ġ", "⟨E2⟩", "⟨82⟩", "⟨AC⟩"]
+
+
+def test_smollm2_reads_as_its_text(smollm2):
+    _, tokenizer = smollm2
+    assert texts(tokenizer, TEXT) == [
+        *["The", "␣quick", "␣—", "␣⟨F0 9F⟩", "⟨A6⟩", "⟨8A⟩", "␣é", "⏎", "⇥", "x", "·", "y"],
+        *["␣⟨E6⟩", "⟨97⟩", "⟨A5⟩"],
+    ]
+    assert texts(tokenizer, "<|im_start|>user") == ["<|im_start|>", "user"]
+    assert token_texts(tokenizer, torch.tensor([[17, 10**6]])) == ["!", "⟨id 1000000⟩"]
+
+
+def test_other_objects_name_their_tokens():
+    class Plain:
+        def convert_ids_to_tokens(self, ids):
+            return ["Ġa", "▁b", "c d", "##e", "<0x0A>", "\ud800\0\x1b\u202e"]
+
+    names = token_texts(Plain(), torch.zeros(1, 6, dtype=torch.long))
+    assert names == ["Ġa", "␣b", "c␣d", "##e", "⏎", "\ud800\0\x1b\u202e"]
+    assert text_array(names)[-1] == "\\ud800\\x00\x1b\u202e"
+    assert token_texts(object(), IDS) is None
+    assert token_texts(Plain(), torch.zeros(1, 4, 8)) is None
+
+
+def test_hostile_tokens_stay_text():
+    names = token_texts(TextTokenizer(), torch.arange(len(HOSTILE))[None])
+    visible = str.maketrans(" \n\t▁", "␣⏎⇥␣")
+    assert names == [one.translate(visible) for one in HOSTILE]

@@ -10,6 +10,7 @@ from torch import nn
 
 from goatviz.adapters.capture import capture
 from goatviz.analysis import heads_table, sink_profile
+from goatviz.analysis.inputs import piece_text
 from goatviz.analysis.sink_fields import rates
 from goatviz.analysis.sink_passes import MASSIVE, SINK_STATISTICS
 from goatviz.attention import Attention, LayerCache, attention_plan
@@ -646,7 +647,7 @@ class IdsTokenizer(Tokenizer):
 def test_tokens_are_read_from_the_tokenizer_or_given(tmp_path):
     model, text = reader("gpt2"), "how long is a sink?!"
     profile = sink_profile(model, text, tokenizer=Tokenizer())
-    wanted = [HOSTILE[ord(c) % 50 % len(HOSTILE)] for c in text]
+    wanted = [piece_text(HOSTILE[ord(c) % 50 % len(HOSTILE)]) for c in text]
     assert profile["token"].values.tolist() == wanted
     given = Tokenizer()(text, return_tensors="pt")["input_ids"]
     by_ids = sink_profile(model, given, tokenizer=Tokenizer())
@@ -654,8 +655,8 @@ def test_tokens_are_read_from_the_tokenizer_or_given(tmp_path):
     several = sink_profile(model, [text, text], tokenizer=Tokenizer())
     assert "token" not in several and several.attrs["n_inputs"] == 2
     named = sink_profile(lm(), text, tokenizer=IdsTokenizer())
-    wanted = Tokenizer().convert_ids_to_tokens((given[0] % 20).tolist())
-    assert named["token"].values.tolist() == wanted
+    wanted = map(piece_text, Tokenizer().convert_ids_to_tokens((given[0] % 20).tolist()))
+    assert named["token"].values.tolist() == list(wanted)
     plain = sink_profile(model, given, tokenizer=lambda text, return_tensors: None)
     assert "token" not in plain
     own = sink_profile(model, given, tokens=HOSTILE * 2, tokenizer=Tokenizer(), maps=8, norms=True)
