@@ -5,10 +5,13 @@ import pytest
 import torch
 
 from goatviz.adapters import capture
-from goatviz.analysis.levels import PlanLevels
+from goatviz.adapters.capture import CapturedCall
+from goatviz.analysis.levels import PlanLevels, colour_scale
 from goatviz.attention import Attention
+from goatviz.examples import example_text
 from goatviz.models import goat_prior
 from goatviz.priors import ALiBiPrior, BucketPrior
+from goatviz.transport import AttentionCall
 
 LENGTH = 70
 
@@ -122,6 +125,8 @@ def test_a_window_is_cut_to_what_there_is():
         ({"keys": (90, 99)}, "keys must be a non-empty window of 0 .. 70"),
         ({"rows": 0}, "rows must be an integer of at least 1, got 0"),
         ({"columns": 2.5}, "columns must be an integer of at least 1, got 2.5"),
+        ({"without": [70]}, r"without must be an integer in 0 .. 69, got 70"),
+        ({"without": 0}, "without must be a list of places, got 0"),
         ({"pool": "sum"}, "pool must be one of max, mean; got 'sum'"),
     ],
 )
@@ -130,6 +135,102 @@ def test_bad_views(options, says):
     asked = {"queries": (0, 70), "keys": (0, 70), **options}
     with pytest.raises((TypeError, ValueError), match=says):
         levels.view(asked.pop("queries"), asked.pop("keys"), **asked)
+
+
+def renormalised(record, without, **head):
+    """Dense weights without some keys, by a softmax over the others in float64."""
+    plan = record.plan(**head)
+    logits = plan.logits.clone()
+    logits[:, list(without)] = -torch.inf
+    hidden = ~plan.allowed
+    hidden[:, list(without)] = True
+    return plan, logits.softmax(-1).masked_fill(hidden, torch.nan).numpy()
+
+
+@pytest.mark.parametrize("without", [(0,), (3, 0, 4, 3), (69,), tuple(range(10, 60))])
+@pytest.mark.parametrize("pool", ["max", "mean"])
+def test_keys_are_left_out_of_every_row(pool, without, monkeypatch):
+    record = captured(priors()["goat"])
+    plan, weights = renormalised(record, without, head=1, batch=1)
+    # Some rows have next to nothing left.
+    weights[plan.weights[:, np.setdiff1d(range(LENGTH), without)].sum(-1) < 1e-12] = np.nan
+    levels = PlanLevels(record.calls[0], head=1, batch=1)
+    before = levels.view((0, LENGTH), (0, LENGTH))
+    monkeypatch.setattr("goatviz.analysis.levels._BLOCK", 1000)
+    view = levels.view((0, LENGTH), (0, LENGTH), pool=pool, without=without)
+    np.testing.assert_allclose(view.weights, weights, atol=1e-6)
+    rest = 1 - plan.weights[:, sorted(set(without))].sum(-1, keepdim=True).numpy()
+    plain = (rest > 1e-6).flatten() & ~np.isnan(weights).all(1)
+    by_share = np.where(np.isnan(weights), np.nan, plan.weights.numpy() / rest.clip(1e-6))
+    np.testing.assert_allclose(view.weights[plain], by_share[plain], atol=1e-5)
+    few = levels.view((0, LENGTH), (2, 69), columns=9, pool=pool, without=without)
+    for column in range(9):
+        cell = weights[:, few.key_edges[column] : few.key_edges[column + 1]]
+        seen = ~np.isnan(cell).all(1)
+        wanted = (np.nanmax if pool == "max" else np.nanmean)(cell[seen], axis=1)
+        np.testing.assert_allclose(few.weights[seen, column], wanted, atol=1e-6)
+        assert np.isnan(few.weights[~seen, column]).all()
+    again = levels.view((0, LENGTH), (0, LENGTH))
+    np.testing.assert_array_equal(again.weights, before.weights)
+
+
+def sharp(gap, **options):
+    """Levels of one head whose every query prefers key 0 by `gap` nats."""
+    k = torch.linspace(0, 1, 8, dtype=torch.float64)[None, None, :, None]
+    k[..., 0, :] = gap
+    call = AttentionCall.from_tensors(torch.ones_like(k), k, scale=1.0, **options)
+    return PlanLevels(CapturedCall(0, "layer", call)), k[0, 0, :, 0]
+
+
+@pytest.mark.parametrize("gap", [16.0, 25.0])
+def test_a_row_keeps_its_precision_beside_a_sink(gap):
+    levels, logits = sharp(gap)
+    view = levels.view((0, 8), (0, 8), without=[0])
+    assert np.isnan(view.weights[0]).all()
+    for query in range(1, 8):
+        wanted = logits[1 : query + 1].softmax(-1)
+        np.testing.assert_allclose(view.weights[query, 1 : query + 1], wanted, rtol=1e-6)
+    assert view.rule == "every query; every key; without key 0: each row normalised over the others"
+    assert levels.view((0, 8), (0, 8), without=[0, 1]).rule.endswith(
+        "; without keys 0, 1: each row normalised over the others"
+    )
+    assert "without 7 keys" in levels.view((0, 8), (0, 8), without=range(7)).rule
+
+
+def test_rows_with_nothing_else_are_not_a_number():
+    levels, _ = sharp(40.0)
+    assert np.isnan(levels.view((0, 8), (0, 8), without=[0]).weights).all()
+    # What a column without a key takes is left to it.
+    levels, logits = sharp(3.0, sink=torch.tensor([1.0]))
+    row = levels.view((0, 8), (0, 8), without=[0]).weights[7, 1:]
+    wanted = torch.cat([logits[1:], torch.ones(1)]).softmax(-1)[:-1]
+    np.testing.assert_allclose(row, wanted, rtol=1e-6)
+
+
+def test_the_colour_scale_follows_the_spread():
+    causal = np.tril(np.ones((600, 600))) / np.arange(1, 601)[:, None]
+    causal[causal == 0] = np.nan
+    assert colour_scale(causal) == "linear"
+    sink = 0.1 * causal
+    sink[:, 0] = 0.9
+    assert colour_scale(sink) == "log" and colour_scale(sink[:, 1:]) == "linear"
+    for nothing in (np.full((2, 2), np.nan), np.zeros((2, 2))):
+        assert colour_scale(nothing) == "linear"
+
+
+def test_the_colour_scale_of_real_heads(smollm2):
+    model, tokenizer = smollm2
+    ids = tokenizer(example_text(), return_tensors="pt")["input_ids"][:, :200]
+    options = {"statistics": ["key_mass"], "keep": "projections"}
+    with capture(model, **options) as record, torch.no_grad():
+        model(ids)
+    for call in (record.calls[layer] for layer in (0, 12, 24)):
+        for head, first in enumerate(call.rows.key_mass[0, :, :, 0].mean(-1)):
+            view = PlanLevels(call, head=head).view((0, 200), (0, 200), rows=64, columns=64)
+            scale = colour_scale(view.weights)
+            # Head 3 of the first layer looks at few keys.
+            assert call.layer > 0 or head == 3 or scale == "linear"
+            assert first < 0.3 or scale == "log"
 
 
 def test_what_has_no_levels():
