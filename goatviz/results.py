@@ -199,6 +199,20 @@ PLAN_ROW = Schema(
     optional=frozenset({"key_token", "solver", "balanced", "mean"}),
 )
 
+PLAN_THUMBNAILS = Schema(
+    "plan_thumbnails",
+    {
+        "layer_name": Field(("layer",), "1", "layer"),
+        "present": Field(_HEAD, "1", "whether this layer has this head"),
+        "weights": Field((*_HEAD, "row", "column"), "probability", "largest weight in the cell"),
+        "relative_entropy": Field(_HEAD, "1", "mean entropy over that of uniform attention"),
+        "first_mass": Field(_HEAD, "probability", "mean weight of the first key"),
+        "query": Field(("layer", "row"), "tokens", "query of the row; -1: none"),
+        "key_start": Field(("layer", "column"), "tokens", "first key of the column; -1: none"),
+        "key_stop": Field(("layer", "column"), "tokens", "end of its keys (exclusive); -1: none"),
+    },
+)
+
 _CURVE = (*_HEAD, "threshold")
 _SIGNAL = (*_HEAD, "range_bin")
 _LAYER_SIGNAL = ("layer", "range_bin")
@@ -489,6 +503,7 @@ SCHEMAS = {
         PRIOR_MIX,
         PLAN_SLICE,
         PLAN_ROW,
+        PLAN_THUMBNAILS,
         SINK_PROFILE,
         LENGTH_SWEEP,
         NEEDLE_GRID,

@@ -1,10 +1,10 @@
 """Numbers about priors and plans, as results. Nothing here draws.
 
-`prior.prior_profile` takes a learned prior apart, `plan.plan_slice` shows a window of a plan,
-`sinks.sink_profile` finds attention sinks, `implied.implied_prior` fits the prior inside logits,
-`runs.load_runs` loads trained models, `length.length_sweep` asks them for answers at many lengths,
-`mass.mass_sweep` measures where their attention goes, `sink_effect.sink_effect` what sinks do for a
-model, and `explain.explain` says why a query attends where it does.
+`prior.prior_profile` takes a learned prior apart, `plan.plan_slice` shows a window of a plan and
+`thumbnails.plan_thumbnails` all of them, `sinks.sink_profile` finds attention sinks,
+`implied.implied_prior` fits the prior inside logits, `length.length_sweep` asks models for answers
+at many lengths, `mass.mass_sweep` measures where their attention goes, and `explain.explain` says
+why a query attends where it does.
 """
 
 from goatviz.analysis.explain import explain
@@ -26,6 +26,7 @@ from goatviz.analysis.runs import Runs, load_runs
 from goatviz.analysis.sink_effect import sink_effect
 from goatviz.analysis.sink_passes import SINK_STATISTICS
 from goatviz.analysis.sinks import sink_profile
+from goatviz.analysis.thumbnails import plan_thumbnails, structured_head
 from goatviz.analysis.training import training_log
 
 __all__ = [
@@ -45,12 +46,14 @@ __all__ = [
     "needle_grid",
     "perplexity_sweep",
     "plan_slice",
+    "plan_thumbnails",
     "prior_profile",
     "prior_sources",
     "prior_summary",
     "sink_effect",
     "sink_profile",
     "sink_table",
+    "structured_head",
     "training_log",
     "wilson_interval",
 ]
