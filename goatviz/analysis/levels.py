@@ -20,8 +20,10 @@ from goatviz import checks
 from goatviz.adapters.capture import CapturedCall
 from goatviz.analysis.inputs import text_array
 from goatviz.results import PLAN_ROW, make_result
+from goatviz.transport.call import AttentionCall
 from goatviz.transport.rows import TransportPlan, solve_rows
 from goatviz.transport.solvers import SolverReport, Verdict, cross_check, doubly_stochastic
+from goatviz.transport.visibility import entry_of
 
 #: Rules by which the weights of several keys become one cell.
 POOLS = ("max", "mean")
@@ -149,6 +151,11 @@ class PlanLevels:
     def keys(self) -> int:
         """Number of keys."""
         return self.call.shape[3]
+
+    @property
+    def first_key(self) -> int:
+        """The first key that some query sees, which is where a sink usually is: not padding."""
+        return first_key(self._call, self.batch) or 0
 
     @torch.no_grad()
     def view(
@@ -577,6 +584,12 @@ def _left_out_text(keys: tuple[int, ...]) -> str:
     if 1 < len(keys) <= 4:
         which = f"keys {', '.join(f'{key:,}' for key in keys)}"
     return f"; without {which}: each row normalised over the others"
+
+
+def first_key(call: AttentionCall, batch: int) -> int | None:
+    """The first key that some query of the sequence sees; None if that has left a cache."""
+    seen = entry_of(call.visibility.observers() > 0, batch).any(0).nonzero().flatten()
+    return int(seen[0]) if len(seen) and not call.gone else None
 
 
 def colour_scale(weights: np.ndarray) -> str:

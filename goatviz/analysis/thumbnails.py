@@ -14,6 +14,7 @@ from torch import Tensor
 
 from goatviz import checks
 from goatviz.adapters.capture import CapturedCall, Record
+from goatviz.analysis.levels import first_key
 from goatviz.bins import even_edges
 from goatviz.results import PLAN_THUMBNAILS, check_result, make_result, with_all_dimensions
 from goatviz.transport.visibility import entry_of
@@ -163,8 +164,7 @@ def _thumbnails(captured: CapturedCall, cells: int, batch: int) -> _Thumbnails:
     _, heads, n_queries, n_keys = call.shape
     queries = np.linspace(0, n_queries - 1, min(cells, n_queries)).round().astype(np.int64)
     rows, edges = torch.from_numpy(queries), even_edges(n_keys, cells)
-    seen = entry_of(call.visibility.observers() > 0, batch).any(0).nonzero().flatten()
-    first = int(seen[0]) if len(seen) and not call.gone else None
+    first = first_key(call, batch)
     counted = torch.ones(len(rows), dtype=torch.bool)
     if call.query_mask is not None:
         counted = entry_of(call.query_mask, batch).cpu()[rows]

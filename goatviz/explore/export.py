@@ -38,6 +38,8 @@ class Exported(Protocol):
     @property
     def controls(self) -> Mapping[str, Control]: ...
 
+    def values(self) -> Mapping[str, Any]: ...
+
     def get_state(self) -> Mapping[str, Any]: ...
 
     def state_of(self, values: Mapping[str, Any]) -> Mapping[str, Any]: ...
@@ -87,6 +89,7 @@ def page(explorer: Exported, vary: Mapping[str, Sequence[Any]]) -> str:
         "names": names,
         "choices": [list(options) for options in vary.values()],
         "values": chosen,
+        "held": sorted({*explorer.values()} - {*names}),
         "model": {
             **{name: shared.keep(_plain(own[name])) for name in sorted({*own} - _UNSAVED)},
             **chosen,

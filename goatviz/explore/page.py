@@ -101,10 +101,10 @@ class Part(traitlets.HasTraits):
     def received(self, message: Mapping[str, Any]) -> None:
         """Act on a message of the page."""
 
-    def send(self, message: Mapping[str, Any]) -> None:
+    def send(self, message: Mapping[str, Any], buffers: Sequence[bytes] = ()) -> None:
         """Send a message to this part's place on the page, if it is on one."""
         if self._page is not None:
-            self._page.send({"part": self._name, **message})
+            self._page.send({"part": self._name, **message}, list(buffers))
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -14,15 +15,25 @@ from goatviz import checks
 from goatviz.adapters.capture import Record, capture
 from goatviz.analysis.inputs import forward_calls, run_model, token_texts
 from goatviz.analysis.levels import MAX_BALANCED, PlanLevels, row_summary
+from goatviz.analysis.thumbnails import plan_thumbnails, structured_head
 from goatviz.explore.base import Explorer, Picture
 from goatviz.explore.controls import Control
+from goatviz.explore.heads import HeadsView
 from goatviz.explore.jobs import Job
 from goatviz.explore.page import Place
+from goatviz.explore.passage import MOST_TOKENS, Passage, ShownPassage
 from goatviz.explore.plan_map import INLINE_PAIRS, PlanMap, ShownPlan
 from goatviz.explore.selection import Selection
 from goatviz.plots.plan import row_panels
 from goatviz.training.checkpoint import Checkpoint
 
+#: Mean weight of the first key from which a head counts as a sink, when the first one is chosen.
+SINK = 0.3
+#: Which head is opened first, in words.
+RULE = (
+    "Opened first: the head of least entropy relative to uniform attention among those with less "
+    f"than {SINK:g} of their mass on the first key."
+)
 #: Temperatures between which the slider moves.
 TEMPERATURES = (0.01, 100.0)
 #: The longest row that POT solves again.
@@ -139,7 +150,12 @@ class PlanExplorer(Explorer):
         self._levels = lru_cache(_KEPT)(self._new_levels)
         self._heads = {layer: range(record.of(layer)[-1].shape[1]) for layer in layers}
         self.layer = layers[0]
-        self.query = self._levels(self.layer, 0).queries - 1
+        thumbnails = plan_thumbnails(record, batch=batch)
+        if int(thumbnails["present"].sum()) > 1:
+            with suppress(ValueError):
+                # Single tokens have no structure to choose by.
+                self.layer, self.head = structured_head(thumbnails, SINK)
+        self.query = self._levels(self.layer, self.head).queries - 1
         self.map = PlanMap(self._shown_plan(self.values()))
         controls = [
             Control("layer", "Layer", options=[(n, f"{n} ({record.layers[n]})") for n in layers]),
@@ -164,11 +180,18 @@ class PlanExplorer(Explorer):
                 hint="the plan whose keys all receive the same mass, solved whole by POT",
             ),
         ]
-        places = {"map": Place(self.map, 380), "row": 380}
+        places: dict[str, Place | int] = {}
+        if int(thumbnails["present"].sum()) > 1:
+            places["heads"] = Place(
+                HeadsView(thumbnails, title="Plans of all heads", rule=RULE), wide=True
+            )
+        if passage := self._passage(self.values()):
+            places["passage"] = Place(Passage(passage), wide=True)
+        places |= {"map": Place(self.map, 380), "row": 380}
         self._set_up(controls, label="Plan and prior", places=places, selection=selection)
         self.map.observe(self._chosen, "selection")
         self.map.observe(self._brushed, "brush")
-        self.observe(lambda _: self.map.show(self._shown_plan(self.values())), "key")
+        self.observe(self._show_marks, "key")
 
     # --- what is shown ---
 
@@ -211,7 +234,8 @@ class PlanExplorer(Explorer):
         return Picture({"row": row_panels(row)}, sentence, {"row": f"{row.sizes['key']}"})
 
     def _at_once(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {"map": self._shown_plan(values)}
+        contents = {"map": self._shown_plan(values), "passage": self._passage(values)}
+        return {name: content for name, content in contents.items() if name in self.parts}
 
     def _changed_controls(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         levels = self._levels(values["layer"], values["head"])
@@ -222,7 +246,20 @@ class PlanExplorer(Explorer):
         if button == "reset":
             self.temperature = 1.0
 
-    # --- the map ---
+    # --- the map and the passage ---
+
+    def _show_marks(self, _change: dict[str, Any]) -> None:
+        for name, content in self._at_once(self.values()).items():
+            self.parts[name].show(content)
+
+    def _passage(self, values: Mapping[str, Any]) -> ShownPassage | None:
+        """The tokens with the row of the chosen query; None if it has no tokens, or too many."""
+        levels = self._levels(values["layer"], values["head"])
+        tokens = self._tokens_of(levels.queries)
+        if tokens is None or levels.keys != levels.queries or levels.keys > MOST_TOKENS:
+            return None
+        key = self.key if self.key < levels.keys else 0
+        return ShownPassage(levels, tokens, values["query"], key, levels.first_key)
 
     def _chosen(self, change: dict[str, Any]) -> None:
         if change["new"]:
@@ -244,6 +281,7 @@ class PlanExplorer(Explorer):
             f"Layer {levels.call.layer}, head {levels.head}",
             self._tokens_of(levels.queries),
             self._tokens_of(levels.keys),
+            levels.first_key,
             (query, key) if query < levels.queries and key < levels.keys else (),
         )
 

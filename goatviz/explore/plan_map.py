@@ -15,12 +15,12 @@ import numpy as np
 import traitlets
 
 from goatviz import checks
-from goatviz.analysis.levels import POOLS, PlanLevels, PlanView
+from goatviz.analysis.levels import POOLS, PlanLevels, PlanView, colour_scale
 from goatviz.explore.jobs import Job, Newest, running_loop
 from goatviz.explore.page import Part
 from goatviz.plots.style import colour_table
 
-SCALES = ("linear", "log")
+SCALES = ("auto", "linear", "log")
 #: Decades below the largest weight that the logarithmic scale shows.
 DECADES = 5
 #: Cells a side of the first view, before a page has said how much room it has.
@@ -45,6 +45,8 @@ class ShownPlan:
         Title above the map, which screen readers say too.
     query_tokens, key_tokens : sequence of str, optional
         One for each query and key; shown as text where there is room.
+    sink : int
+        The key that is left out on demand: the first that is no padding.
     selection : tuple of int, optional
         The chosen query and key, or (). Default: as it is, or none in a plan of another size.
 
@@ -60,6 +62,7 @@ class ShownPlan:
     title: str = "Attention map"
     query_tokens: Sequence[str] | None = None
     key_tokens: Sequence[str] | None = None
+    sink: int = 0
     selection: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -79,13 +82,16 @@ class PlanMap(Part):
     ----------
     plan : ShownPlan
         The plan to show first.
-    scale : {"linear", "log"}
-        Scale of the colours: from 0, or over five decades below the largest weight seen.
+    scale : {"auto", "linear", "log"}
+        Scale of the colours: from 0, or over five decades below the largest weight seen; "auto"
+        takes the one that `goatviz.analysis.colour_scale` names for the whole plan.
     pool : {"max", "mean"}
         What a cell of several keys shows: their largest weight, or their mean.
 
     Attributes
     ----------
+    without : bool
+        Whether the sink is left out and every row is normalised over the other keys.
     selection : list of int
         [query, key], or [] while nothing is selected.
     brush : list of int
@@ -117,18 +123,25 @@ class PlanMap(Part):
     view = traitlets.Dict().tag(sync=True)
     pixels = traitlets.Bytes(b"").tag(sync=True)
     palette = traitlets.List().tag(sync=True)
-    scale = traitlets.Enum(SCALES, default_value="linear").tag(sync=True)
+    scale = traitlets.Enum(SCALES, default_value="auto").tag(sync=True)
+    without = traitlets.Bool(False).tag(sync=True)
     pool = traitlets.Enum(POOLS, default_value="max").tag(sync=True)
     selection = traitlets.List(traitlets.Int(), maxlen=2).tag(sync=True)
     brush = traitlets.List(traitlets.Int(), maxlen=2).tag(sync=True)
 
-    def __init__(self, plan: ShownPlan, *, scale: str = "linear", pool: str = "max") -> None:
+    def __init__(self, plan: ShownPlan, *, scale: str = "auto", pool: str = "max") -> None:
         self._work = Newest(partial(setattr, self, "progress"))
         checks.one_of("scale", scale, SCALES)
         checks.one_of("pool", pool, POOLS)
         super().__init__(palette=[list(rgb) for rgb in colour_table()], scale=scale, pool=pool)
         self._shown: ShownPlan | None = None
+        self._forget_colours()
+        self.observe(self._forget_colours, ["scale", "pool", "without"])
         self.show(plan)
+
+    def _forget_colours(self, _change: Any = None) -> None:
+        """Begin a new scale of colours with the next view."""
+        self._highest, self._kind = 0.0, ""
 
     @property
     def levels(self) -> PlanLevels:
@@ -143,7 +156,7 @@ class PlanMap(Part):
             if content.selection is not None:
                 self.selection = list(content.selection)
             return
-        self._highest = 0.0
+        self._forget_colours()
         self._work.stop()
         size = [levels.queries, levels.keys]
         with self.together():
@@ -161,8 +174,12 @@ class PlanMap(Part):
         """The map's state for another plan, for a page without a kernel."""
         levels = content.levels
         window = ((0, levels.queries), (0, levels.keys))
-        shown = levels.view(*window, rows=FIRST_VIEW, columns=FIRST_VIEW, pool=self.pool)
-        scale = colour_range(self.scale, float(np.nanmax(shown.weights, initial=0.0)))
+        out = (content.sink,) if self.without else ()
+        shown = levels.view(
+            *window, rows=FIRST_VIEW, columns=FIRST_VIEW, pool=self.pool, without=out
+        )
+        kind = colour_scale(shown.weights) if self.scale == "auto" else self.scale
+        scale = colour_range(kind, float(np.nanmax(shown.weights, initial=0.0)))
         return {
             "title": content.title,
             "summary": _summary(shown),
@@ -185,7 +202,9 @@ class PlanMap(Part):
         """Put a view on the page, picture and description together."""
         # Colours keep their meaning while the window moves, until something larger is seen.
         self._highest = max(self._highest, float(np.nanmax(shown.weights, initial=0.0)))
-        scale = colour_range(self.scale, self._highest)
+        if not self._kind:
+            self._kind = colour_scale(shown.weights) if self.scale == "auto" else self.scale
+        scale = colour_range(self._kind, self._highest)
         with self.together():
             self.pixels = to_codes(shown.weights, scale)
             self.view = _described(number, shown, scale, self._shown)
@@ -207,9 +226,11 @@ class PlanMap(Part):
         """
         rows, columns = (max(1, min(int(count), MOST_CELLS)) for count in (rows, columns))
         levels, pool = self.levels, self.pool
+        out = (self._shown.sink,) if self.without else ()
 
         def compute(job: Job) -> PlanView:
-            return levels.view(queries, keys, rows=rows, columns=columns, pool=pool, progress=job)
+            room = {"rows": rows, "columns": columns}
+            return levels.view(queries, keys, **room, pool=pool, without=out, progress=job)
 
         loop = running_loop()
         self._work.stop()

@@ -407,7 +407,7 @@ class SinkExplorer(Explorer):
         fits = self._tokens is not None and len(self._tokens) == levels.queries == levels.keys
         tokens = self._tokens if fits else None
         title = f"Plan of layer {levels.call.layer}, head {levels.head}, first input"
-        return ShownPlan(levels, title, tokens, tokens)
+        return ShownPlan(levels, title, tokens, tokens, levels.first_key)
 
     # --- without a kernel, and the end ---
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from goatviz.adapters import capture
+from goatviz.analysis import plan_thumbnails, structured_head
 from goatviz.explore import PlanExplorer, Selection, explore_plan
 from goatviz.models import CausalLM, ModelConfig
 from goatviz.training import load_pretrained
@@ -180,7 +181,8 @@ def test_bad_input():
 
 
 def test_brushed_queries_show_their_mean(explorer):
-    plan = captured(small_model(), ids()).plan(layer=0, head=0)
+    layer, head = explorer.layer, explorer.head
+    plan = captured(small_model(), ids()).plan(layer=layer, head=head)
     explorer.map.brush = [10, 20]
     assert explorer.queries == (10, 20)
     found = values(shown(explorer), "queries 10–19, mean")
@@ -236,3 +238,47 @@ def test_closing_forgets_the_record():
     assert [reference() for reference in kept] == [None, None]
     assert explorer.comm is None
     explorer.close()
+
+
+def test_it_opens_on_the_structured_head(explorer):
+    record = captured(small_model(), ids())
+    thumbnails = plan_thumbnails(record)
+    assert (explorer.layer, explorer.head) == structured_head(thumbnails, 0.3)
+    heads = explorer.parts["heads"]
+    assert heads.layers == [0, 1] and heads.heads == [0, 1] and heads.cells == [32, 32]
+    codes = np.frombuffer(heads.pixels, np.uint8).reshape(2, 2, 32, 32)
+    weights = thumbnails["weights"].values
+    assert np.array_equal(codes == 0, np.isnan(weights))
+    share = 1 + np.log10(np.clip(np.nan_to_num(weights), 1e-5, 1)) / 5
+    np.testing.assert_allclose(codes[codes > 0], 1 + np.rint(254 * share[codes > 0]), atol=1)
+    (entropy, first) = (each["values"] for each in heads.measures)
+    assert entropy == thumbnails["relative_entropy"].values.tolist()
+    assert first == thumbnails["first_mass"].values.tolist()
+    one = explore_plan(small_model(num_layers=1, num_heads=1), ids())
+    assert "heads" not in one.parts and "passage" not in one.parts
+
+
+def test_the_passage_is_a_row_or_a_column(explorer, monkeypatch):
+    passage = explorer.parts["passage"]
+    explorer.set(layer=1, head=0, query=30)
+    plan = captured(small_model(), ids()).plan(layer=1, head=0)
+    wanted = np.where(plan.allowed, plan.weights, np.nan)
+
+    def weights():
+        return np.frombuffer(passage.weights, np.float32)
+
+    assert passage.tokens[:2] == ["t0", "t1"] and passage.at == 30
+    np.testing.assert_allclose(weights(), wanted[30], atol=1e-6)
+    explorer.key = 4
+    explorer.set_state({"passage_direction": "receives"})
+    assert passage.at == 4
+    np.testing.assert_allclose(weights(), wanted[:, 4], atol=1e-6)
+    sent = []
+    monkeypatch.setattr(explorer, "send", lambda *message: sent.append(message))
+    explorer._received(explorer, {"part": "passage", "kind": "weights", "at": 7}, [])
+    ((message, (buffer,)),) = sent
+    assert message == {"part": "passage", "kind": "weighed", "at": 7}
+    np.testing.assert_allclose(np.frombuffer(buffer, np.float32), wanted[:, 7], atol=1e-6)
+    explorer._received(explorer, {"part": "passage", "kind": "weights", "at": 99}, [])
+    assert sent[-1][0] == {"part": "passage", "kind": "weighed"}
+    assert explorer.error == "ValueError: at must be an integer in 0 .. 47, got 99"

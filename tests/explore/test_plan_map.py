@@ -44,7 +44,7 @@ def decoded(widget):
 
 def test_the_first_picture_is_there_without_a_page():
     source = levels()
-    widget = PlanMap(ShownPlan(source))
+    widget = PlanMap(ShownPlan(source), scale="linear")
     wanted = source.view((0, 40), (0, 40)).weights
     assert np.array_equal(np.isnan(decoded(widget)), np.isnan(wanted))
     half = widget.view["range"]["high"] / 254 / 2
@@ -102,7 +102,7 @@ def test_a_page_cannot_ask_for_too_much(monkeypatch):
     )
     ask = {"kind": "view", "id": 1, "queries": [0, 40], "keys": [0, 40]}
     answers(widget, monkeypatch, ask | {"rows": 10**9, "columns": -3})
-    assert asked == [{"rows": MOST_CELLS, "columns": 1, "pool": "max"}]
+    assert asked == [{"rows": MOST_CELLS, "columns": 1, "pool": "max", "without": ()}]
 
 
 def test_a_pair_is_exact(monkeypatch):
@@ -217,7 +217,7 @@ def test_a_view_that_is_stopped_is_answered_and_shows_nothing(monkeypatch):
     ("options", "error", "says"),
     [
         ({"levels": 3}, TypeError, "levels must be PlanLevels, got int"),
-        ({"scale": "square"}, ValueError, "scale must be one of linear, log; got 'square'"),
+        ({"scale": "square"}, ValueError, "scale must be one of auto, linear, log; got 'square'"),
         ({"pool": "sum"}, ValueError, "pool must be one of max, mean; got 'sum'"),
         ({"key_tokens": ["a"]}, ValueError, "key_tokens must hold 40 texts, got 1"),
     ],
@@ -226,3 +226,33 @@ def test_bad_input(options, error, says):
     with pytest.raises(error, match=says):
         look = {name: options.pop(name) for name in ("scale", "pool") if name in options}
         PlanMap(ShownPlan(**{"levels": levels(), **options}), **look)
+
+
+def test_without_the_sink_rows_are_normalised_over_the_others():
+    source = levels()
+    widget = PlanMap(ShownPlan(source), scale="linear")
+    widget.without = True
+    widget.received(
+        {"kind": "view", "id": 1, "queries": [0, 40], "keys": [0, 40], "rows": 40, "columns": 40}
+    )
+    wanted = source.view((0, 40), (0, 40), without=[0]).weights
+    half = widget.view["range"]["high"] / 254 / 2
+    np.testing.assert_allclose(decoded(widget), wanted, atol=half + 1e-6)
+    assert np.isnan(decoded(widget)[:, 0]).all() and "without key 0" in widget.view["rule"]
+    assert widget.state_of(ShownPlan(source))["view"]["rule"] == widget.view["rule"]
+
+
+def test_the_automatic_scale_is_that_of_the_whole_plan():
+    torch.manual_seed(0)
+    layer = Attention(16, 2).eval()
+    for strength, kind in ((0.1, "linear"), (6.0, "log")):
+        with capture(layer, statistics=(), keep="projections") as record, torch.no_grad():
+            layer(strength * torch.randn(1, 40, 16))
+        widget = PlanMap(ShownPlan(PlanLevels(record.calls[0])))
+        assert widget.view["range"]["kind"] == kind
+        ask = {"kind": "view", "id": 1, "queries": [39, 40], "keys": [0, 2]}
+        widget.received(ask | {"rows": 9, "columns": 9})
+        assert widget.view["range"]["kind"] == kind  # kept while the window moves
+        widget.scale = "linear"
+        widget.received(ask | {"rows": 9, "columns": 9})
+        assert widget.view["range"]["kind"] == "linear"

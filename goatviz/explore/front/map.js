@@ -63,6 +63,23 @@ export function number(value, digits = 3) {
   return value.toPrecision(digits);
 }
 
+export function paintCodes(canvas, codes, rows, columns, palette) {
+  // One pixel for each code, in the colours of the palette; clear where a pair is forbidden.
+  const lookup = new Uint32Array(256);
+  const bytes = new Uint8Array(lookup.buffer);
+  for (let code = 1; code < 256; code += 1) {
+    const [red, green, blue] = palette[code];
+    bytes.set([red, green, blue, 255], 4 * code);
+  }
+  canvas.width = columns;
+  canvas.height = rows;
+  const context = canvas.getContext("2d");
+  const data = context.createImageData(columns, rows);
+  const out = new Uint32Array(data.data.buffer);
+  for (let at = 0; at < out.length; at += 1) out[at] = lookup[codes[at]];
+  context.putImageData(data, 0, 0);
+}
+
 export function newestWins(send) {
   // One question at a time; of those asked in the meantime only the newest is sent.
   let busy = false;
@@ -120,6 +137,7 @@ export function renderMap({ model, el }) {
     subscriptions.push([trait, () => (select.value = model.get(trait))]);
   };
   choose("Colour", "scale", [
+    ["auto", "automatic"],
     ["linear", "linear"],
     ["log", "logarithmic"],
   ]);
@@ -127,6 +145,21 @@ export function renderMap({ model, el }) {
     ["max", "largest of its keys"],
     ["mean", "mean of its keys"],
   ]);
+  const lesser = make("label", {}, toolbar);
+  const without = make("input", { type: "checkbox", name: "without" }, lesser);
+  make("span", {}, lesser, "without the sink");
+  lesser.title = "leave the first key out, and normalise every row over the others";
+  without.addEventListener("change", () => {
+    model.set("without", without.checked);
+    model.save_changes();
+  });
+  const showWithout = () => {
+    without.checked = model.get("without");
+  };
+  subscriptions.push(["without", showWithout]);
+  showWithout();
+  // Without a kernel there is nobody to ask for other cells.
+  if (!model.send) for (const label of toolbar.querySelectorAll("label")) label.hidden = true;
   const bar = make("canvas", { class: "goatviz-map-scale", "aria-hidden": "true" }, toolbar);
   const work = make("span", { class: "goatviz-map-work" }, toolbar);
   const progress = make("progress", { max: "1", "aria-label": "Computing the view" }, work);
@@ -196,20 +229,7 @@ export function renderMap({ model, el }) {
     const pixels = model.get("pixels");
     if (!view.rows || !pixels || pixels.byteLength < view.rows * view.columns) return;
     const codes = new Uint8Array(pixels.buffer, pixels.byteOffset, view.rows * view.columns);
-    const palette = model.get("palette");
-    const lookup = new Uint32Array(256);
-    const bytes = new Uint8Array(lookup.buffer);
-    for (let code = 1; code < 256; code += 1) {
-      const [red, green, blue] = palette[code];
-      bytes.set([red, green, blue, 255], 4 * code);
-    }
-    image.width = view.columns;
-    image.height = view.rows;
-    const context = image.getContext("2d");
-    const data = context.createImageData(view.columns, view.rows);
-    const out = new Uint32Array(data.data.buffer);
-    for (let at = 0; at < out.length; at += 1) out[at] = lookup[codes[at]];
-    context.putImageData(data, 0, 0);
+    paintCodes(image, codes, view.rows, view.columns, model.get("palette"));
   };
 
   const draw = () => {
@@ -386,7 +406,8 @@ export function renderMap({ model, el }) {
     const view = model.get("view");
     const exact = state.exact;
     rule.textContent = view.rule
-      ? `${model.get("title")} \u00b7 queries ${range(state.queries)}, keys ${range(state.keys)} \u00b7 ${view.rule}`
+      ? `${model.get("title")} \u00b7 queries ${range(state.queries)}, keys ${range(state.keys)} \u00b7 ` +
+        `${view.rule} \u00b7 ${view.range.kind === "log" ? "logarithmic" : "linear"} colours`
       : model.get("title");
     if (!state.cursor || !view.rows) {
       status.textContent = model.get("summary");
@@ -696,7 +717,7 @@ export function renderMap({ model, el }) {
     ["progress", showProgress],
     ["title summary", label],
     ["plan", showSize],
-    ["scale pool", ask],
+    ["scale pool without", ask],
     ["msg:custom", received],
   );
   const stops = [

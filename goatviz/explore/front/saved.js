@@ -1,6 +1,8 @@
 // The exported page: the same front end, with a model that has no kernel. Every state was computed
 // beforehand; moving a control picks one. This follows the front end in one script.
 
+const content = JSON.parse(document.getElementById("data").textContent);
+
 class Model {
   constructor(state) {
     this.state = state;
@@ -12,6 +14,9 @@ class Model {
   }
 
   set(name, value) {
+    // A value that was not computed is not shown.
+    const options = content.choices[content.names.indexOf(name)];
+    if (content.held.includes(name) || (options && !options.includes(value))) return;
     this.assign({ [name]: value });
   }
 
@@ -37,7 +42,6 @@ class Model {
   }
 }
 
-const content = JSON.parse(document.getElementById("data").textContent);
 globalThis[LIBRARY] = Promise.resolve(globalThis.Plotly);
 
 const resolved = new Map();

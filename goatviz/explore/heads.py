@@ -1,0 +1,88 @@
+"""All heads of a model at a glance: thumbnails of their plans, which open on a click."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import traitlets
+import xarray as xr
+
+from goatviz.explore.page import Part
+from goatviz.explore.plan_map import colour_range, to_codes
+from goatviz.plots.style import colour_table
+from goatviz.results import PLAN_THUMBNAILS, check_result, with_all_dimensions
+
+#: Numbers of a head that are said beside its picture.
+_MEASURES = {
+    "relative_entropy": "entropy relative to uniform attention",
+    "first_mass": "mean weight of the first key",
+}
+
+
+class HeadsView(Part):
+    """Thumbnails of all heads; the page sets the explorer's layer and head.
+
+    Parameters
+    ----------
+    thumbnails : xarray.Dataset
+        From `goatviz.analysis.plan_thumbnails`.
+
+    Attributes
+    ----------
+    layers, heads : list of int
+        Their numbers, in order.
+    present : list of list of bool
+        Whether a layer has a head.
+    cells : list of int
+        Rows and columns of a picture.
+    pixels : bytes
+        One byte for each cell, picture after picture, as in a `PlanMap`: logarithmic, 1e-5 to 1.
+    measures : list of dict
+        "name" and "values" by layer and head of what is said of each head; null where unknown.
+    title, rule : str
+        What the pictures show, and which head was opened first.
+    """
+
+    kind = "heads"
+
+    title = traitlets.Unicode().tag(sync=True)
+    rule = traitlets.Unicode().tag(sync=True)
+    layers = traitlets.List().tag(sync=True)
+    heads = traitlets.List().tag(sync=True)
+    present = traitlets.List().tag(sync=True)
+    cells = traitlets.List().tag(sync=True)
+    pixels = traitlets.Bytes(b"").tag(sync=True)
+    palette = traitlets.List().tag(sync=True)
+    measures = traitlets.List().tag(sync=True)
+
+    def __init__(
+        self, thumbnails: xr.Dataset | None = None, *, title: str = "", rule: str = ""
+    ) -> None:
+        palette = [list(rgb) for rgb in colour_table()]
+        super().__init__(palette=palette, title=title, rule=rule)
+        if thumbnails is not None:
+            self.show(thumbnails)
+
+    def state_of(self, content: xr.Dataset) -> dict[str, Any]:
+        """The traits that show these thumbnails."""
+        check_result(content, PLAN_THUMBNAILS)
+        content = with_all_dimensions(content, PLAN_THUMBNAILS)
+        weights = content["weights"].values
+        measures = [
+            {"name": name, "values": _listed(content[measure].values)}
+            for measure, name in _MEASURES.items()
+        ]
+        return {
+            "layers": content["layer"].values.tolist(),
+            "heads": content["head"].values.tolist(),
+            "present": content["present"].values.tolist(),
+            "cells": list(weights.shape[2:]),
+            "pixels": to_codes(weights, colour_range("log", 1.0)),
+            "measures": measures,
+        }
+
+
+def _listed(values: np.ndarray) -> list[list[float | None]]:
+    """Numbers as JSON knows them."""
+    return [[float(v) if np.isfinite(v) else None for v in row] for row in values]
