@@ -204,11 +204,12 @@ def existing_folder(name: str, folder: str | os.PathLike) -> Path:
     return path
 
 
-def output_file(name: str, path: str | os.PathLike, ending: str) -> Path:
-    """A path to write to, with the given ending and in an existing folder."""
+def output_file(name: str, path: str | os.PathLike, *endings: str) -> Path:
+    """A path to write to, with one of the given endings and in an existing folder."""
     path = Path(path)
-    if path.suffix != ending:
-        raise ValueError(f"{name} must end in {ending}, got {path.name!r}")
+    if path.suffix not in endings:
+        wanted = " or ".join(filter(None, [", ".join(endings[:-1]), endings[-1]]))
+        raise ValueError(f"{name} must end in {wanted}, got {path.name!r}")
     if not path.parent.is_dir():
         raise ValueError(f"{name} must lie in an existing folder, got {path}")
     return path

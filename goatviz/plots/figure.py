@@ -6,7 +6,9 @@ modules decide what a figure contains.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,10 @@ from goatviz.plots import style
 
 #: plotly.js options of every goatviz figure. Plotly's "Share chart" button would upload the data.
 CONFIG = {"showSendToCloud": False, "displaylogo": False, "responsive": True}
+#: Formats of images.
+IMAGES = ("png", "jpg", "jpeg", "webp", "svg", "pdf")
+#: Browsers that draw images, in the order in which they are looked for.
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 #: Height of a row of menus in pixels.
 MENU_HEIGHT = 40
 _STYLE = f"<style>{style.ADAPTIVE_CSS}</style>"
@@ -83,27 +89,74 @@ class Figure(go.Figure):
 
     def to_image(
         self,
-        *args: Any,
+        format: str = "png",
+        *,
+        width: int | None = None,
+        height: int | None = None,
+        scale: float | None = None,
         layer: int | None = None,
         head: int | None = None,
         theme: str = "light",
-        **kwargs: Any,
     ) -> bytes:
-        """As in plotly (needs kaleido), but of one layer and head; see `as_image`."""
-        image = self.as_image(layer=layer, head=head, theme=theme)
-        return pio.to_image(go.Figure(image), *args, **kwargs)
+        """The figure as an image, drawn by kaleido and a Chromium of this machine, offline.
 
-    def write_image(
-        self,
-        *args: Any,
-        layer: int | None = None,
-        head: int | None = None,
-        theme: str = "light",
-        **kwargs: Any,
-    ) -> None:
-        """As in plotly (needs kaleido), but of one layer and head; see `as_image`."""
-        image = self.as_image(layer=layer, head=head, theme=theme)
-        pio.write_image(go.Figure(image), *args, **kwargs)
+        Parameters
+        ----------
+        format : str
+            "png", "jpg", "jpeg", "webp", "svg" or "pdf".
+        width, height : int, optional
+            Size in pixels; default the figure's own, or 700 x 500.
+        scale : float, optional
+            Pixels of the image for each pixel of the figure; default 1.
+        layer, head, theme
+            As in `as_image`.
+
+        Raises
+        ------
+        ImportError
+            If kaleido is missing.
+        RuntimeError
+            If there is no Chromium or Chrome: see `image_options`.
+        ValueError
+            If `format` is unknown, or an argument does not fit.
+        """
+        checks.one_of("format", format, IMAGES)
+        plain = self.as_image(layer=layer, head=head, theme=theme).to_dict()
+        return _rendered(
+            plain,
+            {
+                "format": format,
+                "width": width or plain["layout"].get("width") or pio.defaults.default_width,
+                "height": height or plain["layout"].get("height") or pio.defaults.default_height,
+                "scale": scale or pio.defaults.default_scale,
+            },
+        )
+
+    def write_image(self, file: Any, format: str | None = None, **options: Any) -> None:
+        """Write `to_image` to a file, whole or not at all.
+
+        Parameters
+        ----------
+        file : path-like or binary file
+            Path in an existing folder that ends in .png, .jpg, .jpeg, .webp, .svg or .pdf; or an
+            object with write(bytes).
+        format : str, optional
+            As in `to_image`; default the ending of the path, or "png".
+        **options
+            Options of `to_image`.
+
+        Raises
+        ------
+        ImportError, RuntimeError, ValueError
+            As in `to_image`, or if the path does not fit.
+        """
+        if hasattr(file, "write"):
+            file.write(self.to_image(format or "png", **options))
+            return
+        path = checks.output_file("file", file, *(f".{name}" for name in IMAGES))
+        image = self.to_image(format or path.suffix[1:], **options)
+        with whole_file(path) as temporary:
+            temporary.write_bytes(image)
 
     def show(self, *args: Any, **kwargs: Any) -> None:
         """As in plotly, without the cloud button."""
@@ -134,6 +187,42 @@ class Figure(go.Figure):
 
     def _repr_html_(self) -> str:
         return self.to_html(full_html=False, include_plotlyjs=True)
+
+
+def _rendered(figure: dict[str, Any], options: dict[str, Any]) -> bytes:
+    """The image that kaleido makes of a figure, without MathJax from a CDN."""
+    if importlib.util.find_spec("kaleido") is None:
+        raise ImportError("an image needs kaleido: pip install 'goatviz[notebook]'")
+    import kaleido
+
+    browser = image_options()
+    try:
+        return kaleido.calc_fig_sync(figure, opts=options, kopts=dict(browser))
+    except RuntimeError as error:
+        if "path" in browser:
+            raise
+        raise RuntimeError(
+            f"an image needs Chromium or Chrome, and none of {', '.join(BROWSERS)} is on PATH: "
+            "install one (Debian, Ubuntu: apt-get install chromium; anywhere: plotly_get_chrome), "
+            "or name it in the environment variable BROWSER_PATH"
+        ) from error
+
+
+def image_options() -> dict[str, Any]:
+    """How kaleido is started: with the browser of BROWSER_PATH, or the first one of `BROWSERS`.
+
+    Without either, kaleido looks where browsers are installed, and for one that it downloaded.
+
+    Raises
+    ------
+    RuntimeError
+        If BROWSER_PATH names nothing that can be run.
+    """
+    named = os.environ.get("BROWSER_PATH")
+    if named and shutil.which(named) is None:
+        raise RuntimeError(f"BROWSER_PATH must name a browser that can be run, got {named!r}")
+    path = named or next(filter(None, map(shutil.which, BROWSERS)), None)
+    return {"mathjax": False} | ({} if path is None else {"path": path})
 
 
 def _menu_of(
