@@ -213,6 +213,20 @@ PLAN_THUMBNAILS = Schema(
     },
 )
 
+GENERATION = Schema(
+    "generation",
+    {
+        "layer_name": Field(("layer",), "1", "layer"),
+        "present": Field(_HEAD, "1", "whether this layer has this head"),
+        "weights": Field(("step", *_HEAD, "key"), "probability", "attention weight"),
+        "query": Field(("step",), "tokens", "query"),
+        "next_id": Field(("step",), "1", "id of the token that follows"),
+        "token": Field(("key",), "1", "token"),
+        "next_token": Field(("step",), "1", "token that follows"),
+    },
+    optional=frozenset({"token", "next_token"}),
+)
+
 _CURVE = (*_HEAD, "threshold")
 _SIGNAL = (*_HEAD, "range_bin")
 _LAYER_SIGNAL = ("layer", "range_bin")
@@ -504,6 +518,7 @@ SCHEMAS = {
         PLAN_SLICE,
         PLAN_ROW,
         PLAN_THUMBNAILS,
+        GENERATION,
         SINK_PROFILE,
         LENGTH_SWEEP,
         NEEDLE_GRID,

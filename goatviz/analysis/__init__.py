@@ -8,6 +8,7 @@ why a query attends where it does.
 """
 
 from goatviz.analysis.explain import explain
+from goatviz.analysis.generation import generation_steps
 from goatviz.analysis.heads import heads_table, sink_table
 from goatviz.analysis.implied import fit_priors, implied_prior
 from goatviz.analysis.intervals import wilson_interval
@@ -38,6 +39,7 @@ __all__ = [
     "heads_table",
     "explain",
     "fit_priors",
+    "generation_steps",
     "implied_prior",
     "length_sweep",
     "load_runs",

@@ -17,6 +17,7 @@ from goatviz.adapters.capture import CapturedCall, Record
 from goatviz.analysis.levels import first_key
 from goatviz.bins import even_edges
 from goatviz.results import PLAN_THUMBNAILS, check_result, make_result, with_all_dimensions
+from goatviz.transport.call import AttentionCall
 from goatviz.transport.visibility import entry_of
 
 # Number of pairs whose float64 logits are held at a time.
@@ -172,12 +173,10 @@ def _thumbnails(captured: CapturedCall, cells: int, batch: int) -> _Thumbnails:
     step = max(1, _PAIRS // (len(rows) * n_keys))
     for start in range(0, heads, step):
         at = slice(start, start + step)
-        _, _, logits, allowed = call.logits(batch, at, rows)
-        count = allowed.expand_as(logits).sum(-1)
+        weights, allowed = head_weights(call, batch, at, rows)
+        count = allowed.sum(-1)
         if call.sink is not None:
-            column = call.sink_logits(batch, at, rows).unsqueeze(-1)
-            logits, count = torch.cat([logits, column.to(logits)], -1), count + (count > 0)
-        weights = logits.softmax(-1)
+            count = count + (count > 0)
         entropy = torch.special.entr(weights).sum(-1) / count.double().log()
         used = counted.to(count.device) & (count > 1)
         entropies.append(_mean(entropy, used))
@@ -188,6 +187,22 @@ def _thumbnails(captured: CapturedCall, cells: int, batch: int) -> _Thumbnails:
         pictures.append(np.where(np.isneginf(best), np.nan, best).astype(np.float32))
     joined = (np.concatenate(parts) for parts in (pictures, entropies, firsts))
     return _Thumbnails(*joined, queries, call.gone + edges)
+
+
+def head_weights(
+    call: AttentionCall, batch: int, heads: slice, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weights of several heads, as in `AttentionCall.plan`, and which pairs are allowed.
+
+    Both float64 and bool, shape (heads, rows, keys); the weights have the column of a sink behind
+    their keys. Without a key to use, a row is NaN, or all of it is in that column.
+    """
+    _, _, logits, allowed = call.logits(batch, heads, rows)
+    allowed = allowed.expand_as(logits)
+    if call.sink is not None:
+        column = call.sink_logits(batch, heads, rows).unsqueeze(-1)
+        logits = torch.cat([logits, column.to(logits)], dim=-1)
+    return logits.softmax(-1), allowed
 
 
 def _mean(values: Tensor, used: Tensor) -> np.ndarray:
