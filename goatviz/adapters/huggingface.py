@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -149,7 +149,7 @@ def watch_huggingface(
     if any(isinstance(config._attn_implementation_internal, _Captured) for config in configs):
         raise ValueError("model is being captured already")
     paths = {id(module): path for path, module in modules.items()}
-    masks, here = _Masks(), _Here()
+    masks, here = Masks(), _Here()
     speeds: dict[int, Tensor] = {}
 
     def entry(
@@ -166,8 +166,11 @@ def watch_huggingface(
         if path is not None:
             # Differential attention calls twice in one forward pass: the cache stays here.
             cache, index, angles = here.seen.get(id(module), (None, None, None))
-            tokens = _tokens(cache, index)
-            call = _call(path, module, query, key, attention_mask, original, kwargs, masks, tokens)
+            tokens = cached_tokens(cache, index)
+            given = KernelCall(
+                path, module, query, key, attention_mask, original, kwargs, tokens=tokens
+            )
+            call = given.options_of_call(masks)
             # A single position of cached decoding does not tell; some models change with length.
             speed = rotary_frequencies(module, angles, query.shape[-1])
             if speed is not None:
@@ -294,7 +297,7 @@ class _Here(threading.local):
         self.seen: dict[int, tuple[Any, Any, Any]] = {}
 
 
-def _tokens(cache: Any, index: Any) -> int | None:
+def cached_tokens(cache: Any, index: Any) -> int | None:
     """Number of tokens that a cache has seen, including this call's; None if unknown."""
     layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
     seen = [
@@ -305,7 +308,7 @@ def _tokens(cache: Any, index: Any) -> int | None:
     return own or max(seen, default=0) or None
 
 
-class _Masks:
+class Masks:
     """Intervals of the most recent masks: every layer gets the same tensor."""
 
     def __init__(self) -> None:
@@ -334,54 +337,132 @@ def _read_mask(mask: Tensor, n_queries: int, n_keys: int) -> tuple[Visibility, T
     )
 
 
-def _call(
-    path: str,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    mask: Any,
-    implementation: str,
-    options: Mapping[str, Any],
-    masks: _Masks,
-    tokens: int | None = None,
-) -> dict[str, Any]:
-    """Arguments of `AttentionCall.from_tensors`; `tokens` are those that a cache has seen."""
-    _check_readable(path, module, query, implementation, options)
-    n_queries, n_keys = query.shape[2], key.shape[2]
-    causal = options.get("is_causal")
-    causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
-    self_attention = n_keys >= n_queries and not _is_cross(path, module)
-    gone, first = 0, n_keys - n_queries
-    known = self_attention and tokens is not None and tokens >= n_queries
-    if known:
-        # A cache holds the newest tokens, or has free places after them.
-        gone = max(tokens - n_keys, 0)
-        first = tokens - n_queries - gone
-    visibility, bias = _visible(
-        path, module, query, n_keys, mask, implementation, options, masks, causal, first
-    )
-    position_bias = options.get("position_bias")
-    if position_bias is not None:
-        position_bias = position_bias[..., :n_queries, :n_keys].detach().float()
-        bias = position_bias if bias is None else bias + position_bias
-    sink, softcap = _sink(module, options), options.get("softcap")
-    if implementation == "sdpa":
-        # This kernel supports neither; old versions ignore them, new ones raise an error.
-        sink = softcap = None
-    if not known:
-        first = _first_query(visibility, first) if self_attention and causal else max(first, 0)
-    scale = options.get("scaling")
-    return {
-        "scale": None if scale is None else float(scale),
-        "visibility": visibility,
-        "query_pos": torch.arange(n_queries) + first + gone,
-        "key_pos": torch.arange(n_keys) + gone,
-        "gone": gone,
-        "bias": bias,
-        "sink": sink,
-        "softcap": softcap,
-        "query_mask": visibility.real_queries(first) if self_attention else None,
-    }
+class KernelCall(NamedTuple):
+    """One attention call as its kernel gets it.
+
+    Attributes
+    ----------
+    path, module
+        The layer.
+    query, key : Tensor
+        As in `AttentionCall`.
+    mask : object
+        Whatever the implementation takes as a mask.
+    implementation : str
+        Name of the kernel, which decides what the mask means.
+    options : mapping
+        The kernel's other arguments.
+    tokens : int, optional
+        Number of tokens that the layer's cache has seen, including this call's.
+    cross : bool
+        Whether the keys are those of another sequence.
+    """
+
+    path: str
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    mask: Any
+    implementation: str
+    options: Mapping[str, Any]
+    tokens: int | None = None
+    cross: bool = False
+
+    def options_of_call(self, masks: Masks) -> dict[str, Any]:
+        """Arguments of `AttentionCall.from_tensors`, without queries, keys and values."""
+        self._check_readable()
+        module, options = self.module, self.options
+        n_queries, n_keys = self.query.shape[2], self.key.shape[2]
+        causal = options.get("is_causal")
+        causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
+        cross = self.cross or _is_cross(self.path, module)
+        self_attention = n_keys >= n_queries and not cross
+        gone, first = 0, n_keys - n_queries
+        known = self_attention and self.tokens is not None and self.tokens >= n_queries
+        if known:
+            # A cache holds the newest tokens, or has free places after them.
+            gone = max(self.tokens - n_keys, 0)
+            first = self.tokens - n_queries - gone
+        visibility, bias = self._visible(masks, causal, first)
+        position_bias = options.get("position_bias")
+        if position_bias is not None:
+            position_bias = position_bias[..., :n_queries, :n_keys].detach().float()
+            bias = position_bias if bias is None else bias + position_bias
+        sink, softcap = _sink(module, options), options.get("softcap")
+        if self.implementation == "sdpa":
+            # This kernel supports neither; old versions ignore them, new ones raise an error.
+            sink = softcap = None
+        if not known:
+            first = _first_query(visibility, first) if self_attention and causal else max(first, 0)
+        scale = options.get("scaling")
+        return {
+            "scale": None if scale is None else float(scale),
+            "visibility": visibility,
+            "query_pos": torch.arange(n_queries) + first + gone,
+            "key_pos": torch.arange(n_keys) + gone,
+            "gone": gone,
+            "bias": bias,
+            "sink": sink,
+            "softcap": softcap,
+            "query_mask": visibility.real_queries(first) if self_attention else None,
+        }
+
+    def _check_readable(self) -> None:
+        options = self.options
+        if self.query.is_meta:
+            raise ValueError("the model is on the meta device, which holds no numbers")
+        check_dropout(self.module, options.get("dropout") or 0.0)
+        unreadable = [
+            name
+            for name in _UNREADABLE
+            if options.get(name) is not None
+            and not (name in _CHOSEN and self.implementation in _MASKED)
+        ]
+        if unreadable:
+            raise ValueError(
+                f"{self.path} cannot be captured: its weights depend on {', '.join(unreadable)}, "
+                f"which it passes to {self.implementation!r} attention"
+            )
+
+    def _visible(self, masks: Masks, causal: bool, first: int) -> tuple[Visibility, Tensor | None]:
+        """Allowed pairs of a call whose first query is at key `first`, and what its mask adds."""
+        mask, implementation, query = self.mask, self.implementation, self.query
+        batch, heads, n_queries, _ = query.shape
+        n_keys = self.key.shape[2]
+        rows, index = torch.arange(n_queries), torch.arange(n_keys)
+        if isinstance(mask, BlockMask):
+            dense = create_mask(mask.mask_mod, batch, heads, n_queries, n_keys, device=query.device)
+            if bool((dense == dense[:, :1]).all()):
+                dense = dense[:, :1]
+            return Visibility.from_mask(dense), None
+        if isinstance(mask, Tensor) and mask.ndim == 4:
+            return masks.read(mask, n_queries, n_keys)
+        if "flash" in implementation and (
+            mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
+        ):
+            if mask is None and _is_packed(self.options, batch):
+                raise ValueError(
+                    f"{self.path} cannot be captured: flash attention gets several sequences "
+                    "packed into one; pad them into a batch instead"
+                )
+            window = self.options.get("sliding_window")
+            keep = None if mask is None else mask[:, -n_keys:].bool()
+            rules = {"causal": causal, "window": window, "padding_mask": keep}
+            return Visibility.from_rules(rows + first, index, **rules), None
+        if mask is None and implementation == "sdpa" and causal and n_queries > 1:
+            # This kernel aligns its causal flag at the first key.
+            return Visibility.from_rules(rows, index, causal=True), None
+        if mask is None and (
+            implementation in ("eager", "sdpa", "flex_attention") or not causal or n_queries == 1
+        ):
+            return Visibility.from_rules(rows, index, causal=False), None
+        came = f"a tensor of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask)
+        came = "no mask" if mask is None else f"{came} as its mask"
+        raise TypeError(
+            f"{type(self.module).__name__} got {came} under {implementation!r}; known are "
+            "four-dimensional tensors, BlockMask, (batch, keys) under flash attention, and None "
+            "under eager, sdpa, flex and flash attention"
+        )
 
 
 def _sink(module: nn.Module, options: Mapping[str, Any]) -> Tensor | None:
@@ -390,74 +471,6 @@ def _sink(module: nn.Module, options: Mapping[str, Any]) -> Tensor | None:
     if each is not None:
         return each.squeeze(-1)
     return options.get("s_aux", getattr(module, "sinks", None))
-
-
-def _check_readable(
-    path: str, module: nn.Module, query: Tensor, implementation: str, options: Mapping[str, Any]
-) -> None:
-    if query.is_meta:
-        raise ValueError("the model is on the meta device, which holds no numbers")
-    check_dropout(module, options.get("dropout") or 0.0)
-    unreadable = [
-        name
-        for name in _UNREADABLE
-        if options.get(name) is not None and not (name in _CHOSEN and implementation in _MASKED)
-    ]
-    if unreadable:
-        raise ValueError(
-            f"{path} cannot be captured: its weights depend on {', '.join(unreadable)}, which it "
-            f"passes to {implementation!r} attention"
-        )
-
-
-def _visible(
-    path: str,
-    module: nn.Module,
-    query: Tensor,
-    n_keys: int,
-    mask: Any,
-    implementation: str,
-    options: Mapping[str, Any],
-    masks: _Masks,
-    causal: bool,
-    first: int,
-) -> tuple[Visibility, Tensor | None]:
-    """Allowed pairs of a call whose first query is at key `first`, and what its mask adds."""
-    batch, heads, n_queries, _ = query.shape
-    rows, index = torch.arange(n_queries), torch.arange(n_keys)
-    if isinstance(mask, BlockMask):
-        dense = create_mask(mask.mask_mod, batch, heads, n_queries, n_keys, device=query.device)
-        if bool((dense == dense[:, :1]).all()):
-            dense = dense[:, :1]
-        return Visibility.from_mask(dense), None
-    if isinstance(mask, Tensor) and mask.ndim == 4:
-        return masks.read(mask, n_queries, n_keys)
-    if "flash" in implementation and (
-        mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
-    ):
-        if mask is None and _is_packed(options, batch):
-            raise ValueError(
-                f"{path} cannot be captured: flash attention gets several sequences packed into "
-                "one; pad them into a batch instead"
-            )
-        window = options.get("sliding_window")
-        keep = None if mask is None else mask[:, -n_keys:].bool()
-        rules = {"causal": causal, "window": window, "padding_mask": keep}
-        return Visibility.from_rules(rows + first, index, **rules), None
-    if mask is None and implementation == "sdpa" and causal and n_queries > 1:
-        # This kernel aligns its causal flag at the first key.
-        return Visibility.from_rules(rows, index, causal=True), None
-    if mask is None and (
-        implementation in ("eager", "sdpa", "flex_attention") or not causal or n_queries == 1
-    ):
-        return Visibility.from_rules(rows, index, causal=False), None
-    came = f"a tensor of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask)
-    came = "no mask" if mask is None else f"{came} as its mask"
-    raise TypeError(
-        f"{type(module).__name__} got {came} under {implementation!r}; known are "
-        "four-dimensional tensors, BlockMask, (batch, keys) under flash attention, and None "
-        "under eager, sdpa, flex and flash attention"
-    )
 
 
 def _is_packed(options: Mapping[str, Any], batch: int) -> bool:

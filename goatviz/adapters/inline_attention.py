@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from goatviz.adapters.huggingface import _call, _Masks, _tokens
+from goatviz.adapters.huggingface import KernelCall, Masks, cached_tokens
 from goatviz.adapters.watch import Observe, replaced_forwards
 from goatviz.priors.fixed import ALiBiPrior
 from goatviz.transport.visibility import Visibility, entry_of
@@ -142,7 +142,7 @@ def watch_inline_attention(
         If a module is already being watched; while the model runs, if it applies attention
         dropout, is on the meta device, or makes no products that are known.
     """
-    masks = _Masks()
+    masks = Masks()
     forwards = [
         (module, _watched_forward(module, path, observe, masks)) for path, module in modules.items()
     ]
@@ -151,7 +151,7 @@ def watch_inline_attention(
 
 
 def _watched_forward(
-    module: nn.Module, path: str, observe: Observe, masks: _Masks
+    module: nn.Module, path: str, observe: Observe, masks: Masks
 ) -> Callable[..., Any]:
     original = type(module).forward
     signature = inspect.signature(original)
@@ -239,7 +239,7 @@ def _options(
     module: nn.Module,
     path: str,
     given: Mapping[str, Any],
-    masks: _Masks,
+    masks: Masks,
     projections: tuple[Tensor, Tensor, Tensor],
 ) -> dict[str, Any]:
     """Arguments of `AttentionCall.from_tensors`."""
@@ -251,8 +251,9 @@ def _options(
     # Without a mask, only sdpa is causal by itself.
     implementation = "eager" if reading.mask is not None else _implementation(module)
     options = {"scaling": reading.scale, "dropout": reading.dropout}
-    tokens = _tokens(cache, index)
-    call = _call(path, module, q, k, reading.mask, implementation, options, masks, tokens)
+    tokens = cached_tokens(cache, index)
+    given = KernelCall(path, module, q, k, reading.mask, implementation, options, tokens)
+    call = given.options_of_call(masks)
     call |= {"q": q, "k": k, "v": v}
     bias = call["bias"]
     if reading.alibi is not None:

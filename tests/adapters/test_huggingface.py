@@ -14,9 +14,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from goatviz.adapters import huggingface
 from goatviz.adapters.capture import capture
 from goatviz.adapters.huggingface import (
-    _call,
+    KernelCall,
+    Masks,
     _Captured,
-    _Masks,
     find_huggingface_attention,
     unwatchable_huggingface,
     watch_huggingface,
@@ -246,7 +246,8 @@ def seen(implementation, mask, *, name="mistral", keys=8, batch=2, **options):
     module = next(iter(find_huggingface_attention(tiny_huggingface(name)).values()))
     heads = 4 if name == "bert" else 2
     q, k = torch.randn(batch, 4, 8, 8), torch.randn(batch, heads, keys, 8)
-    options = _call("attn", module, q, k, mask, implementation, options, _Masks())
+    given = KernelCall("attn", module, q, k, mask, implementation, options)
+    options = given.options_of_call(Masks())
     return AttentionCall.from_tensors(q, k, **options)
 
 

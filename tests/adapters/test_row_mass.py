@@ -81,7 +81,8 @@ def test_both_conventions_on_the_same_call_are_one_record():
         )
         module.sinks = nn.Parameter(sink)
         options = {"scaling": 0.4, "s_aux": module.sinks}
-        read = huggingface._call("attn", module, q, k, mask, "eager", options, huggingface._Masks())
+        given = huggingface.KernelCall("attn", module, q, k, mask, "eager", options)
+        read = given.options_of_call(huggingface.Masks())
         call = AttentionCall.from_tensors(q, k, v=v, **read)
         with torch.no_grad():
             out, weights = scope.eager_attention_forward(module, q, k, v, mask, **options)
