@@ -56,8 +56,14 @@ TINY = {name: size for size, names in _SIZES.items() for name in names.split()} 
     "use_cache": False,
     "vocab_size_per_layer_input": 64,
 }
+_WINDOWED = {"embed_dim": 8, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+_WINDOWED["patch_size"] = 4
+_DISENTANGLED = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
 #: What four layers need besides.
 _OWN = {
+    **dict.fromkeys(("donut-swin", "maskformer-swin", "swin", "swinv2"), _WINDOWED),
+    "swin2sr": _WINDOWED | {"image_size": 8, "patch_size": 1, "num_heads": [2, 2]},
+    **dict.fromkeys(("deberta", "deberta-v2"), _DISENTANGLED),
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 5},
     "bamba": {"attn_layer_indices": [1, 3]},
     "codegen": {"rotary_dim": 4},
@@ -70,11 +76,13 @@ _TOLD = {
     "B: bias of each key": {"doge"},
     "C: bias of each query": {
         *("inkling2_text", "inkling_text", "inkling_mm_model", "wav2vec2-conformer"),
+        *("deberta", "deberta-v2"),
     },
     "E: temperature of each row": {
         *("inkling2_text", "inkling_text", "inkling_mm_model", "llama4", "llama4_text"),
         *("ministral3", "mistral4"),
     },
+    "F: cosine": {"swin2sr", "swinv2"},
     "H: gated output": {
         *("afmoe", "inkling2_text", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
         *("axk2", "beam", "hy_v4", "qwen3_next", "step3p7"),

@@ -422,7 +422,7 @@ def check_watchable(
             f"model {type(model).__name__} has attention that cannot be captured{which}; what can: "
             "goatviz Attention, goat-attention's GoatAttention, torch.nn.MultiheadAttention, and "
             "Hugging Face models that dispatch through transformers' AttentionInterface, or whose "
-            f"own products are known (Bloom, CodeGen, Falcon, GPT-J, GPT-Neo, MPT){rest}"
+            f"own products are known (such as Bloom, DeBERTa, Falcon, GPT-J, MPT, Swin v2){rest}"
         )
     if any(tensor.is_meta for tensor in model.parameters()):
         raise ValueError("model is on the meta device, which holds no numbers; load its weights")

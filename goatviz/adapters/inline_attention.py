@@ -1,14 +1,15 @@
 """Hugging Face attention that computes its products itself, without the AttentionInterface.
 
 While such a layer's own forward runs, its batched matrix products are intercepted: the first
-multiplies queries and keys, the second weights and values. Scale, masks and biases in between are
-read from the layer's arguments, class by class. ALiBi becomes a prior where the layer's tensor is
-linear.
+multiplies queries and keys, the first after the softmax weights and values. Scale, masks and biases
+in between are read from the layer's arguments and parameters, class by class. ALiBi becomes a prior
+where the layer's tensor is linear.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from goatviz.priors.fixed import ALiBiPrior
 from goatviz.transport.visibility import Visibility, entry_of
 
 _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
+_SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax)
 _SUMMED_PRODUCTS = (torch.baddbmm, Tensor.baddbmm)
 #: Largest deviation of ALiBi from linearity, relative to its largest value; float32 rounding
 #: stays below it.
@@ -33,23 +35,25 @@ _LINEAR = 2e-6
 class _Reading(NamedTuple):
     """How a class scales and biases its scores.
 
-    `mask` is additive, or boolean with True = allowed; `alibi`, in nats, has shape (batch or 1,
-    heads, 1, n_keys).
+    `scale` multiplies the product of the intercepted queries and keys, one for all heads or of
+    shape (heads, 1, 1); `mask` is additive, or boolean with True = allowed; `bias`, in nats, has
+    shape (batch or 1, heads, n_queries or 1, n_keys).
     """
 
-    scale: float
+    scale: float | Tensor
     mask: Tensor | None
     dropout: float
-    alibi: Tensor | None = None
+    bias: Tensor | None = None
+    cross: bool = False
 
 
-def _read_bloom(module: nn.Module, given: Mapping[str, Any], keys: int, queries: int) -> _Reading:
+def _read_bloom(module: nn.Module, given: Mapping[str, Any], q: Tensor, k: Tensor) -> _Reading:
     alibi = given["alibi"].unflatten(0, (-1, module.num_heads))
     dropout = module.attention_dropout.p
     return _Reading(module.inv_norm_factor, given["attention_mask"], dropout, alibi)
 
 
-def _read_falcon(module: nn.Module, given: Mapping[str, Any], keys: int, queries: int) -> _Reading:
+def _read_falcon(module: nn.Module, given: Mapping[str, Any], q: Tensor, k: Tensor) -> _Reading:
     mask, alibi, dropout = given["attention_mask"], given["alibi"], module.attention_dropout.p
     scale = module.inv_norm_factor
     if module.config._attn_implementation == "sdpa" and not given["output_attentions"]:
@@ -58,50 +62,124 @@ def _read_falcon(module: nn.Module, given: Mapping[str, Any], keys: int, queries
     else:
         # Eager attention adds ALiBi to the mask, and adds even a boolean mask to the scores.
         mask = mask.float()
-        alibi = None if alibi is None else alibi.reshape(-1, module.num_heads, 1, keys) * scale
+        alibi = (
+            None if alibi is None else alibi.reshape(-1, module.num_heads, 1, k.shape[2]) * scale
+        )
     return _Reading(scale, mask, dropout, alibi)
 
 
-def _read_mpt(module: nn.Module, given: Mapping[str, Any], keys: int, queries: int) -> _Reading:
+def _read_mpt(module: nn.Module, given: Mapping[str, Any], q: Tensor, k: Tensor) -> _Reading:
     mask, alibi = given.get("attention_mask"), given.get("position_bias")
     return _Reading(
         module.softmax_scale,
         None if mask is None else ~mask,
         module.attn_dropout_p,
-        None if alibi is None else alibi[None, :, :, -keys:],
+        None if alibi is None else alibi[None, :, :, -k.shape[2] :],
     )
 
 
-def _read_gpt_neo(module: nn.Module, given: Mapping[str, Any], keys: int, queries: int) -> _Reading:
+def _read_gpt_neo(module: nn.Module, given: Mapping[str, Any], q: Tensor, k: Tensor) -> _Reading:
+    queries, keys = q.shape[2], k.shape[2]
     near, mask = module.bias[:, :, keys - queries : keys, :keys], given.get("attention_mask")
     if mask is not None:
         near = mask.masked_fill(~near, torch.finfo(mask.dtype).min)
     return _Reading(1.0, near, module.attn_dropout.p)
 
 
-def _read_gptj(module: nn.Module, given: Mapping[str, Any], keys: int, queries: int) -> _Reading:
+def _read_gptj(module: nn.Module, given: Mapping[str, Any], q: Tensor, k: Tensor) -> _Reading:
     return _Reading(
         1.0 / float(module.scale_attn), given.get("attention_mask"), module.attn_dropout.p
     )
 
 
 def _read_gpt_neox_japanese(
-    module: nn.Module, given: Mapping[str, Any], keys: int, queries: int
+    module: nn.Module, given: Mapping[str, Any], q: Tensor, k: Tensor
 ) -> _Reading:
     return _Reading(
         1.0 / module.norm_factor, given.get("attention_mask"), module.attention_dropout.p
     )
 
 
-_READERS: dict[str, Callable[[nn.Module, Mapping[str, Any], int, int], _Reading]] = {
-    "BloomAttention": _read_bloom,
-    "CodeGenAttention": _read_gptj,
-    "FalconAttention": _read_falcon,
-    "GPTJAttention": _read_gptj,
-    "GPTNeoSelfAttention": _read_gpt_neo,
-    "GPTNeoXJapaneseAttention": _read_gpt_neox_japanese,
-    "MptAttention": _read_mpt,
+def _read_swin(module: nn.Module, given: Mapping[str, Any], q: Tensor, k: Tensor) -> _Reading:
+    bias = module.relative_position_bias_table[module.relative_position_index]
+    mask = _mask_of_windows(given["attention_mask"], len(q))
+    scale = module.attention_head_size**-0.5
+    return _Reading(scale, mask, module.dropout.p, bias.permute(2, 0, 1).unsqueeze(0))
+
+
+def _read_swinv2(module: nn.Module, given: Mapping[str, Any], q: Tensor, k: Tensor) -> _Reading:
+    # A temperature of each head on normalised queries and keys.
+    scale = module.logit_scale.clamp(max=math.log(100.0)).exp()
+    table = module.continuous_position_bias_mlp(module.relative_coords_table).flatten(0, -2)
+    bias = 16 * table[module.relative_position_index].sigmoid()
+    mask = _mask_of_windows(given["attention_mask"], len(q))
+    # The layer adds its mask twice.
+    mask = None if mask is None else 2 * mask
+    return _Reading(scale, mask, module.dropout.p, bias.permute(2, 0, 1).unsqueeze(0))
+
+
+def _mask_of_windows(mask: Tensor | None, batch: int) -> Tensor | None:
+    """Masks of the windows of one image, (windows, n, n), for the windows of all images."""
+    return None if mask is None else mask.repeat(batch // len(mask), 1, 1).unsqueeze(1)
+
+
+def _read_deberta(module: nn.Module, given: Mapping[str, Any], q: Tensor, k: Tensor) -> _Reading:
+    if module.talking_head:
+        raise ValueError(
+            f"{type(module).__name__} cannot be captured: talking heads mix the logits of all "
+            "heads, so that none has a plan of its own"
+        )
+    # The scale is in the queries.
+    bias, dropout = None, module.dropout.p
+    positions = given["relative_pos"], given["rel_embeddings"]
+    if module.relative_attention and module.pos_att_type and positions[1] is not None:
+        bias = module.disentangled_att_bias(q, k, *positions, 1 + len(module.pos_att_type))
+        dropout = max(dropout, module.pos_dropout.p)
+    return _Reading(1.0, given["attention_mask"].bool(), dropout, bias)
+
+
+def _read_deberta_v2(module: nn.Module, given: Mapping[str, Any], q: Tensor, k: Tensor) -> _Reading:
+    # The scale is in the keys.
+    kinds = {"c2p", "p2c"} & set(module.pos_att_type)
+    bias, dropout = None, module.dropout.p
+    if module.relative_attention and kinds:
+        key = k * (q.shape[-1] * (1 + len(kinds))) ** 0.5
+        positions = given["relative_pos"], given["rel_embeddings"], 1 + len(kinds)
+        bias = module.disentangled_attention_bias(q.flatten(0, 1), key.flatten(0, 1), *positions)
+        bias, dropout = bias.unflatten(0, q.shape[:2]), max(dropout, module.pos_dropout.p)
+    return _Reading(1.0, given["attention_mask"].bool(), dropout, bias)
+
+
+def _read_superglue(module: nn.Module, given: Mapping[str, Any], q: Tensor, k: Tensor) -> _Reading:
+    cross = given["encoder_hidden_states"] is not None
+    mask = given["encoder_attention_mask" if cross else "attention_mask"]
+    scale = module.attention_head_size**-0.5
+    return _Reading(scale, mask, module.dropout.p, cross=cross)
+
+
+#: By package and class: packages have classes of the same name.
+_READERS: dict[str, Callable[[nn.Module, Mapping[str, Any], Tensor, Tensor], _Reading]] = {
+    "bloom.BloomAttention": _read_bloom,
+    "codegen.CodeGenAttention": _read_gptj,
+    "deberta.DisentangledSelfAttention": _read_deberta,
+    "deberta_v2.DisentangledSelfAttention": _read_deberta_v2,
+    "donut.DonutSwinSelfAttention": _read_swin,
+    "falcon.FalconAttention": _read_falcon,
+    "gptj.GPTJAttention": _read_gptj,
+    "gpt_neo.GPTNeoSelfAttention": _read_gpt_neo,
+    "gpt_neox_japanese.GPTNeoXJapaneseAttention": _read_gpt_neox_japanese,
+    "maskformer.MaskFormerSwinSelfAttention": _read_swin,
+    "mpt.MptAttention": _read_mpt,
+    "superglue.SuperGlueSelfAttention": _read_superglue,
+    "swin2sr.Swin2SRSelfAttention": _read_swinv2,
+    "swinv2.Swinv2SelfAttention": _read_swinv2,
 }
+
+
+def _class(module: nn.Module) -> str:
+    """Package and class of one of transformers' layers, as in `_READERS`; empty for others."""
+    prefix, _, rest = type(module).__module__.partition("transformers.models.")
+    return f"{rest.split('.')[0]}.{type(module).__name__}" if rest and not prefix else ""
 
 
 def find_inline_attention(model: nn.Module) -> dict[str, nn.Module]:
@@ -112,12 +190,7 @@ def find_inline_attention(model: nn.Module) -> dict[str, nn.Module]:
     >>> find_inline_attention(nn.Linear(2, 2))
     {}
     """
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if type(module).__name__ in _READERS
-        and type(module).__module__.startswith("transformers.models.")
-    }
+    return {path: module for path, module in model.named_modules() if _class(module) in _READERS}
 
 
 @contextmanager
@@ -183,7 +256,7 @@ def _heads(module: nn.Module) -> int:
 
 
 class _Products(TorchFunctionMode):
-    """Intercepts the two products of one attention call.
+    """Intercepts the two products of one attention call: the first, and the first after a softmax.
 
     Projections multiply by two-dimensional matrices; products of more dimensions count.
     """
@@ -192,7 +265,7 @@ class _Products(TorchFunctionMode):
         super().__init__()
         self._heads, self._report = heads, report
         self._scores: tuple[Tensor, Tensor] | None = None
-        self.reported = False
+        self._weighted = self.reported = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -200,14 +273,14 @@ class _Products(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return self._mixed(*args[:3], lambda: func(*args, **kwargs))
+        self._weighted = self._weighted or func in _SOFTMAXES
         pair = _operands(func, args, kwargs)
-        if pair is None or self.reported:
-            return func(*args, **kwargs)
-        if self._scores is None:
+        if pair is not None and self._scores is None:
             self._scores = pair
-            return func(*args, **kwargs)
-        q, k = self._scores
-        return self._mixed(q, k.mT, pair[1], lambda: func(*args, **kwargs))
+        elif pair is not None and self._weighted and not self.reported:
+            q, k = self._scores
+            return self._mixed(q, k.mT, pair[1], lambda: func(*args, **kwargs))
+        return func(*args, **kwargs)
 
     def _mixed(self, q: Tensor, k: Tensor, v: Tensor, kernel: Callable[[], Tensor]) -> Tensor:
         """Report a call, run its kernel, and return the output or what replaces it."""
@@ -244,24 +317,27 @@ def _options(
 ) -> dict[str, Any]:
     """Arguments of `AttentionCall.from_tensors`."""
     q, k, v = projections
-    queries, keys = q.shape[2], k.shape[2]
-    reading = _READERS[type(module).__name__](module, given, keys, queries)
+    reading = _READERS[_class(module)](module, given, q, k)
+    if isinstance(reading.scale, Tensor):
+        q, reading = q * reading.scale, reading._replace(scale=1.0)
     cache = given.get("layer_past", given.get("past_key_values"))
     index = getattr(module, "layer_idx", getattr(module, "layer_id", None))
     # Without a mask, only sdpa is causal by itself.
     implementation = "eager" if reading.mask is not None else _implementation(module)
     options = {"scaling": reading.scale, "dropout": reading.dropout}
     tokens = cached_tokens(cache, index)
-    given = KernelCall(path, module, q, k, reading.mask, implementation, options, tokens)
+    given = KernelCall(
+        path, module, q, k, reading.mask, implementation, options, tokens, reading.cross
+    )
     call = given.options_of_call(masks)
     call |= {"q": q, "k": k, "v": v}
     bias = call["bias"]
-    if reading.alibi is not None:
-        alibi = reading.alibi.detach().float()
-        bias = alibi if bias is None else bias + alibi
+    if reading.bias is not None:
+        added = reading.bias.detach().float()
+        bias = added if bias is None else bias + added
     if bias is not None:
         slopes = _slopes(bias, call["visibility"])
-        call["bias"] = bias.expand(-1, -1, queries, -1) if slopes is None else None
+        call["bias"] = bias.expand(-1, -1, q.shape[2], -1) if slopes is None else None
         if slopes is not None:
             call["prior"] = ALiBiPrior(len(slopes), slopes=slopes.tolist()).to(q.device)
             # A prior needs as many heads as the keys have.
