@@ -64,6 +64,11 @@ _OWN = {
     **dict.fromkeys(("donut-swin", "maskformer-swin", "swin", "swinv2"), _WINDOWED),
     "swin2sr": _WINDOWED | {"image_size": 8, "patch_size": 1, "num_heads": [2, 2]},
     **dict.fromkeys(("deberta", "deberta-v2"), _DISENTANGLED),
+    "step3p5": {"sliding_window": 5},
+    "bailing_hybrid": {
+        **{"layer_types": ["linear_attention", "full_attention"] * 2, "linear_num_heads": 4},
+        **{"mlp_layer_types": ["dense"] * 4, "linear_head_dim": 8},
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 5},
     "bamba": {"attn_layer_indices": [1, 3]},
     "codegen": {"rotary_dim": 4},
@@ -71,7 +76,7 @@ _OWN = {
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
 }
 #: What q, k and the plan do not show: temperatures inside the queries, biases that queries ask
-#: for, and gates behind the plan, which change no weight.
+#: for, and gates behind the plan that are not masses of its rows.
 _TOLD = {
     "B: bias of each key": {"doge"},
     "C: bias of each query": {
@@ -83,10 +88,12 @@ _TOLD = {
         *("ministral3", "mistral4"),
     },
     "F: cosine": {"swin2sr", "swinv2"},
-    "H: gated output": {
+    "H: gate of each channel": {
         *("afmoe", "inkling2_text", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
-        *("axk2", "beam", "hy_v4", "qwen3_next", "step3p7"),
+        *("axk2", "beam", "hrm_text", "hy_v4", "minimax", "muse_glimmer_text", "muse_spark_text"),
+        *("neomme", "qwen3_next"),
     },
+    "H: gate of each head, not below 1": {"laguna"},
     "I: two plans": {"diffllama"},
 }
 _LENGTH = 12
@@ -231,6 +238,9 @@ def largest_deviation(
             plan = call.plan(batch, head).weights
             seen = call.has_keys(batch, head)
             mixed = plan @ call.v[batch, head // group].double()
+            if captured.gate is not None:
+                # The layer multiplies by its gate after the kernel.
+                mixed = mixed / captured.gate[batch, head, :, None].double().sigmoid()
             pairs = [(mixed / size, output[batch, :, head] / size)]
             if weights is not None and call.sink is None:
                 pairs.append((plan, weights[batch, head]))
@@ -242,9 +252,9 @@ def reading(family: str, model: nn.Module, record: Record) -> str:
     """What a family is in the one row problem: letters A to I, each with a word.
 
     A fixed prior, B bias of each key, C bias of each query, D sink column, E temperature, F
-    changed cost, G support chosen by another score, H gated output, I no plan.
+    changed cost, G support chosen by another score, H gate of the output, I no plan.
     """
-    calls = [captured.call for captured in record.calls]
+    seen, calls = record.calls, [captured.call for captured in record.calls]
     layers = find_attention(model)
     kinds = {type(part).__name__ for layer in layers.values() for part in layer.modules()}
     rotary = any("Rotary" in type(part).__name__ for part in model.modules())
@@ -254,9 +264,10 @@ def reading(family: str, model: nn.Module, record: Record) -> str:
     derived = {
         "A: ALiBi": any(isinstance(call.prior, ALiBiPrior) for call in calls),
         "A: bias": biased,
-        "D: sink column": any(call.sink is not None for call in calls),
+        "D: sink column": any(one.call.sink is not None and one.gate is None for one in seen),
         "F: rotary": rotary,
         "F: softcap": any(call.softcap is not None for call in calls),
+        "H: gate of each head": any(one.gate is not None for one in seen),
         "G: indexer": any(kind.endswith("Indexer") for kind in kinds),
         "I: layers without a plan": bool(record.skipped),
     }
@@ -335,8 +346,13 @@ def document(outcomes: list[Outcome]) -> str:
         "",
         "A reading has a letter for each part: A a fixed prior, B a bias of each key, C one of",
         "each query, D a column without key, E a temperature, F a changed cost, G a support chosen",
-        "by another score, H a gated output, I layers without a plan whose rows are a softmax. A",
-        "tiny model may lack what the large ones have.",
+        "by another score, H a gate behind the plan, I layers without a plan whose rows are a",
+        "softmax. A gate of each head is the mass of a row, and the plan's rows sum to it; a gate of",
+        "each channel is no part of any plan. A tiny model may lack what the large ones have.",
+        "",
+        "SuperGlue is no `AutoModel`. Its graph attention is captured (A: uniform), and its matching",
+        "is a two-sided plan with dustbins, which POT's `ot.sinkhorn` confirms to 1e-6:",
+        "`tests/adapters/test_position_biases.py`.",
     ]
     for verdict, what in (
         ("captured", "largest deviation"),

@@ -75,6 +75,9 @@ class CapturedCall:
     residual : float, optional
         With certify=: distance of the kernel's own output from the plan times the values, relative
         to the largest value; see `AttentionCall.residual`.
+    gate : Tensor, optional
+        Where the layer multiplies each head's output by sigmoid(gate): logits, shape (batch, query
+        heads, n_queries). That is the mass of each row, and `call.sink` takes the rest.
     """
 
     layer: int
@@ -84,6 +87,7 @@ class CapturedCall:
     incoming: IncomingMass | None = None
     value_norm: Tensor | None = None
     residual: float | None = None
+    gate: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -111,7 +115,7 @@ class CapturedCall:
         """What queries may use, and whether channels turn with position, as far as that is known.
 
         "causal", "window of 128 tokens" (where the text is longer), or "bidirectional", of whole
-        sequences alone; then "rotary" or "no rotation".
+        sequences alone; then "rotary" or "no rotation", and "gated heads".
         """
         parts = []
         visibility = self.call.visibility
@@ -124,6 +128,8 @@ class CapturedCall:
             parts.append(f"window of {widest} tokens" if widest < keys else "causal")
         if self.call.rotary is not None:
             parts.append("rotary" if bool(self.call.rotary.any()) else "no rotation")
+        if self.gate is not None:
+            parts.append("gated heads")
         return ", ".join(parts)
 
     def __repr__(self) -> str:
@@ -346,7 +352,9 @@ def capture(
     chosen = chosen_layers(layers, paths)
     record = Record(paths, skipped=skipped)
 
-    def observe(path: str, q: Tensor, k: Tensor, **options: Any) -> Answer | None:
+    def observe(
+        path: str, q: Tensor, k: Tensor, gate: Tensor | None = None, **options: Any
+    ) -> Answer | None:
         if torch._C._current_graph_task_id() != -1:
             # A backward pass recomputes activations that a checkpoint did not keep.
             return None
@@ -354,13 +362,17 @@ def capture(
         with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
             with named_errors(path):
                 call = AttentionCall.from_tensors(q, k, **options)
+            call = call if gate is None else _gated(call, gate, wanted.impl)
             measured = _measured(paths.index(path), path, call, wanted)
+            measured = replace(measured, gate=gate)
         if wanted.certify is None:
             record.calls.append(measured)
             return None
 
         def certified(output: Tensor) -> None:
             with torch.autocast(q.device.type, enabled=False):
+                if gate is not None:
+                    output = output * gate.sigmoid().unsqueeze(-1)
                 residual = call.residual(output, wanted.certify)
             record.calls.append(replace(measured, residual=residual))
 
@@ -514,6 +526,16 @@ def _measured(layer: int, path: str, call: AttentionCall, wanted: _Wanted) -> Ca
         norm = torch.linalg.vector_norm(call.v.float(), dim=-1)
     kept = call if wanted.projections else call.without_tensors()
     return CapturedCall(layer, path, kept, rows, incoming, norm)
+
+
+def _gated(call: AttentionCall, gate: Tensor, impl: str) -> AttentionCall:
+    """The call with a column without key that takes what its gate keeps from each row.
+
+    sigmoid(gate) times the output is the output of the plan whose extra column has the logit
+    log-normaliser - gate.
+    """
+    lse = statistics_of(call, ["log_normaliser"], impl=impl).log_normaliser
+    return replace(call, sink=torch.where(lse.isfinite(), lse, 0.0).double() - gate.double())
 
 
 def _with_gone(rows: RowStatistics, keys: Sequence[int], gone: int) -> RowStatistics:

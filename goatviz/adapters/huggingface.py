@@ -35,6 +35,13 @@ _NO_PLAN = re.compile(
     r"(DeltaAttention|GatedDeltaNet|LightningAttention|TextLinearAttention|RwkvLinearAttention"
     r"|RwkvSelfAttention|(Mamba2?|Bamba|FalconH1)Mixer|MambaLayer)$"
 )
+#: Layers that multiply each head's output by sigmoid(g_proj(hidden states)).
+_HEAD_GATED = (
+    "BailingHybridAttention",
+    "Dots3NoteTextAttention",
+    "Lfm3Attention",
+    "Step3p7Attention",
+)
 #: Number of masks whose intervals are remembered, since layers share masks.
 _HELD_MASKS = 4
 
@@ -165,7 +172,7 @@ def watch_huggingface(
         path, answer = paths.get(id(module)), None
         if path is not None:
             # Differential attention calls twice in one forward pass: the cache stays here.
-            cache, index, angles = here.seen.get(id(module), (None, None, None))
+            cache, index, angles, gate = here.seen.get(id(module), (None,) * 4)
             tokens = cached_tokens(cache, index)
             given = KernelCall(
                 path, module, query, key, attention_mask, original, kwargs, tokens=tokens
@@ -175,7 +182,7 @@ def watch_huggingface(
             speed = rotary_frequencies(module, angles, query.shape[-1])
             if speed is not None:
                 speeds[id(module)] = speed
-            call["rotary"] = speeds.get(id(module))
+            call |= {"rotary": speeds.get(id(module)), "gate": gate}
             # The next step overwrites the memory of a static cache.
             own = torch.clone if getattr(cache, "is_compileable", False) else torch.Tensor.detach
             answer = observe(path, query, own(key), v=own(value), **call)
@@ -198,7 +205,8 @@ def watch_huggingface(
         given = (*args, *kwargs.values())
         cache = next((one for one in given if isinstance(one, Cache)), None)
         index = kwargs.get("layer_idx", getattr(module, "layer_idx", None))
-        here.seen[id(module)] = cache, index, kwargs.get("position_embeddings")
+        gate = _head_gate(module, kwargs.get("hidden_states", next(iter(args), None)))
+        here.seen[id(module)] = cache, index, kwargs.get("position_embeddings"), gate
 
     with ExitStack() as stack:
         stack.callback(names.restore)
@@ -291,10 +299,17 @@ class _Hook:
 
 
 class _Here(threading.local):
-    """Each module's cache, its index there, and its rotation angles, by id; one for each thread."""
+    """Each module's cache, index there, rotation angles and gate, by id; one for each thread."""
 
     def __init__(self) -> None:
-        self.seen: dict[int, tuple[Any, Any, Any]] = {}
+        self.seen: dict[int, tuple[Any, Any, Any, Tensor | None]] = {}
+
+
+@torch.no_grad()
+def _head_gate(module: nn.Module, hidden: Any) -> Tensor | None:
+    """Logits of a layer's gate, shape (batch, heads, n_queries); None without one for each head."""
+    gated = type(module).__name__ in _HEAD_GATED and module.g_proj is not None
+    return module.g_proj(hidden).mT if gated else None
 
 
 def cached_tokens(cache: Any, index: Any) -> int | None:

@@ -84,7 +84,8 @@ def intervene(
             "goatviz.convert turns goat-attention's layers into goatviz layers"
         )
 
-    def observe(path: str, q: Tensor, k: Tensor, **options: Any) -> Answer:
+    def observe(path: str, q: Tensor, k: Tensor, gate: object = None, **options: Any) -> Answer:
+        # The layer multiplies the changed output by its gate, too.
         if torch.is_grad_enabled() and q.requires_grad:
             raise ValueError(
                 f"attention layer {path}: a changed plan carries no gradients: run the model "

@@ -14,7 +14,9 @@ from goatviz.transport.visibility import split_mask
 #: Gets what the kernel returned, shape (batch, query heads, n_queries, d_v), and may return the
 #: output with which the layer continues instead.
 Answer = Callable[[Tensor], Tensor | None]
-#: observe(path, q, k, **options) gets the arguments of `AttentionCall.from_tensors`.
+#: observe(path, q, k, **options) gets the arguments of `AttentionCall.from_tensors`, and `gate`
+#: where a layer multiplies the output of each head's queries by sigmoid(gate), (batch, heads,
+#: n_queries), after the kernel.
 Observe = Callable[..., Answer | None]
 
 

@@ -10,15 +10,20 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "families.py"
 TABLE = SCRIPT.with_suffix(".md")
-#: Decoders, encoders and both; grouped, latent and windowed heads; sinks; vision; and refusals.
+#: Decoders, encoders and both; grouped, latent and windowed heads; sinks, biases and gates; vision;
+#: and refusals.
 FAMILIES = ("bert", "bloom", "deepseek_v3", "diffllama", "gemma2", "gpt2", "gpt_oss", "granite_swa")
 FAMILIES += (
+    "deberta-v2",
     "inkling2_text",
     "llama",
     "longformer",
     "mamba",
     "mistral",
     "qwen3_next",
+    "step3p7",
+    "swin",
+    "swinv2",
     "t5",
     "vit",
     "whisper",

@@ -8,9 +8,9 @@ from transformers.models.gpt_oss import modeling_gpt_oss
 from transformers.models.granite_swa import modeling_granite_swa
 from transformers.models.granitemoe_swa import modeling_granitemoe_swa
 
-from goatviz.adapters import capture, huggingface
+from goatviz.adapters import capture, huggingface, intervene
 from goatviz.analysis import PlanLevels, sink_profile
-from goatviz.transport import AttentionCall
+from goatviz.transport import AttentionCall, Hide
 from goatviz.transport.statistics import ROW_STATISTICS, statistics_of
 from tests.factories import build_huggingface, ids, lively
 
@@ -193,3 +193,102 @@ def test_a_key_of_zeros_is_a_column_of_logit_zero(bias):
     torch.testing.assert_close(window.weights, weights[1, 1, :, :-1].double(), atol=1e-6, rtol=0)
     received = call.incoming.mass.sum(-1)
     torch.testing.assert_close(received, (1 - call.rows.sink_mass).sum(-1), atol=1e-5, rtol=0)
+
+
+_FEW = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "mlp_layer_types": ["dense", "dense"],
+}
+_TWO = {"layer_types": ["full_attention", "sliding_attention"]}
+_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+#: Models whose heads are gated: output times sigmoid(g_proj(hidden states)).
+GATED = {
+    "step3p7": (
+        "Step3p7TextModel",
+        "Step3p7TextConfig",
+        SIZES | _TWO | _EXPERTS | {"query_pre_attn_scalar": 8, "share_expert_dim": 16},
+    ),
+    "lfm3": ("Lfm3Model", "Lfm3Config", SIZES | _TWO),
+    "bailing_hybrid": (
+        "BailingHybridModel",
+        "BailingHybridConfig",
+        SIZES
+        | _LATENT
+        | {"layer_types": ["linear_attention", "full_attention"], "moe_intermediate_size": 16}
+        | {"linear_head_dim": 8, "linear_num_heads": 4, "num_experts": 8, "num_expert_group": 1},
+    ),
+    "dots3_note": (
+        "Dots3NoteTextModel",
+        "Dots3NoteTextConfig",
+        SIZES
+        | _LATENT
+        | _EXPERTS
+        | {"layer_types": ["indexed_attention", "sliding_attention"], "q_lora_rank": 8}
+        | {"index_topk": 4, "index_head_dim": 8, "index_n_heads": 2}
+        | {"shared_experts_intermediate_size": 16},
+    ),
+}
+
+
+def gated_outputs(model):
+    """What goes into the output projections while the model runs: a list that fills."""
+    inputs = []
+    for layer in huggingface.find_huggingface_attention(model).values():
+        layer.o_proj.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    return inputs
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_the_gate_of_a_head_is_the_mass_of_its_rows(name):
+    model = build_huggingface(*GATED[name][:2], GATED[name][2] | _TOKENS)
+    model.set_attn_implementation("eager")
+    given = {"input_ids": ids(2, 12, vocab=50), "use_cache": False}
+    with torch.no_grad():
+        plain = model(**given)[0]
+        outputs = gated_outputs(model)
+        with capture(model, keep="projections", certify=12) as record:
+            assert torch.equal(model(**given)[0], plain)
+    assert max(record.residuals().values()) < 1e-6
+    for captured, output in zip(record.calls, outputs, strict=True):
+        call = captured.call
+        assert "gated heads" in captured.kind
+        mass = captured.gate.sigmoid()
+        assert float(mass.std(-1).min()) > 1e-3
+        torch.testing.assert_close(1 - captured.rows.sink_mass, mass, atol=2e-6, rtol=0)
+        # A token that the indexer never chooses is taken for padding.
+        received = (mass * call.query_mask.unsqueeze(1)).sum(-1)
+        torch.testing.assert_close(captured.incoming.mass.sum(-1), received)
+        output = output.unflatten(-1, (call.shape[1], -1)).transpose(1, 2).double()
+        for batch in range(2):
+            for head in range(call.shape[1]):
+                values = call.v[batch, head // (call.shape[1] // call.kv_heads)].double()
+                mixed = call.plan(batch, head).weights @ values
+                torch.testing.assert_close(mixed, output[batch, head], atol=2e-6, rtol=1e-5)
+
+
+def test_a_changed_plan_keeps_the_gate():
+    model = build_huggingface(*GATED["step3p7"])
+    with torch.no_grad(), capture(model, layers=0, keep="projections") as record:
+        model(ids(1, 12, vocab=50), use_cache=False)
+    outputs = gated_outputs(model)
+    with torch.no_grad(), intervene(model, Hide([0])):
+        model(ids(1, 12, vocab=50), use_cache=False)
+    (captured,) = record.calls
+    plan = record.plan(head=1).weights[1:, 1:]
+    plan = captured.gate.sigmoid()[0, 1, 1:, None] * plan / plan.sum(-1, keepdim=True)
+    changed = outputs[0].unflatten(-1, (4, 8))[0, 1:, 1]
+    torch.testing.assert_close(changed, (plan @ captured.call.v[0, 0, 1:].double()).float())
+
+
+def test_a_gate_of_each_channel_is_no_part_of_the_plan():
+    model = build_huggingface("AfmoeModel", "AfmoeConfig", SIZES | _FEW)
+    with torch.no_grad(), capture(model) as record:
+        model(ids(1, 12, vocab=50), use_cache=False)
+    assert all(call.gate is None and call.call.sink is None for call in record.calls)
+    assert float(record.calls[0].rows.sink_mass.max()) == 0
