@@ -347,11 +347,11 @@ def document(outcomes: list[Outcome]) -> str:
         "A reading has a letter for each part: A a fixed prior, B a bias of each key, C one of",
         "each query, D a column without key, E a temperature, F a changed cost, G a support chosen",
         "by another score, H a gate behind the plan, I layers without a plan whose rows are a",
-        "softmax. A gate of each head is the mass of a row, and the plan's rows sum to it; a gate of",
+        "softmax. A gate of each head is the mass of a row: the plan's rows sum to it. A gate of",
         "each channel is no part of any plan. A tiny model may lack what the large ones have.",
         "",
-        "SuperGlue is no `AutoModel`. Its graph attention is captured (A: uniform), and its matching",
-        "is a two-sided plan with dustbins, which POT's `ot.sinkhorn` confirms to 1e-6:",
+        "SuperGlue is no `AutoModel`. Its graph attention is captured (A: uniform); its matching",
+        "is a two-sided plan with dustbins, which POT's `ot.sinkhorn` confirms to 1e-6 in",
         "`tests/adapters/test_position_biases.py`.",
     ]
     for verdict, what in (

@@ -12,7 +12,7 @@ from plotly.colors import sample_colorscale
 from goatviz import bins
 from goatviz.plots import marks, style
 from goatviz.plots.base import Panel
-from goatviz.plots.sink_maps import SINK, head_note, part_of
+from goatviz.plots.sink_maps import SINK, head_note, mass_caption, part_of
 
 #: Largest number of points of an importance curve; longer inputs are pooled.
 MAX_POINTS = 400
@@ -49,6 +49,7 @@ def rate_panel(profile: xr.Dataset, chosen: tuple[int, int] | None = None) -> Pa
     """
     thresholds = profile["threshold"].values.astype(np.float64)
     caption = [_interval_text(profile), "Sink: the first key's importance exceeds ε."]
+    caption += mass_caption(profile)
     if chosen is not None:
         layer, head = chosen
         name = f"layer {layer}, head {head}"
@@ -238,6 +239,7 @@ def importance_panel(
         )
     if np.isnan(part["importance"].values).any():
         caption.append(f"No value for keys seen by fewer than {attrs['min_observers']:,} queries.")
+    caption += mass_caption(profile)
     along, upward = curves.axes()
     return Panel(
         "Importance of every key",
@@ -400,6 +402,7 @@ def signal_panel(
     """
     signal = _Signal(profile, layer, head, shape)
     caption = ["Grey: queries by content range w and by the mass of the first key."]
+    caption += mass_caption(profile)
     traces = signal.bounds()
     if traces:
         caption.append(
@@ -555,6 +558,7 @@ def hidden_panels(profile: xr.Dataset) -> list[Panel]:
             {"title": "layer", "tickformat": marks.tick_format(profile["layer"].values)},
             {"title": "share of heads [1]", "range": [-0.04, 1.04]},
             note=f"importance above {profile.attrs['threshold']:g}",
+            caption=mass_caption(profile),
         )
     )
     if "hidden_entropy" in profile:

@@ -33,6 +33,19 @@ MAPS = {
 }
 
 
+def mass_caption(profile: xr.Dataset) -> list[str]:
+    """A line of the caption, where rows of a profile have mass below 1; else none."""
+    column = profile["sink_column_mass"].values
+    column = column[np.isfinite(column)]
+    if not column.any():
+        return []
+    return [
+        "Weights of real keys, not renormalised: rows sum to less than 1, and a column without a "
+        f"key or a gate takes {column.mean():.3f} on average ({column.min():.3f} to "
+        f"{column.max():.3f} by head)."
+    ]
+
+
 # --- layers x heads ---
 
 
@@ -108,6 +121,7 @@ def heads_panel(
         heads | _id_ticks(x, profile["head"].values),
         layers | _id_ticks(y, profile["layer"].values),
         note=note,
+        caption=mass_caption(profile),
         height=int(np.clip(24 * len(y), 130, 760)),
         masked=not present.all(),
     )
@@ -162,7 +176,7 @@ def map_panel(profile: xr.Dataset, kind: str, layer: int, head: int, side: int) 
         allowed = part["map_allowed"].values.astype(bool)
     queries, keys = (profile[dim].values for dim in ("map_query", "map_key"))
     step = -(-len(keys) // side)
-    caption = []
+    caption = [] if kind == "logits" else mass_caption(profile)
     cell = "query %{y}, key %{x}"
     if step > 1:
         edges = [bins.step_edges(len(at), side) for at in (queries, keys)]

@@ -10,6 +10,7 @@ from transformers.models.granitemoe_swa import modeling_granitemoe_swa
 
 from goatviz.adapters import capture, huggingface, intervene
 from goatviz.analysis import PlanLevels, sink_profile
+from goatviz.plots import draw_sinks
 from goatviz.transport import AttentionCall, Hide
 from goatviz.transport.statistics import ROW_STATISTICS, statistics_of
 from tests.factories import build_huggingface, ids, lively
@@ -270,6 +271,18 @@ def test_the_gate_of_a_head_is_the_mass_of_its_rows(name):
                 values = call.v[batch, head // (call.shape[1] // call.kv_heads)].double()
                 mixed = call.plan(batch, head).weights @ values
                 torch.testing.assert_close(mixed, output[batch, head], atol=2e-6, rtol=1e-5)
+
+
+def test_figures_of_gated_heads_say_what_the_gate_takes():
+    model = build_huggingface(*GATED["step3p7"])
+    given = ids(2, 40, vocab=50)
+    with torch.no_grad(), capture(model) as record:
+        model(given, use_cache=False)
+    kept = float(torch.stack([call.gate.sigmoid().mean() for call in record.calls]).mean())
+    figure = draw_sinks(sink_profile(model, given, resamples=20), kind="overview")
+    assert f"a gate takes {1 - kept:.3f} on average" in figure.layout.annotations[-1].text.replace(
+        "<br>", " "
+    )
 
 
 def test_a_changed_plan_keeps_the_gate():

@@ -228,6 +228,15 @@ def test_the_extra_column_is_drawn_where_there_is_one():
     np.testing.assert_array_equal(column.z, expected)
 
 
+@pytest.mark.parametrize("kind", sorted({*SINK_KINDS} - {"logits", "hidden"}))
+def test_captions_say_that_rows_have_mass_below_one(kind):
+    column = sink_result("gpt-oss")["sink_column_mass"].values
+    figure = draw_sinks(sink_result("gpt-oss"), kind=kind)
+    assert f"takes {column.mean():.3f} on average" in captions(figure)
+    assert captions(figure).count("not renormalised") == 1
+    assert "renormalised" not in captions(draw_sinks(sink_result("llama"), kind=kind))
+
+
 def test_the_rate_in_words_is_that_of_the_threshold_drawn():
     profile = sink_result()
     for kind in ("overview", "rate"):
