@@ -176,8 +176,8 @@ def inputs(model: nn.Module) -> list[dict[str, torch.Tensor]]:
         "input_features": torch.randn(2, mels, 2 * getattr(config, "max_source_positions", 64)),
         "input_values": torch.randn(2, 4000),
     }
-    if main not in known:
-        raise NotBuiltError(f"takes {main}")
+    if not isinstance(main, str) or main not in known:
+        raise NotBuiltError(f"takes {main if isinstance(main, str) else ', '.join(main)}")
     named = inspect.signature(model.forward).parameters
     decoder = {"decoder_input_ids": ids.flip(1)} if "decoder_input_ids" in named else {}
     both = {name: known[name] for name in ("input_ids", "pixel_values") if name in named}
