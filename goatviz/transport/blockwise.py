@@ -23,10 +23,10 @@ WIDEST_ROW = 2**15
 
 _LOG2E = 1.0 / math.log(2.0)
 _LN2 = math.log(2.0)
-_ROWS = 256
-# Logits that are held together on a CPU (about its cache) and on an accelerator (keeps it busy).
-_BLOCK_CPU = 2**21
-_BLOCK_ACCELERATOR = 2**26
+# Logits that are held together, and the most rows among them: on a CPU a few such blocks fit its
+# cache; on an accelerator they keep it busy.
+_BLOCK_CPU = 2**20, 128
+_BLOCK_ACCELERATOR = 2**26, 256
 # Largest change of a key-only prior across a block's rows, nats, that float32 resolves to 1e-5.
 _STEEPEST = 128.0
 # Logit of a forbidden pair, bits: its exp2 is 0, and 0 times it is 0 (0 times -inf is NaN).
@@ -77,7 +77,7 @@ def sweep(
         entry = _Entry(call, names, keys, recent, b, partition)
         if len(entry.chosen) == 0:
             continue
-        size, width, together = entry.block_shape(held)
+        size, width, together = entry.block_shape(*held)
         for block in _blocks(entry.start, entry.stop, size, width, device):
             gauge = entry.gauge(block)
             for h in range(0, heads, together):
@@ -257,14 +257,14 @@ class _Entry:
                     _LOG2E * factors.key_bias.double().to(self.device),
                 )
 
-    def block_shape(self, held: int) -> tuple[int, int, int]:
+    def block_shape(self, held: int, rows: int) -> tuple[int, int, int]:
         """Rows of a block, columns of a tile and heads together: about `held` numbers at once."""
         widest = len(self.chosen) if self.dense is not None else int((self.stop - self.start).max())
         widest = max(widest, 1)
         if widest <= WIDEST_ROW:
-            size, width = min(_ROWS, held // widest), len(self.chosen)
+            size, width = min(rows, held // widest), len(self.chosen)
         else:
-            size, width = min(_ROWS, held), max(held // _ROWS, _ROWS)
+            size, width = rows, held // rows
         if self.dtype == torch.float32 and self.factors is not None and len(self.chosen) > 1:
             step = self.factors[2].diff(dim=-1).abs().median(-1).values.max()
             size = min(size, int(_STEEPEST / max(_LN2 * float(step), 1e-6)))

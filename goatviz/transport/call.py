@@ -24,6 +24,8 @@ from goatviz.transport.visibility import Visibility, entry_of, split_mask
 
 #: Rows of a dense plan that are computed together.
 _ROWS = 256
+#: Pairs of `weights_at` that are computed together, in each head.
+_PAIRS = 1024
 #: Rows of a window that is computed for its diagonal.
 _DIAGONAL = 64
 
@@ -396,7 +398,7 @@ class AttentionCall:
         return Logits(scores, log_prior, logits.masked_fill(~allowed, -math.inf), allowed)
 
     @torch.no_grad()
-    def weights_at(self, keys: Tensor, log_normaliser: Tensor) -> Tensor:
+    def weights_at(self, keys: Tensor, log_normaliser: Tensor, *, lanes: bool = False) -> Tensor:
         r"""Weights of some pairs, a few keys for each query: p_ij = exp(logit_ij - lse_i).
 
         Parameters
@@ -405,6 +407,8 @@ class AttentionCall:
             Keys of each query; -1 for none.
         log_normaliser : Tensor, shape (batch, query heads, n_queries)
             lse, nats: `RowStatistics.log_normaliser`, which limits the weights' precision.
+        lanes : bool
+            As in `logits`: faster, in the prior's precision.
 
         Returns
         -------
@@ -427,11 +431,12 @@ class AttentionCall:
         """
         keys = self.check_places(keys)
         out = log_normaliser.new_empty(*self.shape[:3], keys.shape[2], dtype=torch.float64)
-        for a in range(0, self.shape[2], _ROWS):
-            rows = slice(a, a + _ROWS)
+        step = max(1, _PAIRS // max(1, keys.shape[2]))
+        for a in range(0, self.shape[2], step):
+            rows = slice(a, a + step)
             for b in range(self.shape[0]):
                 at = entry_of(keys, b)[rows]
-                logits = self._logits_at(b, rows, at.clamp(min=0))
+                logits = self._logits_at(b, rows, at.clamp(min=0), lanes)
                 lse = log_normaliser[b, :, rows, None].to(logits)
                 # Rounding of the normaliser may lift a weight above 1.
                 weights = (logits - lse).exp().clamp(max=1.0)
@@ -456,7 +461,7 @@ class AttentionCall:
             )
         return keys.cpu()
 
-    def _logits_at(self, batch: int, rows: slice, keys: Tensor) -> Tensor:
+    def _logits_at(self, batch: int, rows: slice, keys: Tensor, lanes: bool) -> Tensor:
         """Logits of some rows at each row's own keys (rows, m): float64, (heads, rows, m)."""
         query = self.scale * self.q[batch, :, rows].double()
         key = self.k[batch][:, keys.to(self.device)].double()
@@ -465,7 +470,8 @@ class AttentionCall:
         allowed = self.visibility.pairs(rows, keys, batch=batch)
         log_prior = bias = None
         if self.prior is not None:
-            log_prior = self._prior_at(rows, keys)[self._shared(slice(None), self.prior.num_heads)]
+            values = self._prior_by_lanes if lanes and self.prior.has_lanes else self._prior_at
+            log_prior = values(rows, keys)[self._shared(slice(None), self.prior.num_heads)]
         if self.bias is not None:
             bias = entry_of(self.bias, batch)[:, rows]
             bias = bias.gather(-1, keys.to(bias.device).expand(len(bias), -1, -1))
@@ -480,6 +486,11 @@ class AttentionCall:
             window = window.double().unflatten(-1, at.shape)
             parts.append(window.diagonal(dim1=1, dim2=2).mT)
         return torch.cat(parts, dim=1)
+
+    def _prior_by_lanes(self, rows: slice, keys: Tensor) -> Tensor:
+        """The same from lanes, in the prior's precision."""
+        query, key = self._lanes_of(self.query_pos[rows], self.key_pos[keys.flatten()])
+        return torch.einsum("hrl,hrml->hrm", query, key.unflatten(1, keys.shape))
 
     def _shared(self, head: int | slice | Sequence[int], sets: int) -> int | Tensor:
         """Which of `sets` parameter sets each head uses; consecutive heads share one."""
@@ -497,9 +508,12 @@ class AttentionCall:
 
     @functools.cached_property
     def _lanes(self) -> tuple[Tensor, Tensor]:
-        """Lanes of all queries and keys whose product is the log-prior, its gauge included."""
-        factors = self.prior.factors(self.query_pos, self.key_pos)
-        exact = self.prior.log_prior(self.query_pos, self.key_pos[:1]).double()
+        return self._lanes_of(self.query_pos, self.key_pos)
+
+    def _lanes_of(self, query_pos: Tensor, key_pos: Tensor) -> tuple[Tensor, Tensor]:
+        """Lanes of queries and keys whose product is the log-prior, its gauge included."""
+        factors = self.prior.factors(query_pos, key_pos)
+        exact = self.prior.log_prior(query_pos, key_pos[:1]).double()
         bias = factors.key_bias.double().unsqueeze(-1)
         gauge = exact - factors.query.double() @ factors.key[:, :1].double().mT - bias[:, :1]
         return (

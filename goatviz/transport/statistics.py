@@ -452,7 +452,7 @@ def _row_result(
     call: AttentionCall, values: dict[str, Tensor], asked: _Asked, impl: str
 ) -> RowStatistics:
     if asked.at is not None and impl != "reference":
-        own = call.weights_at(asked.at, values["log_normaliser"])
+        own = call.weights_at(asked.at, values["log_normaliser"], lanes=True)
         values["gathered_mass"] = own.to(values["log_normaliser"].dtype)
         values = {name: values[name] for name in asked.names}
     visible = call.visibility.count().to(call.device)

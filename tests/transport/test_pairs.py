@@ -1,5 +1,7 @@
 """Weights of single pairs are those of the dense plan, of every kind of call."""
 
+import copy
+import dataclasses
 import math
 
 import pytest
@@ -91,6 +93,15 @@ def test_weights_of_pairs_are_the_dense_ones(name):
     found = call.weights_at(keys, normaliser(call))
     torch.testing.assert_close(found[seen], wanted[seen], rtol=1e-12, atol=1e-15, equal_nan=True)
     assert bool((found[seen].nan_to_num(0.0) > 0).any())
+
+
+def test_lanes_give_the_weights_of_pairs_in_the_priors_precision():
+    call, keys = made("goat"), some_keys(LENGTH)
+    for prior, tolerance in ((call.prior, 2e-5), (copy.deepcopy(call.prior).double(), 1e-12)):
+        call = dataclasses.replace(call, prior=prior)
+        found = call.weights_at(keys, normaliser(call), lanes=True)
+        wanted = by_hand(call, keys)
+        torch.testing.assert_close(found, wanted, rtol=tolerance, atol=1e-15, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -136,8 +136,7 @@ def test_every_implementation_is_the_definition(seed):
 @pytest.mark.parametrize("seed", range(200, 240))
 def test_rows_that_are_swept_twice_are_the_definition_too(seed, monkeypatch):
     monkeypatch.setattr(blockwise, "WIDEST_ROW", 16)
-    monkeypatch.setattr(blockwise, "_ROWS", 24)
-    monkeypatch.setattr(blockwise, "_BLOCK_CPU", 24 * 40)
+    monkeypatch.setattr(blockwise, "_BLOCK_CPU", (24 * 40, 24))
     q, k, problem, options, query_mass = random_case(seed)
     wanted = row_statistics(q.double(), k.double(), **problem, impl="reference", **options)
     mass = incoming_mass(q.double(), k.double(), query_mass=query_mass, **problem, impl="reference")
