@@ -6,7 +6,6 @@ every row; streamed, and solved in O(length) memory. The result draws with `goat
 
 from __future__ import annotations
 
-import collections
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,8 +28,10 @@ from goatviz.results import PRIOR_PROFILE, check_result
 from goatviz.training.checkpoint import Checkpoint
 from goatviz.transport.call import AttentionCall
 
-#: Logits of all heads that are held together, and the most rows among them.
-_PAIRS, _ROWS = 2**22, 256
+#: Logits of all heads that are held together, and the most rows among them: a cache holds a few.
+_PAIRS, _ROWS = 2**19, 64
+#: Numbers that are held to solve for several sets of inputs together.
+_NUMBERS = 2**22
 _TOLERANCE = 1e-11
 #: Most groups that inputs are dealt to, each of which is held out once.
 _GROUPS = 8
@@ -119,12 +120,12 @@ def implied_prior(
         sources.append(PriorSource(names[layer], solution.prior, fit.causal, layer=layer))
     profile.setdefault("length", longest)
     result = prior_profile(sources, **profile)
-    for field_name, values in _evidence(
-        result, list(fits[layer] for layer in sorted(fits)), solutions
-    ):
+    evidence = {}
+    for field_name, values in _evidence(result, [fits[layer] for layer in sorted(fits)], solutions):
         field_ = PRIOR_PROFILE.fields[field_name]
         attrs = {"units": field_.units, "long_name": field_.long_name}
-        result[field_name] = (field_.dims, values, attrs)
+        evidence[field_name] = (field_.dims, values, attrs)
+    result = result.assign(evidence)
     count = max(fit.count for fit in fits.values())
     result.attrs.update(
         source=name,
@@ -225,8 +226,8 @@ def _evidence(
         errors, counts = [], []
         for fit, one in zip(fits, solutions, strict=True):
             first = one.first_lag if dim == "lag" else 0
-            replicates = [_table(part, first, edges) for part in getattr(one, f"{curve}s")]
-            errors.append(_by_head(_half_width(replicates, len(edges) - 1), heads))
+            replicates = _table(getattr(one, f"{curve}s"), first, edges)
+            errors.append(_by_head(_half_width(replicates), heads))
             counts.append(
                 _table(fit.inputs(dim)[None], 1 - fit.longest if dim == "lag" else 0, edges)
             )
@@ -250,29 +251,30 @@ def _rotary_share(kernel: Tensor, frequencies: np.ndarray) -> np.ndarray:
     if not len(frequencies) or len(lags) < 2 * terms.shape[1]:
         return np.full(len(kernel), np.nan)
     curves = kernel.numpy().T
-    found, _, rank, _ = np.linalg.lstsq(terms, curves, rcond=None)
-    rest = ((curves - terms @ found) ** 2).sum(0) / (len(lags) - rank)
+    # Slow waves are nearly a line: a projection is exact where coefficients are not.
+    basis, size, _ = np.linalg.svd(terms, full_matrices=False)
+    basis = basis[:, size > size[0] * len(lags) * np.finfo(np.float64).eps]
+    rest = ((curves - basis @ (basis.T @ curves)) ** 2).sum(0) / (len(lags) - basis.shape[1])
     total = ((curves - curves.mean(0)) ** 2).sum(0) / (len(lags) - 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(total > 0, 1.0 - rest / total, np.nan)
 
 
 def _table(values: Tensor, first: int, edges: np.ndarray) -> np.ndarray:
-    """Means in bins of a table whose first column is the place `first`, (heads, bins); else NaN."""
-    table = np.full((len(values), edges[-1] - edges[0]), np.nan)
-    low, high = max(first, edges[0]), min(first + values.shape[1], edges[-1])
+    """Means in bins of tables whose first column is the place `first`, (..., bins); else NaN."""
+    table = np.full((*values.shape[:-1], edges[-1] - edges[0]), np.nan)
+    low, high = max(first, edges[0]), min(first + values.shape[-1], edges[-1])
     if high > low:
-        table[:, low - edges[0] : high - edges[0]] = values[:, low - first : high - first].numpy()
+        table[..., low - edges[0] : high - edges[0]] = values[..., low - first : high - first]
     return bins.bin_mean(table, edges - edges[0])
 
 
-def _half_width(replicates: list[np.ndarray], places: int) -> np.ndarray:
+def _half_width(replicates: np.ndarray) -> np.ndarray:
     """Half a 95 % interval by the jackknife over groups of inputs; NaN without two of them."""
     count = len(replicates)
     if count < 2:
-        return np.full((1, places), np.nan)
-    values = np.stack(replicates)
-    spread = ((values - values.mean(0)) ** 2).sum(0) * (count - 1) / count
+        return np.full(replicates.shape[1:], np.nan)
+    spread = ((replicates - replicates.mean(0)) ** 2).sum(0) * (count - 1) / count
     return stats.t.ppf(0.975, count - 1) * np.sqrt(spread)
 
 
@@ -383,8 +385,9 @@ class _Solution(NamedTuple):
         Lag of the first column of kappa.
     explained_variance, held_out, held_out_low, held_out_high : ndarray
         Shape (heads,); see `implied_prior`.
-    kernels, sinks : list of Tensor
-        kappa and u without one group of inputs each, as those of the whole.
+    kernels, sinks : Tensor
+        kappa and u without one group of inputs each, shape (groups, heads, lags or keys), NaN
+        where the others have no pair; of no groups if they were not fitted.
     """
 
     prior: Prior
@@ -393,8 +396,8 @@ class _Solution(NamedTuple):
     held_out: np.ndarray
     held_out_low: np.ndarray
     held_out_high: np.ndarray
-    kernels: list[Tensor]
-    sinks: list[Tensor]
+    kernels: Tensor
+    sinks: Tensor
 
 
 @dataclass
@@ -479,53 +482,56 @@ class _Fit:
 
     def solve(self, max_lag: int | None, *, held_out: bool = True) -> _Solution:
         """kappa, u and what speaks for them; `held_out` fits without each group as well."""
-        longest = self.longest
+        longest, groups = self.longest, len(self.groups)
         most = longest - 1 if max_lag is None else min(int(max_lag), longest - 1)
-        system = _System(self, self.groups, most)
-        seen = (system.counts()[0] > 0).nonzero()
+        every, each = torch.ones(1, groups).double(), torch.eye(groups).double()
+        held_out = held_out and groups > 1
+        # All inputs explain themselves; the others explain each group.
+        fitted = torch.cat([every, 1 - each]) if held_out else every
+        tested = torch.cat([every, each]) if held_out else every
+        kernel, sink, explained = self._solve(fitted, tested, most)
+        lags, keys = _System(self, fitted, most).counts()
+        lags, keys = lags[:: self.heads].unsqueeze(1), keys[:: self.heads].unsqueeze(1)
+        seen = (lags[0, 0] > 0).nonzero()
         first = most if self.causal or not len(seen) else int(seen[0])
         shown = slice(first, int(seen[-1]) + 1)
-        solution = system.solve(system.right())
+        kernel, sink = self._gauged(kernel, sink, most, shown)
         total = torch.stack(self.variances).sum(0)
-        share = torch.where(total > 0, system.explained(*solution) / total.clamp(min=1e-300), nan)
-        kernel, sink = self._gauged(*solution, most, shown)
-        nothing = np.full(self.heads, np.nan)
-        beside = _Solution(
-            LagTablePrior(kernel, first_lag=first - most) + KeyTablePrior(sink),
+        share = torch.where(total > 0, explained[0] / total.clamp(min=1e-300), nan)
+        whole = LagTablePrior(kernel[0], first_lag=first - most) + KeyTablePrior(sink[0])
+        return _Solution(
+            whole,
             first - most,
             share.clamp(0.0, 1.0).numpy(),
-            *(nothing,) * 3,
-            [],
-            [],
+            *self._unseen(explained[1:]),
+            torch.where(lags[1:, :, shown] > 0, kernel[1:], nan),
+            torch.where(keys[1:] > 0, sink[1:], nan),
         )
-        if not held_out or len(self.groups) < 2:
-            return beside
-        shares, tables = [], []
-        for at, group in enumerate(self.groups):
-            others = _System(self, [*self.groups[:at], *self.groups[at + 1 :]], most)
-            part = others.solve(others.right())
-            shares.append(_System(self, [group], most).explained(*part))
-            kernel, sink = self._gauged(*part, most, shown)
-            lags, keys = others.counts()
-            tables.append(
-                (
-                    torch.where(lags[shown] > 0, kernel, nan),
-                    torch.where(keys > 0, sink, nan),
-                )
-            )
-        kernels, sinks = map(list, zip(*tables, strict=True))
-        explained = torch.stack(shares)
-        by_group = explained / torch.stack(self.variances).clamp(min=1e-300)
+
+    def _solve(self, fitted: Tensor, tested: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+        """kappa and u of sets of groups, and the variance that they explain in other sets."""
+        # About a dozen numbers for each unknown are held.
+        together = max(1, _NUMBERS // (12 * self.heads * (2 * most + 1 + self.longest)))
+        parts = []
+        for some, others in zip(fitted.split(together), tested.split(together), strict=True):
+            kernel, sink = _System(self, some, most).solve()
+            parts.append((kernel, sink, _System(self, others, most).explained(kernel, sink)))
+        each = (
+            torch.cat(part).unflatten(0, (len(fitted), -1)) for part in zip(*parts, strict=True)
+        )
+        return tuple(each)
+
+    def _unseen(self, explained: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Share of variance explained in held-out groups and its 95 % interval, (heads,) each."""
+        count = len(explained)
+        if not count:
+            return (np.full(self.heads, nan),) * 3
+        variances = torch.stack(self.variances)
+        total = variances.sum(0)
         mean = torch.where(total > 0, explained.sum(0) / total.clamp(min=1e-300), nan).numpy()
-        count = len(self.groups)
+        by_group = explained / variances.clamp(min=1e-300)
         half = by_group.std(0).numpy() * stats.t.ppf(0.975, count - 1) / math.sqrt(count)
-        return beside._replace(
-            held_out=mean,
-            held_out_low=mean - half,
-            held_out_high=mean + half,
-            kernels=kernels,
-            sinks=sinks,
-        )
+        return mean, mean - half, mean + half
 
     def _gauged(
         self, kernel: Tensor, sink: Tensor, most: int, shown: slice
@@ -533,24 +539,30 @@ class _Fit:
         """kappa at the lags that are shown, with mean 0, and u with median 0, without drift."""
         if most == self.longest - 1 and self.longest > 2:
             kernel, sink = _without_drift(kernel, sink, most)
-        kernel = kernel[:, shown]
+        kernel = kernel[..., shown]
         kernel = kernel - kernel.mean(-1, keepdim=True)
         return kernel, sink - sink.median(-1, keepdim=True).values
 
 
 class _System:
-    """The normal equations of some groups of inputs, as an operator on (kappa, u)."""
+    """The normal equations of sets of groups of inputs, as an operator on (kappa, u).
 
-    def __init__(self, fit: _Fit, groups: list[dict[int, _Sums]], most: int) -> None:
+    kappa and u have a row for each head of each set; `sets` has shape (sets, groups), 1 where a set
+    holds a group, else 0.
+    """
+
+    def __init__(self, fit: _Fit, sets: Tensor, most: int) -> None:
         self.fit, self.longest, self.count = fit, fit.longest, 2 * most + 1
         self.lags = torch.arange(1 - self.longest, self.longest).clamp(-most, most) + most
-        self.groups = groups
-        self.lengths = collections.Counter()
-        for group in groups:
-            self.lengths.update({length: sums.count for length, sums in group.items()})
+        self.sets = sets
+        self.numbers: dict[int, Tensor] = {}
+        for length in fit.geometries:
+            counts = [group[length].count if length in group else 0 for group in fit.groups]
+            numbers = sets @ torch.tensor(counts).double()
+            self.numbers[length] = numbers.repeat_interleave(fit.heads).unsqueeze(-1)
 
     def explained(self, kernel: Tensor, sink: Tensor) -> Tensor:
-        """Variance that any (kappa, u) take from these inputs, shape (heads,)."""
+        """Variance that any (kappa, u) take from these inputs, one number a row."""
         right, image = self.right(), self.apply(kernel, sink)
         parts = zip((kernel, sink), right, image, strict=True)
         return sum((part * (2 * r - a)).sum(-1) for part, r, a in parts)
@@ -566,29 +578,34 @@ class _System:
 
     def right(self) -> tuple[Tensor, Tensor]:
         """D^T (1 - mean over rows) of the logits."""
-        heads = self.fit.heads
-        kernel = torch.zeros(heads, self.count, dtype=torch.float64)
-        sink = torch.zeros(heads, self.longest, dtype=torch.float64)
-        for group in self.groups:
+        groups, heads = len(self.fit.groups), self.fit.heads
+        kernel = torch.zeros(groups, heads, self.count, dtype=torch.float64)
+        sink = torch.zeros(groups, heads, self.longest, dtype=torch.float64)
+        for at, group in enumerate(self.fit.groups):
             for length, sums in group.items():
-                kernel += self._fold(sums.by_lag, length)
-                sink[:, :length] += sums.by_key
-        return kernel, sink
+                kernel[at] += self._fold(sums.by_lag, length)
+                sink[at, :, :length] += sums.by_key
+        kernel, sink = (torch.tensordot(self.sets, part, 1) for part in (kernel, sink))
+        return kernel.flatten(0, 1), sink.flatten(0, 1)
 
     def counts(self) -> tuple[Tensor, Tensor]:
         """Pairs at each lag and key."""
-        kernel = torch.zeros(self.count, dtype=torch.float64)
-        sink = torch.zeros(self.longest, dtype=torch.float64)
-        for length, number in self.lengths.items():
+        kernel, sink = self._zeros()
+        for length, number in self.numbers.items():
             geometry = self.fit.geometries[length]
             kernel += number * self._fold(geometry.lags, length)
-            sink[:length] += number * geometry.keys
+            sink[:, :length] += number * geometry.keys
         return kernel, sink
+
+    def _zeros(self) -> tuple[Tensor, Tensor]:
+        rows = len(self.sets) * self.fit.heads
+        kernel = torch.zeros(rows, self.count, dtype=torch.float64)
+        return kernel, kernel.new_zeros(rows, self.longest)
 
     def apply(self, kernel: Tensor, sink: Tensor) -> tuple[Tensor, Tensor]:
         """D^T (1 - mean over rows) D (kappa, u)."""
-        out_kernel, out_sink = torch.zeros_like(kernel), torch.zeros_like(sink)
-        for length, number in self.lengths.items():
+        out_kernel, out_sink = self._zeros()
+        for length, number in self.numbers.items():
             geometry = self.fit.geometries[length]
             wide, keys = self._spread(kernel, length), sink[..., :length]
             mean = (geometry.rows_from_lags(wide) + geometry.rows_from_keys(keys)) / geometry.rows
@@ -600,30 +617,33 @@ class _System:
             out_sink[..., :length] += number * key
         return out_kernel, out_sink
 
-    def solve(self, right: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Conjugate gradients, all heads at once, scaled by the counts."""
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Conjugate gradients, all rows at once, scaled by the counts."""
         split = self.count
-        scale = torch.cat(self.counts()).clamp(min=1.0).rsqrt()
+        scale = torch.cat(self.counts(), dim=-1).clamp(min=1.0).rsqrt()
 
         def operator(x: Tensor) -> Tensor:
             x = x * scale
             return torch.cat(self.apply(x[:, :split], x[:, split:]), dim=-1) * scale
 
-        residual = torch.cat(right, dim=-1) * scale
+        residual = torch.cat(self.right(), dim=-1) * scale
         goal = _TOLERANCE * residual.norm(dim=-1).clamp(min=1e-300)
         x = torch.zeros_like(residual)
         direction, power = residual.clone(), residual.square().sum(-1)
         # Narrow windows over long inputs need about as many steps as there are unknowns.
         for _ in range(max(_MOST_STEPS, 2 * residual.shape[-1])):
-            if bool((power.sqrt() <= goal).all()):
+            # A set rests once all of its heads are there.
+            active = (power.sqrt() > goal).view(len(self.sets), -1).any(-1)
+            if not bool(active.any()):
                 break
             image = operator(direction)
             curvature = (direction * image).sum(-1)
-            step = torch.where(curvature > 0, power / curvature.clamp(min=1e-300), 0.0)
-            x = x + step.unsqueeze(-1) * direction
-            residual = residual - step.unsqueeze(-1) * image
+            moves = active.repeat_interleave(self.fit.heads) & (curvature > 0)
+            step = torch.where(moves, power / curvature.clamp(min=1e-300), 0.0).unsqueeze(-1)
+            x.addcmul_(step, direction)
+            residual.addcmul_(step, image, value=-1.0)
             now = residual.square().sum(-1)
-            direction = residual + (now / power.clamp(min=1e-300)).unsqueeze(-1) * direction
+            direction.mul_((now / power.clamp(min=1e-300)).unsqueeze(-1)).add_(residual)
             power = now
         x = x * scale
         return x[:, :split], x[:, split:]
@@ -632,9 +652,12 @@ class _System:
 def _diagonals(blocks: Tensor) -> Tensor:
     """Sums along i - j of blocks, from the smallest lag: one reshape puts diagonals in columns."""
     *heads, rows, columns = blocks.shape
-    width = rows + columns - 1
-    padded = torch.nn.functional.pad(blocks.flip(-1), (0, rows)).flatten(-2)
-    return padded[..., : rows * width].view(*heads, rows, width).sum(-2)
+    width = rows + columns
+    # Rows one number narrower than they are read shift by one each.
+    held = blocks.new_zeros(*heads, rows * width)
+    narrow = held[..., rows - 1 : rows - 1 + rows * (width - 1)].unflatten(-1, (rows, width - 1))
+    narrow[..., :columns] = blocks
+    return held.unflatten(-1, (rows, width)).sum(-2)[..., :-1].flip(-1)
 
 
 def _without_drift(kernel: Tensor, sink: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -643,7 +666,7 @@ def _without_drift(kernel: Tensor, sink: Tensor, most: int) -> tuple[Tensor, Ten
     The median step over half the length: a spike at the first key does not tilt it.
     """
     half = sink.shape[-1] // 2
-    slope = (sink[:, half:] - sink[:, :-half]).median(-1, keepdim=True).values / half
+    slope = (sink[..., half:] - sink[..., :-half]).median(-1, keepdim=True).values / half
     index = torch.arange(sink.shape[-1], dtype=sink.dtype)
     lags = torch.arange(-most, most + 1, dtype=sink.dtype)
     return kernel - slope * lags, sink - slope * index
