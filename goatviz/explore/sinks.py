@@ -20,8 +20,10 @@ from goatviz.analysis.inputs import forward_calls, token_texts
 from goatviz.analysis.levels import PlanLevels
 from goatviz.analysis.sink_text import above_text, at_threshold, sink_sentence
 from goatviz.analysis.sinks import sink_profile_steps
+from goatviz.analysis.thumbnails import plan_thumbnails
 from goatviz.explore.base import Explorer, Picture
 from goatviz.explore.controls import Control
+from goatviz.explore.heads import HeadsView
 from goatviz.explore.jobs import Job, Steps, running_loop
 from goatviz.explore.page import Place
 from goatviz.explore.plan_map import PlanMap, ShownPlan
@@ -32,6 +34,8 @@ from goatviz.plots.sink_maps import heads_panel, places
 from goatviz.results import SINK_PROFILE, check_result, with_all_dimensions
 from goatviz.training.checkpoint import Checkpoint
 
+#: Which head is opened first, in words.
+RULE = "Opened first: the head with the largest mean weight on the first key."
 #: Step and end of the threshold's slider, which are those of its curve.
 STEP, HIGHEST = 0.01, 0.99
 #: Points of a curve and bins of a density that a panel of 340 pixels has room for.
@@ -120,8 +124,11 @@ class SinkExplorer(Explorer):
     layer, head : int
         The head shown in detail; a click on the overview chooses both.
     key : int
-        The key whose importance the overview shows, by default the first; a click on the
-        importances or on the plan chooses it.
+        The key that is marked among the importances and spoken of, by default the first; a click
+        on the importances or on the plan chooses it.
+    follow : bool
+        Whether the overview compares the importance of that key between heads, and not that of the
+        first key.
     map : PlanMap or None
         The plan of this head for the first input, if queries and keys are known.
     """
@@ -130,8 +137,9 @@ class SinkExplorer(Explorer):
     layer = traitlets.Int(0).tag(sync=True)
     head = traitlets.Int(0).tag(sync=True)
     key = traitlets.Int(0).tag(sync=True)
+    follow = traitlets.Bool(False).tag(sync=True)
 
-    shown = ("threshold", "layer", "head", "key")
+    shown = ("threshold", "layer", "head", "key", "follow")
     map: PlanMap | None = None
 
     def __init__(
@@ -153,6 +161,7 @@ class SinkExplorer(Explorer):
             threshold = checks.number("threshold", threshold, low=0, below=1)
         self._calls: dict[int, CapturedCall] = {}
         self._profile: xr.Dataset | None = None
+        self._thumbnails: xr.Dataset | None = None
         self._tokens = tokens
         # The loop that runs cells: messages of a page may be answered in another thread.
         self._loop = running_loop()
@@ -168,10 +177,13 @@ class SinkExplorer(Explorer):
             names = self._adopt_model(source, inputs, tokenizer, threshold, profile)
         if threshold is not None:
             self.threshold = threshold
-        self.layer = next(iter(self._heads))
-        self.head = self._heads[self.layer][0]
+        self.layer, self.head = self._strongest()
         self._levels = lru_cache(4)(self._new_levels)
-        places: dict[str, Place | int] = {"heads": 340}
+        places: dict[str, Place | int] = {}
+        if self._thumbnails is not None and int(self._thumbnails["present"].sum()) > 1:
+            view = HeadsView(self._thumbnails, title="Plans of the first input", rule=RULE)
+            places["thumbnails"] = Place(view, wide=True)
+        places["heads"] = 340
         if self._calls:
             self.map = PlanMap(self._shown_plan(self.values()))
             self.map.observe(self._pair_chosen, "selection")
@@ -180,6 +192,24 @@ class SinkExplorer(Explorer):
         self._set_up(
             self._make_controls(names), label="Attention sinks", places=places, selection=selection
         )
+
+    def _strongest(self) -> tuple[int, int]:
+        """The head with the largest weight on the first key; the first head where none is known."""
+        if self._thumbnails is not None:
+            result, weight = self._thumbnails, self._thumbnails["first_mass"].values
+        elif self._profile is not None:
+            result = self._whole
+            weight = result["first_importance"].mean("input").values
+        else:
+            result, weight = None, np.full(1, np.nan)
+        if np.isnan(weight).all():
+            layer = next(iter(self._heads))
+            return layer, self._heads[layer][0]
+        at = np.unravel_index(np.nanargmax(weight), weight.shape)
+        layer, head = (
+            int(result[dim].values[n]) for dim, n in zip(("layer", "head"), at, strict=True)
+        )
+        return layer, head
 
     def _make_controls(self, names: Mapping[int, str]) -> list[Control]:
         return [
@@ -201,7 +231,13 @@ class SinkExplorer(Explorer):
                 low=self._key_range()[0],
                 high=self._key_range()[1],
                 whole=True,
-                hint="the key whose importance is compared between heads; 0 is the first",
+                hint="the key that is marked among the importances; 0 is the first",
+            ),
+            Control(
+                "follow",
+                "Overview of this key",
+                "toggle",
+                hint="compare the importance of this key between heads, not that of the first",
             ),
         ]
 
@@ -259,6 +295,7 @@ class SinkExplorer(Explorer):
         self._heads = {layer: tuple(range(call.shape[1])) for layer, call in calls.items()}
         if all(call.call.q is not None for call in calls.values()):
             self._calls = calls
+            self._thumbnails = plan_thumbnails(Record(record.layers, list(calls.values())))
         self._first_keys = max(call.shape[3] for call in calls.values())
         return {layer: record.layers[layer] for layer in layers}
 
@@ -297,13 +334,16 @@ class SinkExplorer(Explorer):
         self._check(values)
         profile = at_threshold(self._whole, float(values["threshold"]))
         layer, head, key = values["layer"], values["head"], values["key"]
-        first = key == profile.attrs["first_key"]
+        first = profile.attrs["first_key"]
+        if first not in profile["key"].values:
+            first = int(profile["key"][0])
+        compared = key if values["follow"] else first
         panels = {
             "heads": heads_panel(
                 profile,
-                f"Importance of {'the first key' if first else f'key {key:,}'}",
-                profile["importance"].sel(key=key).values,
-                note=above_text(profile, key),
+                f"Importance of {'the first key' if compared == first else f'key {compared:,}'}",
+                profile["importance"].sel(key=compared).values,
+                note=above_text(profile, compared),
                 chosen=(layer, head),
             ),
             "sink rate": rate_panel(profile, (layer, head)),
@@ -431,7 +471,7 @@ class SinkExplorer(Explorer):
     def _forget(self) -> None:
         self._levels.cache_clear()
         self._calls.clear()
-        self._profile = self._whole = self._steps = self.map = None
+        self._profile = self._whole = self._steps = self._thumbnails = self.map = None
 
 
 def _place(value: Any) -> int | None:

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from goatviz import explore_sinks as public
 from goatviz.adapters import capture
-from goatviz.analysis import sink_profile
+from goatviz.analysis import plan_thumbnails, sink_profile
 from goatviz.explore import Selection, SinkExplorer, explore_sinks
 from goatviz.explore.plan_map import PlanMap
 from goatviz.models import CausalLM, ModelConfig
@@ -114,9 +114,9 @@ def test_what_is_drawn_is_what_is_shown(explorer):
 
 
 def test_draw_changes_nothing(explorer):
-    before = explorer.values()
+    before, title = explorer.values(), explorer.map.title
     explorer.draw(threshold=0.9, layer=1, head=1, key=4)
-    assert explorer.values() == before and explorer.map.title.startswith("Plan of layer 0, head 0")
+    assert explorer.values() == before and explorer.map.title == title
 
 
 def test_a_threshold_is_exceeded_strictly():
@@ -168,6 +168,30 @@ def test_clicks_choose_a_threshold_and_a_key(explorer):
     assert explorer.key == 7
     explorer.map.selection = [20, 4]
     assert explorer.key == 4 and explorer.selection.query == 20
+
+
+def test_a_key_chosen_in_the_plan_leaves_the_overview_alone(explorer):
+    before = figures(explorer)["heads"]
+    explorer.map.selection = [20, 4]
+    after = explorer.picture({})
+    assert as_figure(after.figures["heads"]) == before and "Key 4: importance" in after.summary
+    followed = figures(explorer, follow=True)["heads"]
+    wanted = explorer.profile()["importance"].sel(key=4).values.astype(np.float32)
+    np.testing.assert_allclose(named(followed, "importance").z, wanted, rtol=1e-6)
+    assert followed.layout.title.text == "Importance of key 4"
+
+
+def test_it_opens_on_the_strongest_sink(explorer, model):
+    with capture(model, keep="projections") as record, torch.no_grad():
+        model(INPUTS[0])
+    first = plan_thumbnails(record)["first_mass"].values
+    wanted = np.unravel_index(first.argmax(), first.shape)
+    assert (explorer.layer, explorer.head) == wanted
+    assert explorer.parts["thumbnails"].measures[1]["values"] == first.tolist()
+    finished = explore_sinks(explorer.profile())
+    first = explorer.profile()["first_importance"].mean("input").values
+    assert (finished.layer, finished.head) == np.unravel_index(first.argmax(), first.shape)
+    assert "thumbnails" not in finished.parts
 
 
 def test_keys_on_a_logarithmic_axis_begin_at_one():
@@ -236,7 +260,7 @@ def test_layers_with_other_numbers_of_heads():
             model(INPUTS[0])
         record.calls.append(part.calls[len(record.calls)])
     explorer = explore_sinks(record)
-    explorer.head = 3
+    explorer.set(layer=0, head=3)
     assert explorer.map.title.startswith("Plan of layer 0, head 3")
     explorer.layer = 1
     assert explorer.head == 1 and explorer.error == ""
