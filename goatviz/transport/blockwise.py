@@ -307,12 +307,13 @@ class _Entry:
         names = self.names
         state = _State(self.queries[heads, block.rows])
         index = self.index if names & _LAGS else None
-        for tile in block.tiles:
-            scores, outside = self._scores(block, tile, heads, buffers)
+        tiles = [self._masked(block, tile, heads) for tile in block.tiles]
+        for tile in tiles:
+            scores = self._scores(block, tile, heads, buffers)
             if "content_range" in names:
-                _fill(scores, outside, math.inf)
+                _fill(scores, tile.outside, math.inf)
                 state.low = torch.minimum(state.low, scores.amin(-1))
-            _fill(scores, outside, _FORBIDDEN)
+            _fill(scores, tile.outside, _FORBIDDEN)
             logits, prior = self._logits(block, tile, heads, scores, buffers)
             top = high = logits.amax(-1)
             if "content_range" in names:
@@ -323,10 +324,10 @@ class _Entry:
         normal = self._normal(state, block, heads, gauge)
         guess = (state.moment / state.total).round()
         sums, received = _Sums(state.total), []
-        for tile in block.tiles:
-            if len(block.tiles) > 1:
-                scores, outside = self._scores(block, tile, heads, buffers)
-                _fill(scores, outside, _FORBIDDEN)
+        for tile in tiles:
+            if len(tiles) > 1:
+                scores = self._scores(block, tile, heads, buffers)
+                _fill(scores, tile.outside, _FORBIDDEN)
                 logits, prior = self._logits(block, tile, heads, scores, buffers)
                 logits.sub_(state.base.unsqueeze(-1))
                 torch.exp2(logits, out=buffers.take("weights", logits.shape))
@@ -345,7 +346,7 @@ class _Entry:
             if "recent_mass" in names:
                 sums.recent += self._recent(block, tile, weights)
             if self._has_prior and names & PRIOR_EXPECTATIONS:
-                self._sum_prior(sums, block, tile, heads, prior, weights, outside, buffers)
+                self._sum_prior(sums, block, tile, heads, prior, weights, buffers)
             if index is not None:
                 held = buffers.take("scores", weights.shape)
                 distance = torch.sub(index[tile.columns], guess.unsqueeze(-1), out=held)
@@ -436,10 +437,16 @@ class _Entry:
     def _shift(self, gauge: Tensor | None, heads: slice) -> Tensor | None:
         return None if gauge is None else gauge[self._prior_heads(heads)]
 
-    def _scores(
-        self, block: _Block, tile: _Tile, heads: slice, buffers: _Buffers
-    ) -> tuple[Tensor, list[tuple[slice, Tensor]]]:
-        """Content scores of a tile in bits, (heads, rows, columns), and its forbidden pairs."""
+    def _masked(self, block: _Block, tile: _Tile, heads: slice) -> _Tile:
+        """A tile with what a dense mask forbids."""
+        if self.dense is None:
+            return tile
+        allowed = self.dense[heads] if len(self.dense) > 1 else self.dense
+        allowed = allowed[:, block.rows, tile.columns].to(self.device)
+        return tile._replace(outside=[(slice(None), ~allowed)])
+
+    def _scores(self, block: _Block, tile: _Tile, heads: slice, buffers: _Buffers) -> Tensor:
+        """Content scores of a tile in bits, (heads, rows, columns)."""
         queries = self.queries[heads, block.rows]
         if self.group == 1:
             keys = self.keys[heads, tile.columns]
@@ -454,11 +461,7 @@ class _Entry:
         if self.call.softcap is not None:
             cap = self.call.softcap * _LOG2E
             scores.div_(cap).tanh_().mul_(cap)
-        if self.dense is None:
-            return scores, tile.outside
-        allowed = self.dense[heads] if len(self.dense) > 1 else self.dense
-        allowed = allowed[:, block.rows, tile.columns].to(self.device)
-        return scores, [(slice(None), ~allowed)]
+        return scores
 
     def _logits(
         self, block: _Block, tile: _Tile, heads: slice, scores: Tensor, buffers: _Buffers
@@ -520,7 +523,6 @@ class _Entry:
         heads: slice,
         prior: Tensor | None,
         weights: Tensor,
-        outside: list[tuple[slice, Tensor]],
         buffers: _Buffers,
     ) -> None:
         """Add a tile's expected log-prior and its share of the prior's normaliser."""
@@ -533,10 +535,10 @@ class _Entry:
         if self.partition is not None:
             return
         if prior.shape[1] == 1 and self.dense is None:
-            part = _shared_normaliser(prior, weights.shape[1], outside)
+            part = _shared_normaliser(prior, weights.shape[1], tile.outside)
         else:
             prior = prior.expand_as(weights).clone() if prior.shape != weights.shape else prior
-            _fill(prior, outside, -math.inf)
+            _fill(prior, tile.outside, -math.inf)
             top = prior.amax(-1, keepdim=True)
             top = torch.where(torch.isneginf(top), 0.0, top)
             part = prior.sub_(top).exp2_().sum(-1).log2() + top.squeeze(-1)
