@@ -206,6 +206,9 @@ class AttentionCall:
         """
         check_query_key(q, k, prior)
         _check_values(q, k)
+        for name, tensor in (("v", v), ("bias", bias)):
+            if tensor is not None:
+                _check_floating(name, tensor)
         heads, kv_heads = q.shape[1], k.shape[1]
         shape = (q.shape[0], heads, q.shape[2], k.shape[2])
         scale = q.shape[3] ** -0.5 if scale is None else checks.number("scale", scale, above=0)
@@ -639,16 +642,12 @@ def _checked_sink(sink: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
 def check_query_key(q: Tensor, k: Tensor, prior: Prior | None) -> None:
     """Raise an error unless the kinds and shapes of queries, keys and a prior fit together."""
     for tensor, name in ((q, "q"), (k, "k")):
-        checks.instance(name, tensor, Tensor, "a Tensor")
+        _check_floating(name, tensor)
         if tensor.ndim != 4 or 0 in tensor.shape:
             raise ValueError(
                 f"{name} must have shape (batch, heads, length, d), none of them 0, "
                 f"got {tuple(tensor.shape)}"
             )
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
-        if tensor.itemsize == 1:
-            raise TypeError(f"{name} must be of at least 16 bits, got {tensor.dtype}")
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ValueError(
             f"q and k must agree in batch and head size, got {tuple(q.shape)} and {tuple(k.shape)}"
@@ -664,6 +663,14 @@ def check_query_key(q: Tensor, k: Tensor, prior: Prior | None) -> None:
                 f"prior must have 1 or {k.shape[1]} heads (the key-value heads), "
                 f"got {prior.num_heads}"
             )
+
+
+def _check_floating(name: str, tensor: Tensor) -> None:
+    checks.instance(name, tensor, Tensor, "a Tensor")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
+    if tensor.itemsize == 1:
+        raise TypeError(f"{name} must be of at least 16 bits, got {tensor.dtype}")
 
 
 def _check_values(q: Tensor, k: Tensor) -> None:
