@@ -17,7 +17,7 @@ from goatviz.analysis.inputs import text_array
 from goatviz.analysis.plan import captured_call
 from goatviz.priors.base import Prior
 from goatviz.results import EXPLANATION, make_result
-from goatviz.training.checkpoint import Checkpoint
+from goatviz.training.checkpoint import Checkpoint, model_of
 from goatviz.transport.call import AttentionCall
 
 #: Descriptions of the parts of scores, by name.
@@ -78,7 +78,8 @@ def explain(
         keys that the query sees, else "slow rotation". They are a single part, "scores", where
         rotations are not known or a softcap bends their sum, and "rest" where an implied prior is
         taken out. Then follow the parts of the layer's own prior by name, and "bias". Attributes
-        hold the mass of other keys (`rest_weight`) and of the extra column (`column_weight`).
+        hold the mass of other keys (`rest_weight`) and of the extra column (`column_weight`), and
+        the `residual` of a call whose kernel was compared with the plan.
 
     Raises
     ------
@@ -99,8 +100,7 @@ def explain(
     >>> bool(abs(why["value"].sum("part") - why["logit"]).max() < 1e-9)
     True
     """
-    if isinstance(source, Checkpoint):
-        source = source.model
+    source = model_of(source)
     if isinstance(source, nn.Module):
         source, batch, named = captured_call(source, inputs, layer, batch, tokenizer)
         tokens = named if tokens is None else tokens
@@ -108,8 +108,9 @@ def explain(
         checks.not_given(f"a {type(source).__name__}", inputs=inputs, tokenizer=tokenizer)
     if isinstance(source, Record):
         source = source.of(layer)[-1]
-    where = ""
+    where, residual = "", None
     if isinstance(source, CapturedCall):
+        residual = source.residual
         where, source = f"layer {source.layer} ({source.name}), ", source.projections
     call = checks.instance(
         "source",
@@ -153,6 +154,8 @@ def explain(
         "column_weight": float(window.sink_weight[0]),
         "scale": call.scale,
     }
+    if residual is not None:
+        attrs["residual"] = residual
     if tokens is not None:
         texts = text_array(tokens)
         data["key_token"] = texts[data["key"]]

@@ -7,6 +7,7 @@ import xarray as xr
 from goatviz.plots import marks, style
 from goatviz.plots.base import Panel, Words, grid
 from goatviz.plots.figure import Figure
+from goatviz.plots.plan import residual_sentence
 from goatviz.results import EXPLANATION, check_result
 
 
@@ -42,6 +43,7 @@ def draw_explanation(why: xr.Dataset) -> Figure:
         for part, text in zip(why["part"].values, why["part_text"].values, strict=True)
         if not str(text).startswith("log-prior")
     ]
+    caption += residual_sentence(why)
     words = Words(
         "Why this query attends there",
         f"{attrs['source']}, query {attrs['query']:,}{token}; {shown}",

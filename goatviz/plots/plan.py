@@ -65,11 +65,7 @@ def draw_plan(plan: xr.Dataset) -> Figure:
             f"A column without a key takes {np.nanmean(column):.3f} of the mass on average "
             f"({np.nanmin(column):.3f} to {np.nanmax(column):.3f}); the rows shown sum to the rest."
         )
-    if "residual" in plan.attrs:
-        caption.append(
-            "The kernel's own output differs from the plan times the values by at most "
-            f"{plan.attrs['residual']:.1e} of the largest value."
-        )
+    caption += residual_sentence(plan)
     if window.pooled:
         caption.append(
             f"Pooled from {plan.sizes['query']:,} × {plan.sizes['key']:,}: scores are averaged, "
@@ -81,6 +77,16 @@ def draw_plan(plan: xr.Dataset) -> Figure:
         caption,
     )
     return grid(panels, words, linked="xy")
+
+
+def residual_sentence(result: xr.Dataset) -> list[str]:
+    """What a caption says of the kernel that made a plan, if its output was compared with it."""
+    if "residual" not in result.attrs:
+        return []
+    return [
+        "The kernel's own output differs from the plan times the values by at most "
+        f"{result.attrs['residual']:.1e} of the largest value."
+    ]
 
 
 class _Window:

@@ -56,6 +56,11 @@ class Checkpoint:
     card: dict[str, Any]
 
 
+def model_of(source: Any) -> Any:
+    """The model of a checkpoint; anything else as it is."""
+    return source.model if isinstance(source, Checkpoint) else source
+
+
 def make_card(result: TrainResult, *, command: str, data: str) -> dict[str, Any]:
     """The provenance of a finished run, without the weights' sha256 (added on saving).
 

@@ -114,6 +114,13 @@ def test_a_model_with_text(tmp_path):
     assert html.escape(f"query 11 “{names[-1]}”", quote=False) in figure.layout.title.subtitle.text
 
 
+def test_a_models_own_kernel_certifies_the_row():
+    why = explain(tiny_huggingface("llama"), ids(1, 20, vocab=50))
+    assert 0 < why.attrs["residual"] < 1e-6
+    caption = " ".join(note.text for note in plot_explanation(why).layout.annotations)
+    assert f"at most {why.attrs['residual']:.1e} of the largest value" in caption
+
+
 def test_decoding_names_tokens_of_the_text():
     model = tiny_huggingface("mistral")
     with capture(model, statistics=[], keep="projections") as record:
