@@ -87,13 +87,41 @@ def places(name: str, values: Any, count: int | None = None) -> tuple[int, ...]:
     --------
     >>> places("keys", 0, 4)
     Traceback (most recent call last):
-    TypeError: keys must be a list of places, got 0
+    TypeError: keys must be a list of integers, got 0
     """
     single = not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0
     if single or isinstance(values, str | bytes):
-        raise TypeError(f"{name} must be a list of places, got {values!r}")
+        raise TypeError(f"{name} must be a list of integers, got {values!r}")
     high = None if count is None else count - 1
     return tuple(integer(name, value, low=0, high=high) for value in values)
+
+
+def window(name: str, value: Any, count: int, first: int = 0) -> tuple[int, int]:
+    """Start and stop of a slice of the positions `first` .. `first` + `count` - 1, less `first`.
+
+    As in Python, negative numbers count from the end, and what lies outside is left out; None is
+    the whole.
+
+    Examples
+    --------
+    >>> window("keys", slice(-3, None), 4, first=10)
+    (1, 4)
+    >>> window("keys", slice(2, 2), 4)
+    Traceback (most recent call last):
+    ValueError: keys must be a non-empty window of 0 .. 4, got slice(2, 2, None)
+    """
+    if value is None:
+        return 0, count
+    instance(name, value, slice, "a slice")
+    if value.step not in (None, 1):
+        raise ValueError(f"{name} must have a step of 1, got {value.step}")
+    start, stop, _ = value.indices(first + count)
+    start, stop = max(start - first, 0), stop - first
+    if start >= stop:
+        raise ValueError(
+            f"{name} must be a non-empty window of {first} .. {first + count}, got {value}"
+        )
+    return start, stop
 
 
 def number(

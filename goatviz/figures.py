@@ -31,7 +31,7 @@ from goatviz.plots.sinks import SINK_KINDS, draw_sinks
 from goatviz.plots.training import draw_training
 from goatviz.priors.base import Prior
 from goatviz.results import SINK_PROFILE, check_result
-from goatviz.training.checkpoint import Checkpoint
+from goatviz.training.checkpoint import Checkpoint, model_of
 from goatviz.training.loop import TrainResult
 
 _SINK_OPTIONS = (
@@ -106,7 +106,7 @@ def plot_prior(
     if isinstance(source, xr.Dataset):
         checks.not_given("a finished profile", inputs=inputs, **given)
         return draw_prior(source, kind=kind)
-    model = source.model if isinstance(source, Checkpoint) else source
+    model = model_of(source)
     if isinstance(source, Record) or (inputs is not None and not has_explicit_prior(model)):
         # The number of heads is known only afterwards; drawing coarsens what is too fine.
         given = {name: value for name, value in given.items() if value is not None}

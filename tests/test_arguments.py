@@ -132,7 +132,7 @@ def table():
                 yield f"{name}-{argument}", make, value, error, message
     for name, call in ROWS.items():
         for value in (0, "0", None):
-            message = f"keys must be a list of places, got {value!r}"
+            message = f"keys must be a list of integers, got {value!r}"
             yield name, lambda v, call=call: call(keys=v), value, TypeError, message
         for value, error in (
             (0.5, TypeError),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from goatviz import bins, checks
 from goatviz.adapters.capture import Record, capture, find_attention
-from goatviz.analysis.inputs import check_fits, forward_calls, run_model
+from goatviz.analysis.inputs import check_fits, forward_calls, named_model, run_model
 from goatviz.analysis.prior import PriorSource, prior_profile
 from goatviz.priors.base import Prior
 from goatviz.priors.table import KeyTablePrior, LagTablePrior
@@ -195,12 +195,7 @@ def _fitted(
             raise TypeError("layers must not be given with a Record: capture them alone")
         _gather(fits, source)
         return fits, source.layers, "record"
-    name = source.name if isinstance(source, Checkpoint) else type(source).__name__
-    model = source.model if isinstance(source, Checkpoint) else source
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"source must be a model, a Checkpoint or a Record, got {type(source).__name__}"
-        )
+    name, model = named_model(source)
     calls = list(forward_calls(inputs, tokenizer))
     for arguments in calls:
         check_fits(model, arguments)

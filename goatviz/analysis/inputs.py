@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from goatviz.models import CausalLM
+from goatviz.training.checkpoint import Checkpoint
 
 #: Data types in which torch multiplies matrices.
 _COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -19,6 +20,17 @@ _VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
 #: A byte as a piece of SentencePiece, and bytes that are not part of a character.
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _ESCAPED = re.compile("[\udc80-\udcff]+")
+
+
+def named_model(source: nn.Module | Checkpoint) -> tuple[str, nn.Module]:
+    """What a result calls a model, and the model."""
+    if isinstance(source, Checkpoint):
+        return source.name, source.model
+    if not isinstance(source, nn.Module):
+        raise TypeError(
+            f"source must be a model, a Checkpoint or a Record, got {type(source).__name__}"
+        )
+    return type(source).__name__, source
 
 
 def forward_calls(inputs: Any, tokenizer: Any = None) -> Iterator[dict[str, Any] | Tensor]:

@@ -559,11 +559,8 @@ def _report(plan: TransportPlan) -> SolverReport:
 def _cut(window: tuple[int, int], count: int, name: str) -> tuple[int, int]:
     if not isinstance(window, Sequence) or isinstance(window, str) or len(window) != 2:
         raise TypeError(f"{name} must be a pair of integers, got {window!r}")
-    start, stop = (checks.integer(name, at) for at in window)
-    start, stop = max(0, start), min(stop, count)
-    if start >= stop:
-        raise ValueError(f"{name} must be a non-empty window of 0 .. {count}, got {window}")
-    return start, stop
+    start, stop = (max(0, checks.integer(name, at)) for at in window)
+    return checks.window(name, slice(start, stop), count)
 
 
 def _rule(rows: int, queries: int, edges: np.ndarray, pool: str) -> str:

@@ -26,7 +26,7 @@ from goatviz.adapters.capture import (
 )
 from goatviz.analysis.inputs import forward_calls, run_model, text_array, token_texts
 from goatviz.results import PLAN_SLICE, make_result
-from goatviz.training.checkpoint import Checkpoint
+from goatviz.training.checkpoint import model_of
 from goatviz.transport.call import AttentionCall
 from goatviz.transport.rows import TransportPlan
 from goatviz.transport.solvers import cross_check
@@ -126,8 +126,7 @@ def plan_slice(
     >>> plan_slice(np.eye(2))["weights"].values.tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-    if isinstance(source, Checkpoint):
-        source = source.model
+    source = model_of(source)
     if not isinstance(source, tuple | list):
         checks.not_given("anything but queries and keys", causal=causal)
     if isinstance(source, nn.Module):
@@ -175,7 +174,7 @@ class _Part:
 def _result(
     part: _Part, keys: slice | None, tokens: Sequence[str] | None, check: bool
 ) -> xr.Dataset:
-    plan, columns = part.plan, _window(keys, part.n_keys, "keys", part.gone)
+    plan, columns = part.plan, slice(*checks.window("keys", keys, part.n_keys, part.gone))
     verdict, words, difference = "not checked", "not checked against POT", float("nan")
     if not part.scores_known:
         words = "not checked against POT: the scores and the prior of these weights are not known"
@@ -267,8 +266,7 @@ def _of_call(
     if isinstance(source, CapturedCall):
         where = f"layer {source.layer} ({source.name}), {where}"
         call = source.projections
-    checks.index("batch", batch, call.shape[0])
-    checks.index("head", head, call.shape[1])
+    _check_head(batch, head, call.shape[:2])
     n_queries, n_keys = call.shape[2:]
     rows = _rows(queries, n_queries, n_keys)
     at = torch.arange(rows.start, rows.stop)
@@ -306,7 +304,7 @@ def _from_arrays(pair: Sequence[Any], causal: bool) -> AttentionCall:
 
 
 def _of_plan(plan: TransportPlan, queries: slice | None) -> _Part:
-    rows = _window(queries, plan.n_queries, "queries")
+    rows = slice(*checks.window("queries", queries, plan.n_queries))
     return _Part(
         _rows_of(plan, rows),
         rows,
@@ -330,10 +328,7 @@ def _of_weights(
             "source must hold weights of shape (n_queries, n_keys), (heads, ...) or "
             f"(batch, heads, ...), got {tuple(weights.shape)}"
         )
-    for name, number, size in zip(
-        ("batch", "head"), (batch, head), (1, 1, *weights.shape[:-2])[-2:], strict=True
-    ):
-        checks.index(name, number, size)
+    _check_head(batch, head, weights.shape[:-2])
     where = "weights given" if weights.ndim == 2 else f"weights given, head {head}"
     weights = weights[batch] if weights.ndim == 4 else weights
     weights = (weights[head] if weights.ndim == 3 else weights).double()
@@ -344,7 +339,7 @@ def _of_weights(
             f"to {float(sums.min()):.4g} to {float(sums.max()):.4g}"
         )
     n_queries, n_keys = weights.shape
-    rows = _window(queries, n_queries, "queries")
+    rows = slice(*checks.window("queries", queries, n_queries))
     # Only zeros above the diagonal are a mask, the causal one; others are underflow.
     causal = n_queries == n_keys and not bool(weights.triu(1).any())
     allowed = torch.ones_like(weights, dtype=torch.bool)
@@ -364,7 +359,7 @@ def _of_weights(
 
 
 def _rows(queries: slice | None, n_queries: int, n_keys: int) -> slice:
-    rows = _window(queries, n_queries, "queries")
+    rows = slice(*checks.window("queries", queries, n_queries))
     if (rows.stop - rows.start) * n_keys > MAX_PAIRS:
         raise ValueError(
             f"queries must be a window of at most {max(1, MAX_PAIRS // n_keys):,} rows over "
@@ -417,24 +412,15 @@ def _one_head(plan: TransportPlan, batch: int, head: int) -> TransportPlan:
         raise ValueError(
             f"plan must have at most two batch dimensions (batch, head), got {tuple(shape)}"
         )
-    index = (batch, head)[2 - len(shape) :]
-    for value, size, name in zip(index, shape, ("batch", "head")[2 - len(shape) :], strict=True):
-        checks.index(name, value, size)
-    return _rows_of(plan, index) if shape else plan
+    _check_head(batch, head, shape)
+    return _rows_of(plan, (batch, head)[2 - len(shape) :]) if shape else plan
 
 
-def _window(window: slice | None, length: int, name: str, gone: int = 0) -> slice:
-    """A window's places, less those of the first `gone` positions, which are no longer there."""
-    if window is None:
-        return slice(0, length)
-    checks.instance(name, window, slice, "a slice")
-    if window.step not in (None, 1):
-        raise ValueError(f"{name} must have a step of 1, got {window.step}")
-    start, stop, _ = window.indices(gone + length)
-    start, stop = max(start - gone, 0), stop - gone
-    if start >= stop:
-        raise ValueError(f"{name} must hold at least one of {length} positions, got {window}")
-    return slice(start, stop)
+def _check_head(batch: int, head: int, shape: Sequence[int]) -> None:
+    """Check numbers of a sequence and a head; dimensions that `shape` lacks have one entry."""
+    sequences, heads = (1, 1, *shape)[-2:]
+    checks.index("batch", batch, sequences)
+    checks.index("head", head, heads)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -347,15 +347,12 @@ def _stacked(layers: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def _window(window: slice, length: int, name: str) -> tuple[int, int]:
-    checks.instance(name, window, slice, "a slice")
-    if window.step not in (None, 1):
-        raise ValueError(f"{name} must have a step of 1, got {window.step}")
+    start, stop = checks.window(name, window, length)
     bounds = (window.start, window.stop)
     if any(bound is not None and not -length <= bound <= length for bound in bounds):
         raise ValueError(f"{name} must lie within {length} tokens, got {window}")
-    start, stop, _ = window.indices(length)
-    if not 0 < stop - start <= _WINDOW:
-        raise ValueError(f"{name} must hold 1 to {_WINDOW:,} positions, got {stop - start}")
+    if stop - start > _WINDOW:
+        raise ValueError(f"{name} must hold at most {_WINDOW:,} positions, got {stop - start}")
     return start, stop
 
 

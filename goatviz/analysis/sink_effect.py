@@ -18,7 +18,7 @@ from goatviz.adapters.intervene import Changes, intervene
 from goatviz.analysis.inputs import check_fits, forward_calls, run_model, token_ids
 from goatviz.analysis.intervals import bootstrap_interval, bootstrap_weights
 from goatviz.results import SINK_EFFECT, make_result
-from goatviz.training.checkpoint import Checkpoint
+from goatviz.training.checkpoint import Checkpoint, model_of
 from goatviz.transport.changes import Change, Hide
 
 #: The default changes.
@@ -91,7 +91,7 @@ def sink_effect(
     (('change',), ('change', 'layer'))
     """
     source = model
-    model = source.model if isinstance(source, Checkpoint) else source
+    model = model_of(source)
     checks.instance("model", model, nn.Module, "an nn.Module or a Checkpoint")
     if not isinstance(changes, Mapping) or not changes:
         raise TypeError(f"changes must be a mapping of names to changes, got {changes!r}")

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from goatviz import checks
 from goatviz.adapters.capture import Record, find_attention
 from goatviz.analysis.cells import check_cache
-from goatviz.analysis.inputs import Pass, check_fits, forward_passes, token_texts
+from goatviz.analysis.inputs import Pass, check_fits, forward_passes, named_model, token_texts
 from goatviz.analysis.sink_cells import SinkRun, from_all, processes, together
 from goatviz.analysis.sink_fields import profile_of
 from goatviz.analysis.sink_passes import HIDDEN, Gathered, gather_record
@@ -222,7 +222,7 @@ def sink_profile_steps(
         gather_record(gathered, source)
         names, name = source.layers, "record"
     else:
-        name, model = _named_model(source)
+        name, model = named_model(source)
         names = tuple(find_attention(model))
         if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
             raise ValueError(
@@ -277,17 +277,6 @@ def _measured(
                 raise
             error = problem
         return list(parts.values()) if engine is None else from_all(parts, error, engine)
-
-
-def _named_model(source: nn.Module | Checkpoint) -> tuple[str, nn.Module]:
-    """A model and what a profile calls it."""
-    if isinstance(source, Checkpoint):
-        return source.name, source.model
-    if not isinstance(source, nn.Module):
-        raise TypeError(
-            f"source must be a model, a Checkpoint or a Record, got {type(source).__name__}"
-        )
-    return type(source).__name__, source
 
 
 def _finished(steps: Generator[float, None, xr.Dataset]) -> xr.Dataset:

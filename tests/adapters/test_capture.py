@@ -195,7 +195,7 @@ def test_bad_places_are_named():
         ({"layers": 1.5}, TypeError, "layers must be numbers or paths, got 1.5"),
         ({"layers": True}, ValueError, "layers must be numbers .*got True"),
         ({"layers": -1}, ValueError, "layers must be numbers .*got -1"),
-        ({"keys": 0}, TypeError, "keys must be a list of places, got 0"),
+        ({"keys": 0}, TypeError, "keys must be a list of integers, got 0"),
         ({"keys": [0, -1]}, ValueError, "keys must be an integer of at least 0, got -1"),
         ({"recent": 0}, ValueError, "recent must be an integer of at least 1, got 0"),
         ({"impl": "fast"}, ValueError, "impl must be one of .*got 'fast'"),

@@ -73,6 +73,11 @@ def test_batches_are_indexed_by_sequence_and_head():
     one = random_plan(3)
     result = plan_slice(one, head=1, check=False)
     np.testing.assert_array_equal(result["weights"], one.weights[1].numpy())
+    with pytest.raises(ValueError, match="batch must be an integer in 0 .. 0, got 1"):
+        plan_slice(one, batch=1)
+    for name in ("batch", "head"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer in 0 .. 0, got 1"):
+            plan_slice(random_plan(), **{name: 1})
 
 
 def test_a_wrong_plan_is_told():
@@ -306,7 +311,7 @@ def test_keys_of_a_sliding_windows_cache_count_from_the_start_of_the_text():
     np.testing.assert_allclose(plan["weights"], wanted)
     part = plan_slice(record, keys=slice(2, 8), check=False)
     assert part["key"].values.tolist() == [6, 7]
-    with pytest.raises(ValueError, match="keys must hold at least one of 4 positions"):
+    with pytest.raises(ValueError, match="keys must be a non-empty window of"):
         plan_slice(record, keys=slice(0, 6), check=False)
     with pytest.raises(ValueError, match="every key of its text, got .*after 6 that have left"):
         PlanLevels(record.calls[-1])

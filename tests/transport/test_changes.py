@@ -198,8 +198,8 @@ def test_blocks_of_rows_do_not_matter(monkeypatch):
     ("make", "error", "message"),
     [
         (lambda: Hide([-1]), ValueError, "keys must be"),
-        (lambda: Hide(0), TypeError, "keys must be a list of places, got 0"),
-        (lambda: Hide("first"), TypeError, "keys must be a list of places, got 'first'"),
+        (lambda: Hide(0), TypeError, "keys must be a list of integers, got 0"),
+        (lambda: Hide("first"), TypeError, "keys must be a list of integers, got 'first'"),
         (lambda: Hide("sinks", threshold=1.0), ValueError, "threshold must be"),
         (lambda: Cap(0.0), ValueError, "mass must be"),
         (lambda: Cap("0.3"), TypeError, "mass must be"),
@@ -210,7 +210,7 @@ def test_blocks_of_rows_do_not_matter(monkeypatch):
         (lambda: HeavyHitters(-1, 4), ValueError, "heavy must be"),
         (lambda: Temper(0), ValueError, "tau must be"),
         (lambda: Ablate(3), TypeError, "prior must be the name of a part, or a goatviz Prior"),
-        (lambda: Hide([0], heads=1), TypeError, "heads must be a list of places, got 1"),
+        (lambda: Hide([0], heads=1), TypeError, "heads must be a list of integers, got 1"),
     ],
 )
 def test_bad_changes(make, error, message):
