@@ -32,7 +32,7 @@ from goatviz.plots.base import as_figure
 from goatviz.plots.sink_curves import importance_panel, key_places, rate_panel, signal_panel
 from goatviz.plots.sink_maps import heads_panel, places
 from goatviz.results import SINK_PROFILE, check_result, with_all_dimensions
-from goatviz.training.checkpoint import Checkpoint
+from goatviz.training.checkpoint import Checkpoint, model_of
 
 #: Which head is opened first, in words.
 RULE = "Opened first: the head with the largest mean weight on the first key."
@@ -283,7 +283,7 @@ class SinkExplorer(Explorer):
         # This step checks the arguments: their errors are raised here, not shown in the widget.
         next(steps)
         if not isinstance(source, Record):
-            model = source.model if isinstance(source, Checkpoint) else source
+            model = model_of(source)
             steps = _while_unchanged(model, steps)
             next(steps)
             if self._tokens is None:
