@@ -21,7 +21,7 @@ from goatviz.explore.export import write_page
 from goatviz.explore.jobs import Job, Newest, running_loop
 from goatviz.explore.page import FigureView, Page, Place, trait_name
 from goatviz.explore.selection import NAMES, Selection
-from goatviz.plots.base import Panel, Words, grid
+from goatviz.plots.base import Panel, Words, as_figure, grid
 from goatviz.plots.figure import Figure
 
 
@@ -387,6 +387,41 @@ class Explorer(Page):
             if not len(options):
                 raise ValueError(f"vary[{name!r}] must hold at least one value, got none")
         return write_page(self, Path(path), chosen)
+
+    def save_image(
+        self, path: str | os.PathLike, *, panel: str | None = None, **options: Any
+    ) -> Path:
+        """Write the panels as one image, for the present values; needs kaleido and a Chromium.
+
+        Parameters
+        ----------
+        path : path-like
+            Path in an existing folder that ends in .png, .svg, .pdf, .jpg, .jpeg or .webp.
+        panel : str, optional
+            One panel alone, such as "row"; default all of them. Maps, thumbnails and passages are
+            not part of an image: `goatviz.plot_plan` draws a plan as a figure.
+        **options
+            Options of `Figure.write_image`: theme, width, height, scale.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        ValueError
+            If there is no such panel, or the path does not fit.
+        ImportError, RuntimeError
+            If kaleido or a Chromium is missing; the message says how to get it.
+        """
+        if panel is None:
+            figure = self.draw()
+        else:
+            figures = self.picture({}).figures
+            figure = as_figure(figures[checks.one_of("panel", panel, figures)])
+        figure.write_image(path, **options)
+        return Path(path)
 
     def close(self) -> None:
         """Take the widget and all its parts off the page and free their memory."""

@@ -170,3 +170,18 @@ def test_too_much_is_refused_with_its_size(tmp_path):
     path = explorer.save_html(tmp_path / "waves.html", vary={"size": sizes[:2]})
     found, _ = content(path)
     assert len(json.dumps(found)) < LIMIT_BYTES
+
+
+def test_an_image_is_of_a_panel_or_all(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        "goatviz.plots.figure.Figure.write_image",
+        lambda figure, path, **options: written.append((len(figure.data), path, options)),
+    )
+    explorer = Waves()
+    path = tmp_path / "waves.png"
+    assert explorer.save_image(path, theme="dark") == path
+    explorer.save_image(path, panel="curve")
+    assert written == [(2, path, {"theme": "dark"}), (1, path, {})]
+    with pytest.raises(ValueError, match="panel must be one of curve, map; got 'row'"):
+        explorer.save_image(path, panel="row")
