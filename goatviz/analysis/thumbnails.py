@@ -65,7 +65,7 @@ def plan_thumbnails(record: Record, *, cells: int = 32, batch: int = 0) -> xr.Da
     >>> with capture(model, statistics=(), keep="projections") as record:
     ...     _ = model(torch.zeros(1, 64, dtype=torch.long))
     >>> dict(plan_thumbnails(record, cells=16)["weights"].sizes)
-    {'layer': 1, 'head': 1, 'row': 16, 'column': 16}
+    {'layer': 1, 'head': 2, 'row': 16, 'column': 16}
     """
     checks.instance("record", record, Record, "a Record")
     cells = checks.positive_int("cells", cells)
