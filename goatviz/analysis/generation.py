@@ -28,7 +28,7 @@ def generation_steps(
     max_new_tokens: int = 16,
     layers: Sequence[int | str] | int | None = None,
 ) -> xr.Dataset:
-    r"""Rows of the plan while a model goes on with a text: greedily, through its cache.
+    """Rows of the plan while a model goes on with a text: greedily, through its cache.
 
     Step t is the query that chooses new token t: the last token of the prompt, then each new token
     but the last. Its row is the one of a single forward pass over the whole text, up to rounding.

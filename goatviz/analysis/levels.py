@@ -169,7 +169,7 @@ class PlanLevels:
         without: Sequence[int] = (),
         progress: Callable[[float], None] | None = None,
     ) -> PlanView:
-        r"""The plan in a window, in at most `rows` x `columns` cells.
+        """The plan in a window, in at most `rows` x `columns` cells.
 
         Parameters
         ----------
@@ -382,12 +382,13 @@ class PlanLevels:
 
     def _leaving_out(self, keys: tuple[int, ...]) -> PlanLevels:
         """The levels of the plan without these keys; the latest are kept."""
-        if self._reduced is None or self._reduced._left_out != keys:
-            self._reduced = None
-            self._reduced = copy.copy(self)
-            self._reduced._left_out = keys
-            self._reduced._normalisers = torch.full_like(self._normalisers, torch.nan)
-        return self._reduced
+        reduced = self._reduced
+        if reduced is None or reduced._left_out != keys:
+            reduced = copy.copy(self)
+            reduced._left_out, reduced._reduced = keys, None
+            reduced._normalisers = torch.full_like(self._normalisers, torch.nan)
+            self._reduced = reduced
+        return reduced
 
     def _mass(self, rows: Tensor) -> Tensor:
         """Mass of these rows on the keys that are not left out, once they are normalised."""

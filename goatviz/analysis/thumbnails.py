@@ -25,7 +25,7 @@ _PAIRS = 2**23
 
 
 def plan_thumbnails(record: Record, *, cells: int = 32, batch: int = 0) -> xr.Dataset:
-    r"""Small pictures of every head's plan, and how spread each plan is.
+    """Small pictures of every head's plan, and how spread each plan is.
 
     At evenly spaced queries i, row i of the plan is computed as in `Record.plan` and pooled: a cell
     is the largest weight of its keys, so that a thin diagonal stays visible.
