@@ -172,12 +172,10 @@ def watch_huggingface(
         path, answer = paths.get(id(module)), None
         if path is not None:
             # Differential attention calls twice in one forward pass: the cache stays here.
-            cache, index, angles, gate = here.seen.get(id(module), (None,) * 4)
+            cache, index, angles, gate, mask = here.seen.get(id(module), (None,) * 5)
             tokens = cached_tokens(cache, index)
-            given = KernelCall(
-                path, module, query, key, attention_mask, original, kwargs, tokens=tokens
-            )
-            call = given.options_of_call(masks)
+            given = KernelCall(path, module, query, key, attention_mask, original, kwargs, tokens)
+            call = given._replace(whole_mask=mask).options_of_call(masks)
             # A single position of cached decoding does not tell; some models change with length.
             speed = rotary_frequencies(module, angles, query.shape[-1])
             if speed is not None:
@@ -206,7 +204,8 @@ def watch_huggingface(
         cache = next((one for one in given if isinstance(one, Cache)), None)
         index = kwargs.get("layer_idx", getattr(module, "layer_idx", None))
         gate = _head_gate(module, kwargs.get("hidden_states", next(iter(args), None)))
-        here.seen[id(module)] = cache, index, kwargs.get("position_embeddings"), gate
+        mask = kwargs.get("attention_mask") if hasattr(module, "indexer") else None
+        here.seen[id(module)] = cache, index, kwargs.get("position_embeddings"), gate, mask
 
     with ExitStack() as stack:
         stack.callback(names.restore)
@@ -299,10 +298,10 @@ class _Hook:
 
 
 class _Here(threading.local):
-    """Each module's cache, index there, rotation angles and gate, by id; one for each thread."""
+    """Each module's cache, index there, angles, gate and mask, by id; one for each thread."""
 
     def __init__(self) -> None:
-        self.seen: dict[int, tuple[Any, Any, Any, Tensor | None]] = {}
+        self.seen: dict[int, tuple[Any, Any, Any, Tensor | None, Any]] = {}
 
 
 @torch.no_grad()
@@ -371,6 +370,8 @@ class KernelCall(NamedTuple):
         Number of tokens that the layer's cache has seen, including this call's.
     cross : bool
         Whether the keys are those of another sequence.
+    whole_mask : object
+        The layer's mask before its indexer chose keys: a key that it never chooses is no padding.
     """
 
     path: str
@@ -382,6 +383,7 @@ class KernelCall(NamedTuple):
     options: Mapping[str, Any]
     tokens: int | None = None
     cross: bool = False
+    whole_mask: Any = None
 
     def options_of_call(self, masks: Masks) -> dict[str, Any]:
         """Arguments of `AttentionCall.from_tensors`, without queries, keys and values."""
@@ -409,7 +411,9 @@ class KernelCall(NamedTuple):
             sink = softcap = None
         if not known:
             first = _first_query(visibility, first) if self_attention and causal else max(first, 0)
-        scale = options.get("scaling")
+        scale, whole, real = options.get("scaling"), self.whole_mask, visibility
+        if isinstance(whole, Tensor) and whole.ndim == 4 and whole.shape[3] >= n_keys:
+            real, _ = masks.read(whole, n_queries, n_keys)
         return {
             "scale": None if scale is None else float(scale),
             "visibility": visibility,
@@ -419,7 +423,7 @@ class KernelCall(NamedTuple):
             "bias": bias,
             "sink": sink,
             "softcap": softcap,
-            "query_mask": visibility.real_queries(first) if self_attention else None,
+            "query_mask": real.real_queries(first) if self_attention else None,
         }
 
     def _check_readable(self) -> None:

@@ -176,6 +176,13 @@ def test_keys_chosen_by_an_indexer_are_those_of_the_mask(implementation):
         model(**given)
     assert max(record.residuals().values()) < 2e-6
     assert int(record.calls[-1].rows.visible.max()) < 24
+    mask = torch.ones(2, 24, dtype=torch.long)
+    mask[0, :3] = mask[1, 20:] = 0
+    with torch.no_grad(), capture(model, certify=24) as record:
+        model(**given, attention_mask=mask)
+    assert max(record.residuals().values()) < 2e-6
+    for call in record.calls:
+        assert torch.equal(call.call.query_mask, mask.bool())
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -262,9 +269,7 @@ def test_the_gate_of_a_head_is_the_mass_of_its_rows(name):
         mass = captured.gate.sigmoid()
         assert float(mass.std(-1).min()) > 1e-3
         torch.testing.assert_close(1 - captured.rows.sink_mass, mass, atol=2e-6, rtol=0)
-        # A token that the indexer never chooses is taken for padding.
-        received = (mass * call.query_mask.unsqueeze(1)).sum(-1)
-        torch.testing.assert_close(captured.incoming.mass.sum(-1), received)
+        torch.testing.assert_close(captured.incoming.mass.sum(-1), mass.sum(-1))
         output = output.unflatten(-1, (call.shape[1], -1)).transpose(1, 2).double()
         for batch in range(2):
             for head in range(call.shape[1]):
@@ -283,6 +288,15 @@ def test_figures_of_gated_heads_say_what_the_gate_takes():
     assert f"a gate takes {1 - kept:.3f} on average" in figure.layout.annotations[-1].text.replace(
         "<br>", " "
     )
+
+
+def test_a_key_that_an_indexer_never_chooses_is_no_padding():
+    model = build_huggingface(*GATED["dots3_note"][:2], GATED["dots3_note"][2] | _TOKENS)
+    with torch.no_grad(), capture(model, layers=0) as record:
+        model(ids(2, 12, vocab=50), use_cache=False)
+    (captured,) = record.calls
+    assert bool((captured.call.visibility.observers() == 0).any())
+    assert bool(captured.call.query_mask.all())
 
 
 def test_a_changed_plan_keeps_the_gate():
