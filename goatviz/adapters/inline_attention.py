@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from goatviz.adapters.huggingface import KernelCall, Masks, cached_tokens
+from goatviz.adapters.huggingface import cached_tokens
+from goatviz.adapters.kernel_call import KernelCall, Masks
 from goatviz.adapters.watch import Observe, replaced_forwards
 from goatviz.priors.fixed import ALiBiPrior
 from goatviz.transport.visibility import Visibility, entry_of

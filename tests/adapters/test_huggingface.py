@@ -14,13 +14,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from goatviz.adapters import huggingface
 from goatviz.adapters.capture import capture
 from goatviz.adapters.huggingface import (
-    KernelCall,
-    Masks,
     _Captured,
     find_huggingface_attention,
     unwatchable_huggingface,
     watch_huggingface,
 )
+from goatviz.adapters.kernel_call import KernelCall, Masks
 from goatviz.transport import AttentionCall
 from tests.factories import HUGGINGFACE, build_huggingface, tiny_huggingface
 

@@ -8,7 +8,7 @@ from transformers.models.gpt_oss import modeling_gpt_oss
 from transformers.models.granite_swa import modeling_granite_swa
 from transformers.models.granitemoe_swa import modeling_granitemoe_swa
 
-from goatviz.adapters import capture, huggingface, intervene
+from goatviz.adapters import capture, huggingface, intervene, kernel_call
 from goatviz.analysis import PlanLevels, sink_profile
 from goatviz.plots import draw_sinks
 from goatviz.transport import AttentionCall, Hide
@@ -82,8 +82,8 @@ def test_both_conventions_on_the_same_call_are_one_record():
         )
         module.sinks = nn.Parameter(sink)
         options = {"scaling": 0.4, "s_aux": module.sinks}
-        given = huggingface.KernelCall("attn", module, q, k, mask, "eager", options)
-        read = given.options_of_call(huggingface.Masks())
+        given = kernel_call.KernelCall("attn", module, q, k, mask, "eager", options)
+        read = given.options_of_call(kernel_call.Masks())
         call = AttentionCall.from_tensors(q, k, v=v, **read)
         with torch.no_grad():
             out, weights = scope.eager_attention_forward(module, q, k, v, mask, **options)
