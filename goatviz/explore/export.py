@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from plotly.offline import get_plotlyjs
 
 from goatviz import checks
@@ -117,6 +118,15 @@ def page(explorer: Exported, vary: Mapping[str, Sequence[Any]]) -> str:
         data=data,
         script=f"{front_script()}\n{front_file('saved.js')}",
     )
+
+
+def sizes(explorer: Exported, states: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Bytes that each of these states, which are computed now, adds to those before it."""
+    shared, grown = _Shared(), [0]
+    for values in states:
+        _state(explorer, values, shared)
+        grown.append(shared.size)
+    return np.diff(grown).tolist()
 
 
 #: Traits that a page without a kernel has no use for.

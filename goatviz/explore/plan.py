@@ -18,6 +18,7 @@ from goatviz.analysis.levels import MAX_BALANCED, PlanLevels, row_summary
 from goatviz.analysis.thumbnails import plan_thumbnails, structured_head
 from goatviz.explore.base import Explorer, Picture
 from goatviz.explore.controls import Control
+from goatviz.explore.export import sizes
 from goatviz.explore.heads import HeadsView
 from goatviz.explore.jobs import Job
 from goatviz.explore.page import Place
@@ -40,6 +41,12 @@ TEMPERATURES = (0.01, 100.0)
 MAX_CHECKED_KEYS = 4096
 #: Number of points of the row's curves.
 POINTS = 512
+#: Queries of an exported page, evenly spaced, if it has room for them.
+MOST_QUERIES = 24
+#: Temperatures of an exported page that has room for them.
+VARIED = ((0.1, 0.5, 1.0, 2.0, 10.0), (0.5, 1.0, 2.0))
+# Most states and bytes of an exported page whose values nobody named.
+_MOST_STATES, _MOST_BYTES = 240, 5_000_000
 #: Number of plans that are kept, with the normalisers of the queries seen so far.
 _KEPT = 4
 
@@ -292,10 +299,30 @@ class PlanExplorer(Explorer):
     # --- without a kernel ---
 
     def _default_vary(self) -> dict[str, list[Any]]:
-        heads = list(self._heads[self.layer])
-        last = self._levels(self.layer, self.head).queries - 1
-        queries = sorted({round(last * share) for share in (0.1, 0.25, 0.5, 0.75, 1.0)})
-        return {"head": heads[:12], "query": queries, "temperature": [0.1, 0.5, 1.0, 2.0, 10.0]}
+        """Queries, then heads of this layer, then temperatures, as far as the page has room."""
+        count, heads = self._levels(self.layer, self.head).queries, list(self._heads[self.layer])
+        # What another query adds, and another head with its map.
+        states = [{}, {"query": self.query - 1 if self.query else count - 1}]
+        states.append({"head": heads[heads.index(self.head) - 1]})
+        first, query, head = sizes(self, states)
+
+        def fits(heads: int, queries: int, temperatures: int = 1) -> bool:
+            states = heads * queries * temperatures
+            size = first + (heads - 1) * head + (states - heads) * query
+            return states <= _MOST_STATES and size <= _MOST_BYTES
+
+        wanted = range(1, min(MOST_QUERIES, count) + 1)
+        few = max((n for n in wanted if fits(1, n + 1)), default=1)
+        places = np.linspace(count - 1, 0, few).round().astype(int).tolist()
+        queries = sorted({*places, self.query})
+        most = max((n for n in range(1, len(heads) + 1) if fits(n, len(queries))), default=1)
+        start = max(0, min(heads.index(self.head), len(heads) - most))
+        vary = {"head": heads[start : start + most], "query": queries}
+        for temperatures in VARIED:
+            chosen = sorted({*temperatures, self.temperature})
+            if fits(most, len(queries), len(chosen)):
+                return vary | {"temperature": chosen}
+        return vary
 
     def _forget(self) -> None:
         self._levels.cache_clear()

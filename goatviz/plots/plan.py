@@ -6,7 +6,7 @@ Panels of a "plan_slice" and of a "plan_row" result.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -19,8 +19,8 @@ from goatviz.results import PLAN_ROW, PLAN_SLICE, check_result
 
 #: Largest number of cells along a side of a map; longer windows are pooled.
 MAX_CELLS = 160
-#: Largest number of points of POT's solution that are drawn as rings.
-MAX_RINGS = 128
+#: Largest number of points of POT's solution that are drawn, half of them its largest masses.
+MAX_RINGS = 40
 
 
 def draw_plan(plan: xr.Dataset) -> Figure:
@@ -161,6 +161,15 @@ class _Window:
 # --- one row ---
 
 
+class _Curve(NamedTuple):
+    """Values of a row by point, how they are drawn, and at which points."""
+
+    name: str
+    values: np.ndarray
+    look: Mapping[str, Any]
+    at: slice | np.ndarray = slice(None)
+
+
 def row_panels(row: xr.Dataset) -> list[Panel]:
     """Plan and prior of one query by key, and the scores and log-prior behind them.
 
@@ -173,9 +182,9 @@ def row_panels(row: xr.Dataset) -> list[Panel]:
     -------
     list of Panel
         The first has the traces "plan" and "prior" and, if the row has them, "POT" (its own
-        solution), "doubly stochastic" and the mean of several queries. The second, "What makes
-        it", has "score / τ", "log-prior" and the level "−potential / τ": where the two add up to
-        this level, the plan would be 1.
+        solution: rings at all points, or at the 20 largest and 20 more), "doubly stochastic" and
+        the mean of several queries. The second, "What makes it", has "score / τ", "log-prior" and
+        the level "−potential / τ": where the two add up to this level, the plan would be 1.
 
     Raises
     ------
@@ -190,19 +199,20 @@ def row_panels(row: xr.Dataset) -> list[Panel]:
     if "key_token" in row.variables:
         ticks |= marks.token_ticks(start, row["key_token"].values, "key")
 
-    def traces(curves: Sequence[tuple[str, np.ndarray, Mapping[str, Any]]], unit: str) -> list:
+    def traces(curves: Sequence[_Curve], unit: str) -> list[marks.Trace]:
         return [
             {
                 "type": "scatter",
-                "x": middle,
-                "y": values,
-                "name": name,
-                **texts,
-                "hovertemplate": f"{hover}<br>%{{y:.4g}}{unit}<extra>{style.escape(name)}</extra>",
+                "x": middle[one.at],
+                "y": one.values[one.at],
+                "name": one.name,
+                **{name: each[one.at] for name, each in texts.items()},
+                "hovertemplate": f"{hover}<br>%{{y:.4g}}{unit}"
+                f"<extra>{style.escape(one.name)}</extra>",
                 "connectgaps": False,
-                **look,
+                **one.look,
             }
-            for name, values, look in curves
+            for one in curves
         ]
 
     attrs = row.attrs
@@ -243,34 +253,44 @@ def _line(row: xr.Dataset, number: int, dash: str) -> dict[str, Any]:
     }
 
 
-def _masses(row: xr.Dataset) -> list[tuple[str, np.ndarray, Mapping[str, Any]]]:
+def _masses(row: xr.Dataset) -> list[_Curve]:
     curves = [
-        ("plan", row["weights"].values, _line(row, 0, "solid")),
-        ("prior", row["prior"].values, _line(row, 1, "dash")),
+        _Curve("plan", row["weights"].values, _line(row, 0, "solid")),
+        _Curve("prior", row["prior"].values, _line(row, 1, "dash")),
     ]
     if "solver" in row.variables:
-        rings = {
-            "mode": "markers",
-            "marker": {"symbol": "circle-open", "size": 9, "color": style.INK},
-        }
-        # Hundreds of rings are slow to draw, so then a broad line lies below the plan.
-        band = {"mode": "lines", "line": {"color": "rgba(128,128,128,0.35)", "width": 9}}
-        few = row.sizes["key"] <= MAX_RINGS
-        curves.insert(0, ("POT", row["solver"].values, rings if few else band))
+        # Below the plan, which they must not hide.
+        curves.insert(0, _rings(row["solver"].values))
     if "balanced" in row.variables:
-        curves.append(("doubly stochastic", row["balanced"].values, _line(row, 5, "dot")))
+        balanced = row["balanced"].values
+        curves.append(_Curve("doubly stochastic", balanced, _line(row, 5, "dot")))
     if "mean" in row.variables:
         name = f"queries {row.attrs['mean_start']:,}–{row.attrs['mean_stop'] - 1:,}, mean"
-        curves.append((name, row["mean"].values, _line(row, 4, "longdash")))
+        curves.append(_Curve(name, row["mean"].values, _line(row, 4, "longdash")))
     return curves
 
 
-def _terms(row: xr.Dataset) -> list[tuple[str, np.ndarray, Mapping[str, Any]]]:
+def _rings(values: np.ndarray) -> _Curve:
+    """POT's solution as thin rings: some of its points, if there are many."""
+    places = np.flatnonzero(np.isfinite(values))
+    name, half = "POT", MAX_RINGS // 2
+    if len(places) > MAX_RINGS:
+        largest = places[np.argsort(-values[places], kind="stable")[:half]]
+        others = np.setdiff1d(places, largest)
+        even = others[np.linspace(0, len(others) - 1, half).round().astype(np.intp)]
+        name = f"POT, {MAX_RINGS} of {len(places):,} points"
+        places = np.union1d(largest, even)
+    line = {"color": style.INK, "width": 1}
+    marker = {"symbol": "circle-open", "size": 8, "color": style.INK, "line": line}
+    return _Curve(name, values, {"mode": "markers", "marker": marker}, places)
+
+
+def _terms(row: xr.Dataset) -> list[_Curve]:
     temperature = row.attrs["temperature"]
     level = np.where(row["allowed"].values, -row.attrs["potential"] / temperature, np.nan)
     dotted = {"mode": "lines", "line": {"color": style.INK, "dash": "dot", "width": 1.5}}
     return [
-        ("score / τ", row["scores"].values / temperature, _line(row, 2, "solid")),
-        ("log-prior", row["log_prior"].values, _line(row, 3, "dash")),
-        ("−potential / τ", level, dotted),
+        _Curve("score / τ", row["scores"].values / temperature, _line(row, 2, "solid")),
+        _Curve("log-prior", row["log_prior"].values, _line(row, 3, "dash")),
+        _Curve("−potential / τ", level, dotted),
     ]

@@ -13,6 +13,7 @@ import torch
 from goatviz.adapters import capture
 from goatviz.analysis import plan_thumbnails, structured_head
 from goatviz.explore import PlanExplorer, Selection, explore_plan
+from goatviz.explore.export import LIMIT_BYTES
 from goatviz.models import CausalLM, ModelConfig
 from goatviz.training import load_pretrained
 from tests.factories import figure_text
@@ -282,3 +283,21 @@ def test_the_passage_is_a_row_or_a_column(explorer, monkeypatch):
     explorer._received(explorer, {"part": "passage", "kind": "weights", "at": 99}, [])
     assert sent[-1][0] == {"part": "passage", "kind": "weighed"}
     assert explorer.error == "ValueError: at must be an integer in 0 .. 47, got 99"
+
+
+def test_a_page_without_a_choice_fits_and_keeps_what_is_shown(tmp_path):
+    tokens = [f"t{i}" for i in range(700)]
+    explorer = explore_plan(small_model(num_heads=4, embed_dim=64), ids(700), tokens=tokens)
+    explorer.set(layer=1, head=2, query=123)
+    vary = explorer._default_vary()
+    assert 2 in vary["head"] and 123 in vary["query"]
+    assert {0, 699} <= {*vary["query"]} and len(vary["query"]) == 25
+    assert np.prod([len(options) for options in vary.values()]) <= 240
+    page = explorer.save_html(tmp_path / "plan.html")
+    held = page.read_text().split('id="data">')[1].split("</script>")[0]
+    assert 2_000_000 < len(held) < LIMIT_BYTES
+    assert json.loads(held)["values"]["query"] == 123
+    # A short text has room for everything.
+    short = explore_plan(small_model(), ids(12))._default_vary()
+    assert short["query"] == list(range(12)) and short["head"] == [0, 1]
+    assert short["temperature"] == [0.1, 0.5, 1.0, 2.0, 10.0]

@@ -96,6 +96,20 @@ def test_what_others_find_is_drawn_beside_the_plan():
     assert "POT (semi relaxed): agrees, largest difference" in row_summary(row)
 
 
+def test_many_of_pots_points_are_drawn_as_few_rings_below_the_plan():
+    row = levels(300).row(250, check=True)
+    pot, plan, *_ = as_figure(row_panels(row)).data
+    assert pot.name == "POT, 40 of 251 points" and plan.name == "plan"
+    assert pot.mode == "markers" and pot.marker.symbol == "circle-open"
+    places = pot.x.astype(int)
+    assert len(places) == len(set(places)) == 40
+    np.testing.assert_array_equal(pot.y, row["solver"].values[places])
+    largest = np.argsort(-row["solver"].values[:251])[:20]
+    assert {*largest} <= {*places} and places.min() < 20 and places.max() == 250
+    pooled = as_figure(row_panels(levels(300).row(299, check=True, points=150))).data[0]
+    assert len(pooled.customdata) == len(pooled.x) == 40
+
+
 def test_a_two_sided_plan_has_its_own_doubly_stochastic_counterpart():
     torch.manual_seed(0)
     layer = Attention(16, 2, causal=False).eval()
