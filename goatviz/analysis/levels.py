@@ -241,6 +241,7 @@ class PlanLevels:
         *,
         temperature: float = 1.0,
         points: int = 1024,
+        keys: tuple[int, int] | None = None,
         tokens: Sequence[str] | None = None,
         check: bool = False,
         balanced: bool = False,
@@ -258,6 +259,9 @@ class PlanLevels:
             infinity only the prior is left. 1 is the model's own.
         points : int
             Largest number of points. More keys are pooled: masses are summed, scores averaged.
+        keys : tuple of int, optional
+            Half-open range of the keys that are shown; default all. The row is normalised over all
+            keys, and attributes are of the whole row, whatever the range.
         tokens : sequence of str, optional
             One for each key; kept where nothing is pooled.
         check : bool
@@ -288,18 +292,23 @@ class PlanLevels:
             raise ValueError(f"tokens must hold {self.keys} texts, got {len(tokens)}")
         whole = self._plan(query, temperature)
         plan = self._real_keys(whole)
-        edges = np.linspace(0, self.keys, min(points, self.keys) + 1).round().astype(np.int64)
+        start, stop = (0, self.keys) if keys is None else _cut(keys, self.keys, "keys")
+        edges = np.linspace(start, stop, min(points, stop - start) + 1).round().astype(np.int64)
+
+        def pooled(values: np.ndarray) -> np.ndarray:
+            return np.add.reduceat(values[start:stop], edges[:-1] - start)
+
         allowed = plan.allowed[0].cpu().numpy()
-        seen = np.add.reduceat(allowed, edges[:-1], dtype=np.int64)
+        seen = pooled(allowed.astype(np.int64))
         shown = {"weights": plan.weights, "prior": plan.log_prior.exp()}
         data = {
-            name: np.where(seen > 0, np.add.reduceat(values[0].cpu().numpy(), edges[:-1]), np.nan)
+            name: np.where(seen > 0, pooled(values[0].cpu().numpy()), np.nan)
             for name, values in shown.items()
         }
         for name, values in (("scores", plan.scores), ("log_prior", plan.log_prior)):
             used = np.where(allowed, values[0].cpu().numpy(), 0.0)
             with np.errstate(invalid="ignore", divide="ignore"):
-                data[name] = np.add.reduceat(used, edges[:-1]) / seen
+                data[name] = pooled(used) / seen
         data |= {"key_stop": edges[1:], "allowed": seen > 0}
         report = _report(whole) if check else None
         others = {}
@@ -312,10 +321,9 @@ class PlanLevels:
             mean_start, mean_stop = _cut(mean_of, self.queries, "mean_of")
             data["mean"] = self._mean(torch.arange(mean_start, mean_stop), edges, progress)
         for name, values in others.items():
-            summed = np.add.reduceat(np.asarray(values), edges[:-1])
-            data[name] = np.where(seen > 0, summed, np.nan)
-        if tokens is not None and len(seen) == self.keys:
-            data["key_token"] = text_array(tokens)
+            data[name] = np.where(seen > 0, pooled(np.asarray(values)), np.nan)
+        if tokens is not None and len(seen) == stop - start:
+            data["key_token"] = text_array(tokens[start:stop])
         best = int(plan.weights[0].argmax())
         return make_result(
             PLAN_ROW,

@@ -127,6 +127,8 @@ class PlanExplorer(Explorer):
         Whether the row of the doubly stochastic plan is drawn too (up to 512 tokens).
     queries : tuple of int
         Half-open range of queries brushed in the map, whose mean plan is drawn too; or ().
+    key_range : tuple of int
+        Half-open range of keys that map and row show; () for all.
     map : PlanMap
         The plan of this layer and head.
     """
@@ -138,8 +140,9 @@ class PlanExplorer(Explorer):
     temperature = traitlets.Float(1.0).tag(sync=True)
     balanced = traitlets.Bool(False).tag(sync=True)
     queries = traitlets.Tuple(()).tag(sync=True)
+    key_range = traitlets.Tuple(()).tag(sync=True)
 
-    shown = ("layer", "head", "query", "temperature", "balanced", "queries")
+    shown = ("layer", "head", "query", "temperature", "balanced", "queries", "key_range")
 
     def __init__(
         self,
@@ -198,6 +201,7 @@ class PlanExplorer(Explorer):
         self._set_up(controls, label="Plan and prior", places=places, selection=selection)
         self.map.observe(self._chosen, "selection")
         self.map.observe(self._brushed, "brush")
+        self.map.observe(self._zoomed, "view")
         self.observe(self._show_marks, "key")
 
     # --- what is shown ---
@@ -208,11 +212,12 @@ class PlanExplorer(Explorer):
         checks.index("query", values["query"], count)
         if "key" in values:
             checks.index("key", values["key"], keys)
-        queries = values["queries"]
-        if queries and not 0 <= queries[0] < queries[-1] <= count:
-            raise ValueError(
-                f"queries must be a non-empty range within 0 .. {count}, or (), got {queries!r}"
-            )
+        for name, most in (("queries", count), ("key_range", keys)):
+            window = values[name]
+            if window and not 0 <= window[0] < window[-1] <= most:
+                raise ValueError(
+                    f"{name} must be a non-empty range within 0 .. {most}, or (), got {window!r}"
+                )
 
     def _is_long(self, values: Mapping[str, Any]) -> bool:
         if values["balanced"]:
@@ -226,6 +231,7 @@ class PlanExplorer(Explorer):
             values["query"],
             temperature=values["temperature"],
             points=POINTS,
+            keys=values["key_range"] or None,
             tokens=self._tokens_of(levels.keys),
             check=levels.keys <= MAX_CHECKED_KEYS,
             balanced=values["balanced"],
@@ -238,7 +244,8 @@ class PlanExplorer(Explorer):
                 " The doubly stochastic plan is the identity: under the causal mask no other "
                 "plan gives every key the same mass."
             )
-        return Picture({"row": row_panels(row)}, sentence, {"row": f"{row.sizes['key']}"})
+        window = values["key_range"] or (0, levels.keys)
+        return Picture({"row": row_panels(row)}, sentence, {"row": f"{window}"})
 
     def _at_once(self, values: Mapping[str, Any]) -> dict[str, Any]:
         contents = {"map": self._shown_plan(values), "passage": self._passage(values)}
@@ -276,6 +283,18 @@ class PlanExplorer(Explorer):
 
     def _brushed(self, change: dict[str, Any]) -> None:
         self.queries = tuple(change["new"])
+
+    def _zoomed(self, change: dict[str, Any]) -> None:
+        """The row shows the keys that the map shows."""
+        keys = tuple(change["new"]["keys"])
+        self.key_range = () if keys == (0, self.map.levels.keys) else keys
+
+    def _trait_changed(self, change: dict[str, Any]) -> None:
+        if change["name"] in ("layer", "head"):
+            # The map shows the whole of another plan.
+            with self._quietly():
+                self.key_range = ()
+        super()._trait_changed(change)
 
     def _new_levels(self, layer: int, head: int) -> PlanLevels:
         return PlanLevels(self._record.of(layer)[-1], head=head, batch=self._batch)

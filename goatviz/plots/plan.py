@@ -222,6 +222,8 @@ def row_panels(row: xr.Dataset) -> list[Panel]:
         f"KL to the prior {attrs['kl_to_prior']:.3g} nats"
         + (f"; up to {pooled:,} keys a point, masses summed" if pooled > 1 else "")
     )
+    if (start[0], stop[-1]) != (0, attrs["keys"]):
+        note += f"; keys {start[0]:,}–{stop[-1] - 1:,} of {attrs['keys']:,}"
     title = f"Query {attrs['query']:,}: plan and prior"
     mass = {"title": "probability [1]", "rangemode": "tozero"}
     return [

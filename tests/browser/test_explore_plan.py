@@ -57,6 +57,18 @@ def test_a_click_in_the_map_draws_that_querys_row(lab, page):
     assert lab.ask("explorer.query") == 40
 
 
+def test_zooming_the_map_zooms_the_row(lab, page):
+    agree(shown(page, "Query 95: plan and prior"), kernels(lab, page))
+    page.get_by_role("button", name="Zoom in").click()
+    page.wait_for_function(f"() => (({ROW})()?.y ?? []).length === 48")
+    assert lab.ask("list(explorer.key_range)") == [24, 72]
+    agree(shown(page, "Query 95: plan and prior"), kernels(lab, page))
+    low, high = page.evaluate("() => document.querySelector('.js-plotly-plot').layout.xaxis.range")
+    assert 20 < low < 24.5 and 70.5 < high < 76
+    page.get_by_role("button", name="Show the whole plan").click()
+    page.wait_for_function(f"() => (({ROW})()?.y ?? []).length === 96")
+
+
 def test_the_keyboard_moves_temperature_layer_and_head(lab, page):
     shown(page, "Query 95: plan and prior")
     page.get_by_role("slider", name="Temperature").focus()

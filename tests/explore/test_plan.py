@@ -195,6 +195,31 @@ def test_brushed_queries_show_their_mean(explorer):
         explorer.draw(queries=(30, 90))
 
 
+def test_the_row_shows_the_keys_that_the_map_shows(explorer):
+    def view(queries, keys):
+        ask = {"part": "map", "kind": "view", "id": 1, "rows": 99, "columns": 99}
+        explorer._received(explorer, ask | {"queries": queries, "keys": keys}, [])
+
+    whole = values(shown(explorer), "plan")
+    view([0, 48], [8, 20])
+    assert explorer.key_range == (8, 20)
+    np.testing.assert_array_equal(values(shown(explorer), "plan"), whole[8:20])
+    assert list(shown(explorer).layout.xaxis.ticktext) == [f"t{i}" for i in range(8, 20)]
+    explorer.query = 30
+    assert len(values(shown(explorer), "plan")) == 12
+    view([4, 30], [0, 48])
+    assert explorer.key_range == () and len(values(shown(explorer), "plan")) == 48
+    view([0, 48], [8, 20])
+    drawn = []
+    explorer.parts["row"].observe(drawn.append, "figure")
+    explorer.layer = 1 - explorer.layer
+    # Another plan is shown whole, and the row is drawn once.
+    assert explorer.key_range == () and len(values(shown(explorer), "plan")) == 48
+    assert len(drawn) == 1 and explorer.error == ""
+    with pytest.raises(ValueError, match="key_range must be a non-empty range within 0 .. 48"):
+        explorer.draw(key_range=(40, 60))
+
+
 def test_two_explorers_share_one_selection():
     selection = Selection()
     record = captured(small_model(), ids())

@@ -47,6 +47,28 @@ def test_pooled_rows_keep_their_mass():
     assert "a point" not in row_panels(whole)[0].note
 
 
+def test_a_window_of_keys_is_a_part_of_the_row():
+    source = levels(500)
+    tokens = [f"t{i}" for i in range(500)]
+    whole = source.row(450, tokens=tokens, check=True, mean_of=(100, 300))
+    window = source.row(450, tokens=tokens, check=True, mean_of=(100, 300), keys=(120, 420))
+    part = whole.isel(key=slice(120, 420))
+    for name in whole.variables:
+        if name == "mean":
+            np.testing.assert_allclose(window[name], part[name], rtol=1e-12)
+        else:
+            np.testing.assert_array_equal(window[name], part[name])
+    assert window.attrs == whole.attrs
+    few = source.row(450, keys=(120, 420), points=30)
+    assert few["key"].values.tolist() == list(range(120, 420, 10)) and few["key_stop"][-1] == 420
+    sums = part["weights"].values.reshape(30, 10).sum(1)
+    np.testing.assert_allclose(few["weights"], sums, rtol=1e-12)
+    assert "keys 120–419 of 500" in row_panels(few)[0].note
+    assert "of 500" not in row_panels(whole)[0].note
+    with pytest.raises(ValueError, match="keys must be a non-empty window of 0 .. 500"):
+        source.row(450, keys=(500, 501))
+
+
 def test_potential_and_entropy_are_those_of_the_row():
     row = levels().row(25, temperature=0.5)
     seen = row["allowed"].values
