@@ -19,6 +19,7 @@ from goatviz.priors.base import Prior
 from goatviz.results import EXPLANATION, make_result
 from goatviz.training.checkpoint import Checkpoint, model_of
 from goatviz.transport.call import AttentionCall
+from goatviz.transport.rows import solve_rows
 
 #: Descriptions of the parts of scores, by name.
 _SCORES = {
@@ -39,6 +40,7 @@ def explain(
     query: int = -1,
     batch: int = 0,
     top: int = 12,
+    temperature: float = 1.0,
     prior: Prior | None = None,
     tokenizer: Any = None,
     tokens: Sequence[str] | None = None,
@@ -61,6 +63,8 @@ def explain(
         Number of the query in the call; negative numbers count from its end.
     top : int
         Number of keys that are kept, those of the largest weights.
+    temperature : float
+        tau by which scores, and the parts of scores, are divided, above 0; 1 is the model's own.
     prior : Prior, optional
         Prior that the scores imply, such as one of `goatviz.fit_priors`, with 1 head or as many as
         there are query heads: its parts are taken out of the scores.
@@ -123,6 +127,7 @@ def explain(
     count = call.shape[2]
     query = checks.integer("query", query, low=-count, high=count - 1) % count
     top = checks.positive_int("top", top)
+    temperature = checks.number("temperature", temperature, above=0)
     if tokens is not None and len(tokens) != call.shape[3] + call.gone:
         raise ValueError(
             f"tokens must hold {call.shape[3] + call.gone} texts, one for each key, "
@@ -130,11 +135,16 @@ def explain(
         )
     if not bool(call.has_keys(batch, head, slice(query, query + 1))):
         raise ValueError(f"query must be one that may use a key, got {query}")
-    window = call.plan(batch, head, slice(query, query + 1))
-    allowed = window.allowed[0]
-    weights = torch.where(allowed, window.weights[0], -1.0)
+    plan = call.solve(batch, head, torch.tensor([query]))
+    if temperature != 1:
+        plan = solve_rows(
+            plan.scores, log_prior=plan.log_prior, temperature=temperature, mask=plan.allowed
+        )
+    count = call.shape[3]
+    allowed = plan.allowed[0, :count]
+    weights = torch.where(allowed, plan.weights[0, :count], -1.0)
     order = weights.argsort(descending=True, stable=True)[: min(top, int(allowed.sum()))]
-    parts = _parts(call, batch, head, query, prior)
+    parts = _parts(call, batch, head, query, prior, temperature)
     values = {
         name: (value - value[allowed].mean())[order].cpu().numpy() for name, value in parts.items()
     }
@@ -151,7 +161,8 @@ def explain(
         "query": int(call.query_pos[query, 0]),
         "n_keys": int(allowed.sum()),
         "rest_weight": float(weights[allowed].sum() - weights[order].sum()),
-        "column_weight": float(window.sink_weight[0]),
+        "column_weight": float(plan.weights[0, count:].sum()),
+        "temperature": temperature,
         "scale": call.scale,
     }
     if residual is not None:
@@ -165,20 +176,26 @@ def explain(
 
 
 def _parts(
-    call: AttentionCall, batch: int, head: int, query: int, prior: Prior | None
+    call: AttentionCall,
+    batch: int,
+    head: int,
+    query: int,
+    prior: Prior | None,
+    temperature: float,
 ) -> dict[str, Tensor]:
     """Parts of one row's logits over all keys, float64, shape (keys,), by name."""
     rows = slice(query, query + 1)
     whole = call.logits(batch, head, rows)
     parts = _score_parts(call, batch, head, query, whole.scores[0])
+    parts = {name: value / temperature for name, value in parts.items()}
     own = {} if call.prior is None else call.prior.components()
     if prior is not None:
         checks.instance("prior", prior, Prior, "a goatviz Prior")
         if prior.num_heads not in (1, call.shape[1]):
             raise ValueError(f"prior must have 1 or {call.shape[1]} heads, got {prior.num_heads}")
-        parts = {"rest": whole.scores[0]}
+        parts = {"rest": whole.scores[0] / temperature}
         for name, part in prior.components().items():
-            value = _prior_row(call, part, head, query)
+            value = _prior_row(call, part, head, query) / temperature
             parts["rest"] = parts["rest"] - value
             parts[f"implied {name}"] = value
     explicit = torch.zeros_like(whole.scores[0])

@@ -13,6 +13,7 @@ from torch import nn
 
 from goatviz import checks
 from goatviz.adapters.capture import Record, capture
+from goatviz.analysis.explain import explain
 from goatviz.analysis.inputs import forward_calls, run_model, token_texts
 from goatviz.analysis.levels import MAX_BALANCED, PlanLevels, row_summary
 from goatviz.analysis.thumbnails import plan_thumbnails, structured_head
@@ -25,6 +26,7 @@ from goatviz.explore.page import Place
 from goatviz.explore.passage import MOST_TOKENS, Passage, ShownPassage
 from goatviz.explore.plan_map import INLINE_PAIRS, PlanMap, ShownPlan
 from goatviz.explore.selection import Selection
+from goatviz.plots.explanation import why_panel
 from goatviz.plots.plan import row_panels
 from goatviz.training.checkpoint import Checkpoint
 
@@ -41,6 +43,8 @@ TEMPERATURES = (0.01, 100.0)
 MAX_CHECKED_KEYS = 4096
 #: Number of points of the row's curves.
 POINTS = 512
+#: Keys whose logits are taken apart.
+TOP_KEYS = 8
 #: Queries of an exported page, evenly spaced, if it has room for them.
 MOST_QUERIES = 24
 #: Temperatures of an exported page that has room for them.
@@ -197,7 +201,7 @@ class PlanExplorer(Explorer):
             )
         if passage := self._passage(self.values()):
             places["passage"] = Place(Passage(passage), wide=True)
-        places |= {"map": Place(self.map, 380), "row": 380}
+        places |= {"map": Place(self.map, 380), "row": 380, "why": 380}
         self._set_up(controls, label="Plan and prior", places=places, selection=selection)
         self.map.observe(self._chosen, "selection")
         self.map.observe(self._brushed, "brush")
@@ -245,7 +249,17 @@ class PlanExplorer(Explorer):
                 "plan gives every key the same mass."
             )
         window = values["key_range"] or (0, levels.keys)
-        return Picture({"row": row_panels(row)}, sentence, {"row": f"{window}"})
+        why = explain(
+            levels.call,
+            head=levels.head,
+            query=values["query"],
+            batch=levels.batch,
+            top=TOP_KEYS,
+            temperature=values["temperature"],
+            tokens=self._tokens_of(levels.keys),
+        )
+        figures = {"row": row_panels(row), "why": why_panel(why)}
+        return Picture(figures, sentence, {"row": f"{window}"})
 
     def _at_once(self, values: Mapping[str, Any]) -> dict[str, Any]:
         contents = {"map": self._shown_plan(values), "passage": self._passage(values)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import xarray as xr
 
 from goatviz.plots import marks, style
@@ -36,6 +38,9 @@ def draw_explanation(why: xr.Dataset) -> Figure:
     shown = f"{why.sizes['place']} of {attrs['n_keys']:,} keys"
     caption = ["Logits are less their mean over the keys that the query may use."]
     caption += [f"Other keys get {attrs['rest_weight']:.3f} of the mass."]
+    # Results of earlier versions hold no temperature.
+    if attrs.get("temperature", 1.0) != 1:
+        caption.append(f"Scores are divided by the temperature {attrs['temperature']:.3g}.")
     if attrs["column_weight"]:
         caption.append(f"A column without a key gets {attrs['column_weight']:.3f}.")
     caption += [
@@ -125,3 +130,16 @@ def parts_panel(why: xr.Dataset) -> Panel:
         shapes=[marks.upright(0.0, dash="solid")],
         height=60 + 22 * why.sizes["place"],
     )
+
+
+def why_panel(why: xr.Dataset) -> Panel:
+    """`parts_panel` by itself, beside the plan of its query."""
+    attrs = why.attrs
+    note = (
+        f"{why.sizes['place']} of {attrs['n_keys']:,} keys, by falling weight; the others get "
+        f"{attrs['rest_weight']:.3f} of the mass"
+    )
+    if attrs["column_weight"]:
+        note += f", a column without a key {attrs['column_weight']:.3f}"
+    title = f"Why query {attrs['query']:,} attends there"
+    return replace(parts_panel(why), title=title, note=note)

@@ -8,6 +8,7 @@ import torch
 
 from goatviz.adapters import capture
 from goatviz.analysis import explain
+from goatviz.analysis.levels import PlanLevels
 from goatviz.figures import plot_explanation
 from goatviz.priors import ALiBiPrior, KeyTablePrior, LagTablePrior
 from goatviz.results import load_result, save_result
@@ -46,6 +47,28 @@ def test_parts_add_up(name):
         assert (np.diff(why["weight"]) <= 0).all() and why["weight"][0] == np.nanmax(weights)
         total = why["weight"].sum() + why.attrs["rest_weight"] + why.attrs["column_weight"]
         np.testing.assert_allclose(total, 1.0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt-oss", "t5", "goat"])
+def test_a_temperature_divides_the_scores(name):
+    record = record_of(tiny_lm() if name == "goat" else tiny_huggingface(name), TEXT % 20)
+    whole = explain(record, layer=1, query=20, top=50)
+    why = explain(record, layer=1, query=20, top=50, temperature=0.25)
+    row = PlanLevels(record.of(1)[-1]).row(20, temperature=0.25)
+    np.testing.assert_allclose(why["weight"], row["weights"][why["key"]], atol=1e-12)
+    np.testing.assert_allclose(why["value"].sum("part"), why["logit"], atol=1e-9)
+    order = {
+        one: np.argsort(which["key"].values) for one, which in (("why", why), ("whole", whole))
+    }
+    scores = [not str(text).startswith("log-prior") for text in whole["part_text"].values]
+    scores = [one and part != "bias" for one, part in zip(scores, why["part"].values, strict=True)]
+    factor = np.where(scores, 4.0, 1.0)[:, None]
+    wanted = factor * whole["value"].values[:, order["whole"]]
+    np.testing.assert_allclose(why["value"].values[:, order["why"]], wanted, atol=1e-9)
+    total = why["weight"].sum() + why.attrs["rest_weight"] + why.attrs["column_weight"]
+    np.testing.assert_allclose(total, 1.0)
+    with pytest.raises(ValueError, match="temperature must be"):
+        explain(record, temperature=0.0)
 
 
 def test_names_of_the_parts():

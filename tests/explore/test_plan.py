@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from goatviz.adapters import capture
-from goatviz.analysis import plan_thumbnails, structured_head
+from goatviz.analysis import explain, plan_thumbnails, structured_head
 from goatviz.explore import PlanExplorer, Selection, explore_plan
 from goatviz.explore.export import LIMIT_BYTES
 from goatviz.models import CausalLM, ModelConfig
@@ -218,6 +218,19 @@ def test_the_row_shows_the_keys_that_the_map_shows(explorer):
     assert len(drawn) == 1 and explorer.error == ""
     with pytest.raises(ValueError, match="key_range must be a non-empty range within 0 .. 48"):
         explorer.draw(key_range=(40, 60))
+
+
+def test_why_takes_the_logits_of_the_row_apart(explorer):
+    explorer.set(layer=1, head=1, query=30, temperature=0.5)
+    figure = go.Figure(json.loads(figure_text(explorer, "why")))
+    record = captured(small_model(), ids())
+    why = explain(record, layer=1, head=1, query=30, top=8, temperature=0.5)
+    assert [trace.name for trace in figure.data] == [*why["part"].values, "logit"]
+    plan = explorer.draw()
+    best = np.argsort(-np.nan_to_num(curve(plan, "plan")))[:8]
+    assert best.tolist() == why["key"].values.tolist()
+    assert list(figure.layout.yaxis.ticktext) == [f"t{key}  {key}" for key in best]
+    assert figure.layout.title.text == "Why query 30 attends there"
 
 
 def test_two_explorers_share_one_selection():
