@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from goatviz import checks
 from goatviz.adapters.capture import (
+    CapturedCall,
+    Record,
     check_watchable,
     chosen_layers,
     named_errors,
     watching,
     without_output,
 )
-from goatviz.adapters.watch import Answer
+from goatviz.adapters.watch import Answer, Observe
 from goatviz.transport.call import AttentionCall
 from goatviz.transport.changes import Change, changed_output
 
@@ -78,6 +80,53 @@ def intervene(
     """
     paths, _ = check_watchable(model, any_layer=layers is None)
     by_path = _by_path(changes, layers, paths)
+    with watching(model, by_path, _changing(model, by_path)):
+        yield
+
+
+@contextmanager
+def capture_changed(
+    model: nn.Module, changes: Changes
+) -> Iterator[tuple[Record, dict[int, tuple[Change, ...]]]]:
+    """`intervene`, and the calls of all layers as the changed model makes them.
+
+    Yields
+    ------
+    record : Record
+        As from `goatviz.capture` with keep="projections", without statistics: queries and keys
+        feel the changes of earlier layers. The plan of a layer that changes itself is that of
+        `goatviz.transport.changes.changed_call`.
+    by_layer : dict of int to tuple of Change
+        The changes of each layer that has any.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `intervene`.
+    """
+    paths, skipped = check_watchable(model, any_layer=True)
+    by_path = _by_path(changes, None, paths)
+    record = Record(paths, skipped=skipped)
+    change = _changing(model, by_path)
+
+    def observe(path: str, q: Tensor, k: Tensor, **options: Any) -> Answer | None:
+        gate = options.pop("gate", None)
+        if gate is not None:
+            raise ValueError(
+                f"attention layer {path} multiplies its heads by gates, which the plan of a "
+                "changed call does not hold"
+            )
+        with torch.no_grad(), torch.autocast(q.device.type, enabled=False), named_errors(path):
+            call = AttentionCall.from_tensors(q, k, **options)
+        record.calls.append(CapturedCall(paths.index(path), path, call))
+        return change(path, q, k, **options) if path in by_path else None
+
+    with watching(model, paths, observe):
+        yield record, {paths.index(path): each for path, each in by_path.items()}
+
+
+def _changing(model: nn.Module, by_path: Mapping[str, tuple[Change, ...]]) -> Observe:
+    """An observer that answers with the output of changed plans."""
     if hidden := without_output(model, by_path):
         raise ValueError(
             f"layers must have a kernel whose output can be seen, got {', '.join(hidden)}: "
@@ -100,8 +149,7 @@ def intervene(
 
         return answer
 
-    with watching(model, by_path, observe):
-        yield
+    return observe
 
 
 def _by_path(

@@ -7,6 +7,7 @@ at many lengths, `mass.mass_sweep` measures where their attention goes, and `exp
 why a query attends where it does.
 """
 
+from goatviz.analysis.compare import PlanDifference
 from goatviz.analysis.explain import explain
 from goatviz.analysis.generation import generation_steps
 from goatviz.analysis.heads import heads_table, sink_table
@@ -32,6 +33,7 @@ from goatviz.analysis.training import training_log
 
 __all__ = [
     "SINK_STATISTICS",
+    "PlanDifference",
     "PlanLevels",
     "PriorSource",
     "Runs",

@@ -194,26 +194,17 @@ class PlanLevels:
             If a window is empty, a number of cells is below 1, or there is no such pool or key.
         """
         checks.one_of("pool", pool, POOLS)
-        rows, columns = checks.positive_int("rows", rows), checks.positive_int("columns", columns)
-        first, last = _cut(queries, self.queries, "queries")
-        start, stop = _cut(keys, self.keys, "keys")
-        chosen = np.unique(np.linspace(first, last - 1, min(rows, last - first)).round())
-        chosen = chosen.astype(np.int64)
-        edges = np.linspace(start, stop, min(columns, stop - start) + 1).round().astype(np.int64)
+        chosen, edges = cell_grid((self.queries, self.keys), queries, keys, rows, columns)
         numbers = torch.from_numpy(chosen)
         left_out = tuple(sorted(set(checks.places("without", without, self.keys))))
         source = self._leaving_out(left_out) if left_out else self
         weights = source._pooled(numbers, edges, pool, progress)
         if left_out:
             weights[source._mass(numbers).numpy() < _LEAST_MASS] = np.nan
-        return PlanView(
-            weights=weights,
-            queries=chosen,
-            key_edges=edges,
-            query_range=(first, last),
-            key_range=(start, stop),
-            rule=_rule(len(chosen), last - first, edges, pool) + _left_out_text(left_out),
-        )
+        queries, keys = _cut(queries, self.queries, "queries"), (int(edges[0]), int(edges[-1]))
+        what = {"max": "the largest of", "mean": "the mean of"}[pool]
+        rule = cell_rule(len(chosen), queries, edges, what) + _left_out_text(left_out)
+        return PlanView(weights, chosen, edges, queries, keys, rule)
 
     def cell(self, query: int, key: int) -> PlanCell:
         """One pair, exactly.
@@ -426,7 +417,7 @@ class PlanLevels:
         if pool == "mean":
             self._normalise(rows, unknown, windows, total, work)
         cells = np.full((len(rows), len(edges) - 1), np.nan)
-        for columns, keys in _whole_bins(edges, max(1, _BLOCK // len(rows))):
+        for columns, keys in whole_bins(edges, max(1, _BLOCK // len(rows))):
             work.add(len(rows) * (keys.stop - keys.start))
             used = self._may_see(rows, keys)
             if not len(used):
@@ -460,7 +451,7 @@ class PlanLevels:
         work = _Work(progress, (len(rows) + int(unknown.sum())) * self.keys)
         self._normalise(rows, unknown, [slice(0, self.keys)], total, work)
         mass = np.zeros(len(edges) - 1)
-        for columns, keys in _whole_bins(edges, max(1, _BLOCK // len(rows))):
+        for columns, keys in whole_bins(edges, max(1, _BLOCK // len(rows))):
             work.add(len(rows) * (keys.stop - keys.start))
             used = self._may_see(rows, keys)
             if len(used):
@@ -540,7 +531,7 @@ def _log_sum(logits: Tensor) -> Tensor:
     return (logits - top).float().exp_().sum(-1, dtype=torch.float64).log() + top.squeeze(-1)
 
 
-def _whole_bins(edges: np.ndarray, most: int) -> Iterator[tuple[slice, slice]]:
+def whole_bins(edges: np.ndarray, most: int) -> Iterator[tuple[slice, slice]]:
     """Groups of adjacent bins, and their keys: at most `most` keys, but at least one bin."""
     column = 0
     while column < len(edges) - 1:
@@ -572,14 +563,31 @@ def _cut(window: tuple[int, int], count: int, name: str) -> tuple[int, int]:
     return checks.window(name, slice(start, stop), count)
 
 
-def _rule(rows: int, queries: int, edges: np.ndarray, pool: str) -> str:
-    text = "every query" if rows == queries else f"{rows:,} of {queries:,} queries"
+def cell_grid(
+    size: tuple[int, int],
+    queries: tuple[int, int],
+    keys: tuple[int, int],
+    rows: int,
+    columns: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The query of each row and the edges of the columns of a view; see `PlanLevels.view`."""
+    rows, columns = checks.positive_int("rows", rows), checks.positive_int("columns", columns)
+    first, last = _cut(queries, size[0], "queries")
+    start, stop = _cut(keys, size[1], "keys")
+    chosen = np.unique(np.linspace(first, last - 1, min(rows, last - first)).round())
+    edges = np.linspace(start, stop, min(columns, stop - start) + 1).round()
+    return chosen.astype(np.int64), edges.astype(np.int64)
+
+
+def cell_rule(rows: int, queries: tuple[int, int], edges: np.ndarray, what: str) -> str:
+    """How cells were made, in words; `what` is the rule of those that hold several keys."""
+    count = queries[1] - queries[0]
+    text = "every query" if rows == count else f"{rows:,} of {count:,} queries"
     widths = np.diff(edges)
     low, high = int(widths.min()), int(widths.max())
     if high == 1:
         return f"{text}; every key"
     many = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    what = {"max": "the largest of", "mean": "the mean of"}[pool]
     return f"{text}; keys: {what} {many}"
 
 

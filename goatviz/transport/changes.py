@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from goatviz import checks
 from goatviz.priors.base import Prior
 from goatviz.transport.call import AttentionCall
 from goatviz.transport.statistics import incoming_of
-from goatviz.transport.visibility import entry_of
+from goatviz.transport.visibility import Visibility, entry_of
 
 #: Logits that are held together, and the most rows among them.
 _PAIRS, _ROWS = 2**20, 256
@@ -409,6 +409,73 @@ def changed_output(call: AttentionCall, output: Tensor, changes: Sequence[Change
             unseen = output[b, heads, place]
             result[b, heads, place] = torch.where(seen[:, place], changed, unseen)
     return result
+
+
+@torch.no_grad()
+def changed_call(
+    call: AttentionCall, batch: int, head: int, changes: Sequence[Change]
+) -> AttentionCall:
+    """One head of a call, with the plan that `changed_output` applies.
+
+    Parameters
+    ----------
+    call : AttentionCall
+        The call, with its queries and keys.
+    batch, head : int
+        Numbers of the sequence and of the query head.
+    changes : sequence of Change
+        Applied one after the other.
+
+    Returns
+    -------
+    AttentionCall
+        A call of one sequence and one head, with a dense log-prior: 4 or 8 bytes a pair.
+
+    Raises
+    ------
+    ValueError
+        If a change does not fit the call.
+
+    Examples
+    --------
+    >>> q = k = torch.zeros(1, 1, 3, 2)
+    >>> call = changed_call(AttentionCall.from_tensors(q, k), 0, 0, [Hide([0])])
+    >>> call.plan().weights[2].tolist()
+    [0.0, 0.5, 0.5]
+    """
+    heads = torch.tensor([checks.index("head", head, call.shape[1])])
+    changes = [one for one in changes if one.heads is None or head in one.heads]
+    steps = [one.begin(call, batch, heads.to(call.device)) for one in changes]
+    log_priors, columns = [], []
+    step = max(1, min(_ROWS, _PAIRS // call.shape[3]))
+    for start in range(0, call.shape[2], step):
+        before = _block(call, batch, heads, range(call.shape[2])[start : start + step])
+        block = before
+        for change in steps:
+            block = change(block)
+        log_priors.append(_with_keys(block, before).log_prior)
+        columns.append(block.column)
+    log_prior, column = torch.cat(log_priors, 1)[None], torch.cat(columns, 1)[None]
+    # c tanh(s / c) / tau, of which the first factor is the new cap and s / tau the new score.
+    tau = math.prod(one.tau for one in changes if isinstance(one, Temper))
+    at, kv = slice(batch, batch + 1), head // (call.shape[1] // call.kv_heads)
+    mask = call.query_mask
+    return replace(
+        call,
+        shape=(1, 1, *call.shape[2:]),
+        kv_heads=1,
+        scale=call.scale / tau,
+        softcap=None if call.softcap is None else call.softcap / tau,
+        visibility=Visibility.from_mask(log_prior > -math.inf),
+        q=call.q[at, head : head + 1],
+        k=call.k[at, kv : kv + 1],
+        v=None if call.v is None else call.v[at, kv : kv + 1],
+        prior=None,
+        bias=log_prior,
+        biased=True,
+        sink=column.double() if bool(column.isfinite().all()) else None,
+        query_mask=None if mask is None else entry_of(mask, batch)[None],
+    )
 
 
 def _with_keys(block: Block, before: Block) -> Block:

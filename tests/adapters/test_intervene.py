@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from goatviz.adapters import capture, intervene
+from goatviz.adapters.intervene import capture_changed
 from goatviz.models import POSITION_SCHEMES
 from goatviz.transport import Ablate, Hide, SinkColumn, Streaming, Temper
+from goatviz.transport.changes import changed_call
 from tests.factories import ids, tiny_huggingface, tiny_lm
 
 TEXT = ids(2, 24, vocab=50)
@@ -52,6 +54,25 @@ def test_a_hidden_key_is_a_masked_key(implementation):
     mask = torch.zeros(2, 1, 24, 24).masked_fill(~allowed, torch.finfo(torch.float32).min)
     with torch.no_grad():
         near(logits(model, changes=Hide([0])), model(TEXT, attention_mask=mask).logits)
+
+
+def test_captured_calls_of_a_changed_model_are_those_of_a_masked_one():
+    model = tiny_huggingface("llama")
+    allowed = torch.ones(24, 24, dtype=torch.bool).tril()
+    allowed[1:, 0] = False
+    mask = torch.zeros(2, 1, 24, 24).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    with capture(model, statistics=[], keep="projections") as masked, torch.no_grad():
+        model(TEXT, attention_mask=mask)
+    with capture_changed(model, Hide([0])) as (record, changes), torch.no_grad():
+        changed = model(TEXT).logits
+    near(changed, logits(model, changes=Hide([0])))
+    assert record.layers == masked.layers and changes == {0: (Hide([0]),), 1: (Hide([0]),)}
+    for layer in (0, 1):
+        call = changed_call(record.of(layer)[-1].call, 1, 3, changes[layer])
+        near(call.plan().weights, masked.plan(layer=layer, head=3, batch=1).weights)
+    with capture_changed(model, {1: Hide([0])}) as (record, changes), torch.no_grad():
+        model(TEXT)
+    assert [call.layer for call in record.calls] == [0, 1] and changes.keys() == {1}
 
 
 def test_a_window_is_a_mask():

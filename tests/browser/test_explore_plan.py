@@ -14,7 +14,7 @@ explorer = explore_plan(load_pretrained("passkey-goat"), task_ids)
 ROW = """() => {
     const graph = document.querySelector('.js-plotly-plot');
     return graph && graph._fullData
-        ? { y: [...graph._fullData[0].y], title: graph.layout.title.text } : null;
+        ? { y: [...graph._fullData[1].y], title: graph.layout.title.text } : null;
 }"""
 
 
@@ -36,7 +36,7 @@ def shown(page, title):
 
 def kernels(lab, page):
     values = lab.ask(
-        "[None if v != v else float(v) for v in np.asarray(explorer.draw().data[0].y)]"
+        "[None if v != v else float(v) for v in np.asarray(explorer.draw().data[1].y)]"
     )
     return values
 

@@ -16,7 +16,7 @@ from goatviz.transport import (
     Streaming,
     Temper,
 )
-from goatviz.transport.changes import changed_output
+from goatviz.transport.changes import changed_call, changed_output
 
 LENGTH, HEADS = 40, 4
 
@@ -148,6 +148,11 @@ def test_definition(kind, name):
             seen = call.has_keys(batch, head)
             wanted = expected(call, change, batch, head)
             torch.testing.assert_close(output[batch, head][seen], wanted[seen])
+            # The same plan as a call of its own.
+            changed = changed_call(call, batch, head, [change])
+            weights = changed.plan().weights[seen]
+            values = call.v[batch, head // 2].double()
+            torch.testing.assert_close(weights @ values, wanted[seen], atol=1e-5, rtol=1e-5)
             # A query that sees no key keeps what the kernel made of it.
             assert torch.equal(output[batch, head][~seen], kernel[batch, head][~seen])
 
@@ -167,6 +172,19 @@ def test_heads_and_order():
     both = changed_output(call, kernel, [Hide([0]), Temper(3.0)])
     torch.testing.assert_close(output[:, 2], both[:, 2])
     torch.testing.assert_close(output[:, 3], changed_output(call, kernel, [Temper(3.0)])[:, 3])
+
+
+def test_a_changed_call_keeps_heads_without_a_change_and_the_order():
+    call = call_of(softcap=3.0)
+    hidden = changed_call(call, 1, 2, [Hide([0], heads=[2]), Temper(3.0, heads=[3, 2])])
+    both = changed_call(call, 1, 2, [Hide([0]), Temper(3.0)])
+    torch.testing.assert_close(hidden.plan().weights, both.plan().weights)
+    scores = call.logits(1, 2).scores
+    torch.testing.assert_close(both.logits().scores, scores / 3)
+    same = changed_call(call, 1, 0, [Hide([0], heads=[2])])
+    torch.testing.assert_close(same.plan().weights, call.plan(1, 0).weights)
+    with pytest.raises(ValueError, match="head must be an integer in 0 .. 3, got 4"):
+        changed_call(call, 0, 4, [])
 
 
 @pytest.mark.parametrize("heads", [[3, 2, 1, 0], [2, 2], [3, 0, 3]])
