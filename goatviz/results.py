@@ -154,7 +154,9 @@ PRIOR_MIX = Schema(
         "last_low": Field(("last_key",), "probability", "least mass that content can leave"),
         "last_high": Field(("last_key",), "probability", "largest mass that content can give"),
         "learned_last": Field(("last_key",), "probability", "last query's prior mass, as learned"),
+        "rotary_frequency": Field(("pair",), "radian/token", "frequency of a rotary pair"),
     },
+    optional=frozenset({"rotary_frequency"}),
 )
 
 PLAN_SLICE = Schema(

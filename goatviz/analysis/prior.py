@@ -107,7 +107,7 @@ def _no_prior(model: nn.Module) -> str:
     if find_attention(model):
         return (
             f"{name} has no explicit prior; plot_prior(model, inputs) draws the one its logits "
-            "imply (goatviz.implied_prior)"
+            "imply (goatviz.implied_prior), explore_prior(model, inputs) explores it"
         )
     return (
         f"{name} has no explicit prior and no attention that goatviz can watch: pass a Prior, or "

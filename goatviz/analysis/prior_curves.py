@@ -51,6 +51,12 @@ class PriorSource:
         Remarks that belong in a figure of it.
     layer : int or None
         Number of the layer in its model; None if it is the number among the sources.
+    heads : tuple of int
+        Numbers of the heads that are known; all of the prior's if none is named.
+    fitted_length : int or None
+        Tokens of which every key and lag was seen, for a prior fitted to logits; else None.
+    rotary : tuple of float
+        Frequencies of the layer's rotary pairs, radian/token, for a fitted prior.
     """
 
     name: str
@@ -59,6 +65,13 @@ class PriorSource:
     training_length: int | None = None
     notes: list[str] = field(default_factory=list)
     layer: int | None = None
+    heads: tuple[int, ...] = ()
+    fitted_length: int | None = None
+    rotary: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.heads:
+            object.__setattr__(self, "heads", tuple(range(self.prior.num_heads)))
 
 
 class PriorCurves:
@@ -455,6 +468,42 @@ def prior_spectrum(prior: Prior) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         torch.hypot(cosine, sine).cpu().numpy(),
         torch.atan2(sine, cosine).cpu().numpy(),
     )
+
+
+def kernel_spectrum(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    r"""Frequencies and amplitudes of the waves that a kernel less its line is made of.
+
+    .. math:: A_k = c_k |\sum_l (\kappa(l) - a - b l) e^{-i \omega_k l}|, \qquad
+              \omega_k = 2 \pi k / n
+
+    A kernel beside a sink is known up to a line only, so its least-squares line is left out.
+
+    Parameters
+    ----------
+    kernel : ndarray
+        kappa at the lags 0 .. n - 1, nats.
+
+    Returns
+    -------
+    frequency, amplitude : ndarray
+        Radian/token and nats, for k = 1 .. n // 2; none below 4 lags.
+
+    Examples
+    --------
+    >>> wave = 3 * np.cos(2 * np.pi * np.arange(100) / 20)
+    >>> frequency, amplitude = kernel_spectrum(wave + 0.1 * np.arange(100))
+    >>> float(2 * np.pi / frequency[amplitude.argmax()]), round(float(amplitude.max()), 1)
+    (20.0, 3.0)
+    """
+    count = len(kernel)
+    if count < 4:
+        return np.zeros(0), np.zeros(0)
+    terms = np.column_stack([np.ones(count), np.arange(count)])
+    rest = kernel - terms @ np.linalg.lstsq(terms, kernel, rcond=None)[0]
+    waves = np.abs(np.fft.rfft(rest))[1:] * 2 / count
+    if count % 2 == 0:
+        waves[-1] /= 2
+    return 2 * np.pi * np.arange(1, len(waves) + 1) / count, waves
 
 
 def require_sequence(source: PriorSource) -> None:

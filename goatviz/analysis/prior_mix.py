@@ -1,4 +1,4 @@
-"""A learned prior with its components scaled: curves, the plan they induce, its margin and reach.
+"""A prior with its components scaled: curves, the plan they induce, its margin and reach.
 
 The curves of one head are evaluated once, by `prior_curves`; a change of scale only recombines
 them.
@@ -19,6 +19,7 @@ from goatviz.analysis.prior_curves import (
     component_names,
     even_rows,
     induced_rows,
+    kernel_spectrum,
     key_bins,
     lag_edges,
     part_of,
@@ -68,7 +69,7 @@ class PriorMixer:
     ------
     ValueError
         If the prior is on a grid, is not finite, or is not a function of the lag plus one of the
-        key.
+        key; or if it was fitted to logits, and no input has shown keys and lags of this length.
 
     Notes
     -----
@@ -101,13 +102,23 @@ class PriorMixer:
         self._source, self._layer = source, layer
         self._head = checks.index("head", head, source.prior.num_heads)
         self._length = length = checks.positive_int("length", length)
+        known = source.fitted_length
+        if known is not None and length > known:
+            raise ValueError(
+                f"length must be at most {known:,}, got {length:,}: the inputs that {source.name} "
+                "was fitted to show no key or lag beyond"
+            )
         self._curves = PriorCurves(source, [self._head], length, progress)
         self._check()
         self.components = component_names(source.prior)
-        frequency, amplitude, _ = prior_spectrum(self._curves.prior)
-        # A frequency of 0 is a constant, which changes no weight.
-        self._frequency = frequency[frequency > 0]
-        self._amplitude = amplitude[self._head, frequency > 0]
+        if source.rotary:
+            ahead = self._curves.relative()[0, -self._curves.first_lag :]
+            self._frequency, self._amplitude = kernel_spectrum(ahead)
+        else:
+            frequency, amplitude, _ = prior_spectrum(self._curves.prior)
+            # A frequency of 0 is a constant, which changes no weight.
+            self._frequency = frequency[frequency > 0]
+            self._amplitude = amplitude[self._head, frequency > 0]
         self._rows = even_rows(length, max(_LEAST_ROWS, min(resolution, _CELLS // length)))
         self._bins = key_bins(length, resolution)
         self._keys = curve_edges(0, length, points)
@@ -220,7 +231,10 @@ class PriorMixer:
         reach = content_range / temperature
         width = np.diff(self._last)
         odds = mixed.log_mass - _log_rest(mixed.log_mass)
-        fields = mixed.fields
+        fields, pairs = mixed.fields, {}
+        if source.rotary:
+            fields = fields | {"rotary_frequency": np.array(source.rotary)}
+            pairs = {"pair": np.arange(len(source.rotary))}
         return make_result(
             PRIOR_MIX,
             {
@@ -244,6 +258,7 @@ class PriorMixer:
                 "key": self._keys[:-1],
                 "lag": self._lags[:-1],
                 "rank": np.arange(len(self._frequency)),
+                **pairs,
                 "query": self._rows,
                 "key_bin": self._bins[:-1],
                 "last_key": self._last[:-1],
@@ -255,6 +270,7 @@ class PriorMixer:
                 "length": length,
                 "causal": int(source.causal),
                 "training_length": source.training_length or 0,
+                "origin": "learned" if source.fitted_length is None else "fitted",
                 "notes": "; ".join(source.notes),
                 "components": " ".join(self.components),
                 **{f"{name}_scale": value for name, value in scales.items()},
@@ -337,7 +353,8 @@ def mix_summary(mix: xr.Dataset) -> str:
         if scale != 1
     ]
     head = f"Layer {attrs['layer']}, head {attrs['head']}, {attrs['length']:,} tokens"
-    sentences = [f"{head}: {', '.join(changed) or 'as learned'}.", *_last_query(mix)]
+    as_it_is = f"as {attrs['origin']}"
+    sentences = [f"{head}: {', '.join(changed) or as_it_is}.", *_last_query(mix)]
     if len(mix["query"]) < attrs["length"] or (mix["bin_stop"] - mix["key_bin"]).max() > 1:
         sentences.append(
             f"The plan shows {len(mix['query'])} evenly spaced queries; mass is summed in "

@@ -1,4 +1,4 @@
-"""A learned prior, component by component: switches and scales, and what they make of its plan.
+"""A prior, component by component: switches and scales, and what they make of its plan.
 
 Numbers come from `goatviz.analysis.prior_mix`, pictures from `goatviz.plots.prior`.
 """
@@ -16,7 +16,10 @@ import xarray as xr
 from torch import nn
 
 from goatviz import checks
-from goatviz.analysis.prior import prior_sources
+from goatviz.adapters.capture import Record
+from goatviz.analysis.implied import implied_prior
+from goatviz.analysis.implied_sources import implied_sources, is_implied
+from goatviz.analysis.prior import has_explicit_prior, prior_sources
 from goatviz.analysis.prior_curves import (
     PriorSource,
     Progress,
@@ -31,9 +34,10 @@ from goatviz.explore.controls import Control
 from goatviz.explore.jobs import Job
 from goatviz.explore.selection import Selection
 from goatviz.plots.base import Panel
-from goatviz.plots.prior import MIX_PANELS
+from goatviz.plots.prior import MIX_PANELS, explained_text
 from goatviz.priors.base import Prior
-from goatviz.training.checkpoint import Checkpoint
+from goatviz.results import PRIOR_PROFILE, with_all_dimensions
+from goatviz.training.checkpoint import Checkpoint, model_of
 
 #: Tokens of the longest text.
 MAX_LENGTH = 1_000_000
@@ -64,26 +68,36 @@ _SCALES_OF = {
 
 
 def explore_prior(
-    source: Prior | nn.Module | Checkpoint,
+    source: Prior | nn.Module | Checkpoint | Record | xr.Dataset,
+    inputs: Any = None,
     *,
     length: int | None = None,
     causal: bool | None = None,
+    tokenizer: Any = None,
     selection: Selection | None = None,
 ) -> PriorExplorer:
-    r"""Explore a learned prior in JupyterLab: switch and scale its components, at any length.
+    r"""Explore a prior in JupyterLab, learned or implied: switch and scale its components.
 
     .. math:: K_{ij} = a\,u(j) + b\,\kappa(i - j) - c\,m\,(i - j), \qquad
               \pi_{ij} = e^{K_{ij}} / \sum_{j'} e^{K_{ij'}}
 
     Parameters
     ----------
-    source : Prior, nn.Module or Checkpoint
+    source : Prior, nn.Module, Checkpoint, Record or xarray.Dataset
         A prior; a model that contains goatviz `Attention` or goat-attention's modules; or a loaded
-        checkpoint. Its parameters are read when a layer, head or length is first shown.
+        checkpoint. Its parameters are read when a layer, head or length is first shown. A profile
+        from `goatviz.implied_prior`, or a record or model without an explicit prior: then kappa and
+        u are those that its logits imply.
+    inputs : Tensor, mapping, str, or sequence of them, optional
+        Inputs of a model without an explicit prior; see `goatviz.sink_profile`.
     length : int, optional
-        Initial number of tokens, 1 to 1,000,000; default the training length, or 128.
+        Initial number of tokens, 1 to 1,000,000; default the training length, or 128. An implied
+        prior goes no further than the keys and lags that inputs have shown, its default.
     causal : bool, optional
-        Overrides the layers' own setting; needed for a module that has none (default: causal).
+        Overrides the layers' own setting; needed for a module that has none (default: causal). Not
+        for an implied prior.
+    tokenizer : callable, optional
+        Tokenizer of texts among the inputs.
     selection : Selection, optional
         Selection to share with other explorers.
 
@@ -95,9 +109,10 @@ def explore_prior(
     Raises
     ------
     TypeError
-        If `source` has no explicit prior, or is a finished profile.
+        If `source` has no explicit prior and there are no inputs, if there are both, or if it is
+        a finished profile of a learned prior.
     ValueError
-        For a prior on a grid or a length out of range.
+        For a prior on a grid, a length out of range, or a profile whose curves are means in bins.
 
     Notes
     -----
@@ -116,22 +131,29 @@ def explore_prior(
     >>> explorer.draw(sink_scale=2.0).layout.title.text
     'Learned prior'
     """
+    model = model_of(source)
+    if isinstance(model, Record) or (inputs is not None and not has_explicit_prior(model)):
+        # No key or lag is pooled, and maps are not looked at.
+        exact = {"points": MAX_LENGTH, "resolution": 2}
+        source = implied_prior(model, inputs, tokenizer=tokenizer, **exact)
+    else:
+        checks.not_given("an explicit prior or a profile", inputs=inputs, tokenizer=tokenizer)
     return PriorExplorer(source, length=length, causal=causal, selection=selection)
 
 
 class PriorExplorer(Explorer):
-    """Layer, head, length, components and content of a learned prior; see `explore_prior`.
+    """Layer, head, length, components and content of a prior; see `explore_prior`.
 
     Attributes
     ----------
     layer, head : int
         The head that is shown; heads are parameter sets (key-value heads under grouped queries).
     length : int
-        Number of tokens, 1 to 1,000,000.
+        Number of tokens, 1 to 1,000,000, or to the last that an implied prior knows.
     sink, relative, recency : bool
         Whether the component counts; only those that some layer has can be switched.
     sink_scale, relative_scale, recency_scale : float
-        Factor of the component in the log-prior, 0 to 3; 1 as learned.
+        Factor of the component in the log-prior, 0 to 3; 1 as learned or fitted.
     content_range : float
         w, the largest less the smallest content score of a query, 0 to 20.
     temperature : float
@@ -153,32 +175,31 @@ class PriorExplorer(Explorer):
 
     def __init__(
         self,
-        source: Prior | nn.Module | Checkpoint,
+        source: Prior | nn.Module | Checkpoint | xr.Dataset,
         *,
         length: int | None = None,
         causal: bool | None = None,
         selection: Selection | None = None,
     ) -> None:
-        if isinstance(source, xr.Dataset):
-            raise TypeError(
-                "source must be a Prior, a model or a checkpoint: a finished result cannot be "
-                "recombined, draw it with goatviz.plot_prior"
-            )
-        source = source.model if isinstance(source, Checkpoint) else source
         if length is not None:
             length = _check_length(length)
-        sources = prior_sources(source, causal=causal, length=length)
-        for each in sources:
+        profile, source = _opened(source, causal)
+        sources = _by_number(prior_sources(source, causal=causal, length=length))
+        for each in sources.values():
             require_sequence(each)
-        if length is None:
-            known = next((s.training_length for s in sources if s.training_length), 128)
-            length = min(known, MAX_LENGTH)
         super().__init__()
-        self.length = int(length)
-        self._source, self._causal = source, causal
-        self._heads = {layer: range(s.prior.num_heads) for layer, s in enumerate(sources)}
-        self._parts = [component_names(s.prior) for s in sources]
-        self._names = tuple(n for n in _COMPONENTS if any(n in parts for parts in self._parts))
+        self._profile, self._source, self._causal = profile, source, causal
+        self._heads = {layer: list(s.heads) for layer, s in sources.items()}
+        self._longest = {n: s.fitted_length or MAX_LENGTH for n, s in sources.items()}
+        self.layer = next(iter(sources))
+        if length is None:
+            trained = (s.training_length for s in sources.values())
+            known = sources[self.layer].fitted_length or next(filter(None, trained), 128)
+            length = min(known, MAX_LENGTH)
+        self.length = _check_length(length, self._longest[self.layer])
+        self._parts = {layer: component_names(s.prior) for layer, s in sources.items()}
+        parts = self._parts.values()
+        self._names = tuple(n for n in _COMPONENTS if any(n in each for each in parts))
         self._mixers: OrderedDict[tuple[int, int, int], PriorMixer] = OrderedDict()
         self._drawn: dict[str, tuple[tuple, Panel]] = {}
         self._lock = threading.Lock()
@@ -194,10 +215,11 @@ class PriorExplorer(Explorer):
         there = {
             "sink": "sink" in self._names,
             "kernel": bool({"relative", "recency"} & set(self._names)),
-            "spectrum": any(len(prior_spectrum(s.prior)[0]) for s in sources),
+            "spectrum": any(s.rotary or len(prior_spectrum(s.prior)[0]) for s in sources.values()),
         }
         self.panels = {name: 340 for name in MIX_PANELS if there.get(name, True)}
-        self._set_up(self._all_controls(sources), label="Learned prior", selection=selection)
+        label = "Learned prior" if profile is None else "Implied prior"
+        self._set_up(self._all_controls(sources), label=label, selection=selection)
 
     @traitlets.validate(*_COMPONENTS, *(f"{name}_scale" for name in _COMPONENTS))
     def _is_there(self, proposal: Any) -> Any:
@@ -207,7 +229,7 @@ class PriorExplorer(Explorer):
         return proposal["value"]
 
     def reset(self) -> None:
-        """Switch every component on, as learned, and set the content's temperature to 1."""
+        """Switch every component on, unscaled, and set the content's temperature to 1."""
         self.set(
             **dict.fromkeys(self._names, True),
             **{f"{name}_scale": 1.0 for name in self._names},
@@ -231,14 +253,14 @@ class PriorExplorer(Explorer):
 
     # --- controls ---
 
-    def _all_controls(self, sources: list[PriorSource]) -> list[Control]:
+    def _all_controls(self, sources: Mapping[int, PriorSource]) -> list[Control]:
+        learned = self._profile is None
+        origin = "learned" if learned else "fitted"
+        names = [(n, f"{n} ({s.name})") for n, s in sources.items()]
+        heads = "a set of parameters: a key-value head under grouped queries"
         controls = [
-            Control(
-                "layer", "Layer", options=[(n, f"{n} ({s.name})") for n, s in enumerate(sources)]
-            ),
-            Control(
-                "head", "Head", hint="a set of parameters: a key-value head under grouped queries"
-            ),
+            Control("layer", "Layer", options=names),
+            Control("head", "Head", hint=heads if learned else "a query head"),
             Control(
                 "length",
                 "Length",
@@ -246,7 +268,6 @@ class PriorExplorer(Explorer):
                 low=1,
                 high=MAX_LENGTH,
                 whole=True,
-                hint=f"tokens, 1 to {MAX_LENGTH:,}",
             ),
         ]
         for name in self._names:
@@ -259,7 +280,7 @@ class PriorExplorer(Explorer):
                     low=SCALES[0],
                     high=SCALES[1],
                     step=0.05,
-                    hint=f"factor of the {name} in the log-prior, 1 as learned",
+                    hint=f"factor of the {name} in the log-prior, 1 as {origin}",
                 ),
             ]
         return [
@@ -285,17 +306,26 @@ class PriorExplorer(Explorer):
                 hint="divides the content scores in softmax(s/τ + K), not the log-prior; to temper "
                 "the prior itself, scale all its components",
             ),
-            Control("reset", "Reset to learned", "button"),
+            Control("reset", f"Reset to {origin}", "button"),
         ]
 
     def _changed_controls(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Disable the controls of components that the chosen layer lacks."""
-        parts = self._parts[values["layer"]]
-        return {
+        """Disable the controls of components that the chosen layer lacks, and end its length."""
+        parts, longest = self._parts[values["layer"]], self._longest[values["layer"]]
+        hint = f"tokens, 1 to {longest:,}"
+        if self._profile is not None:
+            hint += ": no input shows keys or lags beyond"
+        return {"length": {"high": longest, "hint": hint}} | {
             control: {"disabled": name not in parts}
             for name in self._names
             for control in (name, f"{name}_scale")
         }
+
+    def _follow_layer(self) -> None:
+        super()._follow_layer()
+        if self.layer in self._longest:
+            with self._quietly():
+                self.length = min(self.length, self._longest[self.layer])
 
     def _pressed(self, button: str) -> None:
         if button == "reset":
@@ -305,7 +335,7 @@ class PriorExplorer(Explorer):
 
     def _check(self, values: Mapping[str, Any]) -> None:
         super()._check(values)
-        _check_length(values["length"])
+        _check_length(values["length"], self._longest[values["layer"]])
         ranges = {"content_range": CONTENT_RANGES, "temperature": TEMPERATURES}
         for name in self._names:
             checks.flag(name, values[name])
@@ -334,7 +364,17 @@ class PriorExplorer(Explorer):
                     self._drawn[name] = depends, panel
             figures[name] = panel
         views = {name: f"{name} {values['length']}" for name in self.panels}
-        return Picture(figures, mix_summary(mix), views)
+        return Picture(figures, mix_summary(mix) + self._fit_of(values), views)
+
+    def _fit_of(self, values: Mapping[str, Any]) -> str:
+        """What is known of how well an implied prior fits this head."""
+        if self._profile is None:
+            return ""
+        head = self._profile.sel(layer=values["layer"], head=values["head"])
+        longest = self._longest[values["layer"]]
+        known = f"Keys and lags are known to {longest:,} tokens; nothing is extrapolated."
+        text = explained_text(head)
+        return f" The prior {text}. {known}" if text else f" {known}"
 
     def _mix(self, values: Mapping[str, Any], job: Job) -> xr.Dataset:
         key = (values["layer"], values["head"], values["length"])
@@ -361,7 +401,7 @@ class PriorExplorer(Explorer):
 
     def _mixer(self, layer: int, head: int, length: int, progress: Progress) -> PriorMixer:
         # Modules that normalise by the current length have a different prior at each length.
-        source = prior_sources(self._source, causal=self._causal, length=length)[layer]
+        source = _by_number(prior_sources(self._source, causal=self._causal, length=length))[layer]
         return PriorMixer(source, head=head, length=length, layer=layer, progress=progress)
 
     # --- without a kernel, and the end ---
@@ -382,8 +422,26 @@ class PriorExplorer(Explorer):
     def _forget(self) -> None:
         self._mixers.clear()
         self._drawn.clear()
-        self._source = None
+        self._source = self._profile = None
 
 
-def _check_length(length: Any) -> int:
-    return checks.integer("length", length, low=1, high=MAX_LENGTH)
+def _opened(source: Any, causal: bool | None) -> tuple[xr.Dataset | None, Any]:
+    """The profile of an implied prior or None, and what `prior_sources` makes of the source."""
+    if not isinstance(source, xr.Dataset):
+        return None, model_of(source)
+    if not is_implied(source):
+        raise TypeError(
+            "source must be a Prior, a model, a checkpoint or an implied prior: a finished profile "
+            "of a learned prior cannot be recombined, draw it with goatviz.plot_prior"
+        )
+    checks.not_given("an implied prior", causal=causal)
+    return with_all_dimensions(source, PRIOR_PROFILE), implied_sources(source)
+
+
+def _by_number(sources: list[PriorSource]) -> dict[int, PriorSource]:
+    """Sources by the number of their layer."""
+    return {at if s.layer is None else s.layer: s for at, s in enumerate(sources)}
+
+
+def _check_length(length: Any, longest: int = MAX_LENGTH) -> int:
+    return checks.integer("length", length, low=1, high=longest)

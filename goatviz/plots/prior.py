@@ -1,7 +1,7 @@
 """Plots of a prior, head by head: key-only term, kernel, spectrum, plan and margin.
 
 A panel takes one head of a "prior_profile" result, or a "prior_mix" result, which holds the learned
-prior beside the scaled one. `draw_prior` draws a profile with menus of its heads.
+or fitted prior beside the scaled one. `draw_prior` draws a profile with menus of its heads.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def _draw_heads(profile: xr.Dataset, kind: str, heads: np.ndarray) -> Figure:
     for layer, head in shown:
         one = profile.isel(layer=layer, head=head)
         where = f"layer {int(one['layer'])}, head {int(one['head'])} ({one['layer_name'].item()})"
-        if "explained_variance" in one.variables and np.isfinite(one["explained_variance"]):
-            where += f": {_explained(one)}"
+        if explained := explained_text(one):
+            where += f": {explained}"
         panels = [draw(one) for draw in PRIOR_KINDS[kind]]
         if kind == "matrix":
             panels = [replace(panel, height=340) for panel in panels]
@@ -125,8 +125,16 @@ def _draw_heads(profile: xr.Dataset, kind: str, heads: np.ndarray) -> Figure:
     return menu(entries, Words(title, _lengths(profile), caption + _pooling(profile, kind)))
 
 
-def _explained(head: xr.Dataset) -> str:
-    """What is known of how well an implied prior explains the logits."""
+def explained_text(head: xr.Dataset) -> str:
+    """How well an implied prior explains the logits; "" for a learned one.
+
+    Parameters
+    ----------
+    head : xarray.Dataset
+        One head of a prior profile.
+    """
+    if "explained_variance" not in head.variables or not np.isfinite(head["explained_variance"]):
+        return ""
     text = f"explains {float(head['explained_variance']):.1%} of the logits' variance within rows"
     if "held_out" in head.variables and np.isfinite(head["held_out"]):
         text += f", {float(head['held_out']):.1%} of unseen inputs': {head['verdict'].item()}"
@@ -214,7 +222,8 @@ def kernel(head: xr.Dataset) -> Panel:
     traces = [*_spread(head, x, "kernel", color, extra), *_interval(head, x, "kernel", color)]
     traces += _learned(head, x, "kernel", "lag")
     traces.append(line("kernel", "κ(lag)", color, "solid", 2.5))
-    traces += [*_few(head, x, "kernel", "lag"), *_rotary_periods(head)]
+    traces += [*_few(head, x, "kernel", "lag")]
+    traces += _rotary_periods(head, float(np.nanmin(head["kernel_low"].values)))
     note = ""
     if "recency" in head.variables and np.any(head["recency"].values):
         traces.append(line("relative", "relative", style.LINES[2], "dot", 1.5))
@@ -234,14 +243,17 @@ def spectrum(head: xr.Dataset) -> Panel:
     hover = "period %{x:.4g} tokens (%{customdata:.4g} radian/token)<br>"
     traces = []
     if "learned_amplitude" in head.variables:
-        y, text = head["learned_amplitude"].values[known], hover + "learned amplitude %{y:.4g} nats"
+        y, origin = head["learned_amplitude"].values[known], _origin(head)
+        text = f"{hover}{origin} amplitude %{{y:.4g}} nats"
         rings = {"symbol": "circle-open", "size": 13, "customdata": frequency}
-        traces.append(marks.points(period, y, name="learned", color=_LEARNED, hover=text, **rings))
+        traces.append(marks.points(period, y, name=origin, color=_LEARNED, hover=text, **rings))
     y, text = head["amplitude"].values[known], hover + "amplitude %{y:.4g} nats"
     extra = {"customdata": frequency, "showlegend": bool(traces)}
     traces.append(
         marks.stems(period, y, name="amplitude", color=style.LINES[4], hover=text, **extra)
     )
+    waves = "origin" in head.attrs and "rotary_frequency" in head.variables
+    traces += _rotary_periods(head, 0.0) if waves else []
     # Without a Fourier term the axis still needs a range.
     low, high = (period.min(), period.max()) if len(period) else (2.0, 2.0 * length)
     x = {
@@ -263,6 +275,7 @@ def spectrum(head: xr.Dataset) -> Panel:
         traces,
         x,
         y,
+        "Fourier transform of κ at lags of 0 and more, less its line" if waves else "",
         shapes=[marks.upright(length, dash="dot", color=_LEARNED)],
         annotations=[label] if len(period) else [label, marks.notice("no Fourier term")],
     )
@@ -294,7 +307,7 @@ def margin(head: xr.Dataset) -> Panel:
 
 
 def last_query(mix: xr.Dataset) -> Panel:
-    """The last row of a prior mix, learned and scaled, and the range that content allows."""
+    """The last row of a prior mix, as it is and scaled, and the range that content allows."""
     start, stop = mix["last_key"].values, mix["last_stop"].values
     last, learned = mix["last"].values, mix["learned_last"].values
     low, high = mix["last_low"].values, mix["last_high"].values
@@ -314,11 +327,12 @@ def last_query(mix: xr.Dataset) -> Panel:
     extra = {"customdata": np.stack([start, stop - 1], axis=-1).astype(np.int32)}
     below, above = np.maximum(low, LEAST), np.maximum(high, LEAST)
     color = style.LINES[2]
-    as_learned = {"name": "learned", "color": _LEARNED, "dash": "dash", "width": 1.5}
+    origin = _origin(mix)
+    as_learned = {"name": origin, "color": _LEARNED, "dash": "dash", "width": 1.5}
     text = hover + "<br>π = %{y:.4g}" + (" a key" if len(pooled) else "")
     traces = [
         marks.band(x, below, above, name="reach of content", color=color),
-        marks.curve(x, learned, hover=hover + "<br>learned π = %{y:.4g}", **as_learned, **extra),
+        marks.curve(x, learned, hover=f"{hover}<br>{origin} π = %{{y:.4g}}", **as_learned, **extra),
         marks.curve(x, last, name="π", color=color, hover=text, **extra),
     ]
     return Panel(
@@ -404,7 +418,7 @@ def _few(head: xr.Dataset, x: np.ndarray, field: str, dim: str) -> list[marks.Tr
     return [marks.curve(x, y, **look, hoverinfo="skip")]
 
 
-def _rotary_periods(head: xr.Dataset) -> list[marks.Trace]:
+def _rotary_periods(head: xr.Dataset, height: float) -> list[marks.Trace]:
     """Ticks at the periods of rotary pairs that are shorter than the lags are long."""
     speeds = head.get("rotary_frequency")
     if speeds is None:
@@ -414,11 +428,10 @@ def _rotary_periods(head: xr.Dataset) -> list[marks.Trace]:
     periods = np.sort(periods[periods <= head["lag_stop"].values[-1]])
     if not len(periods):
         return []
-    low = float(np.nanmin(head["kernel_low"].values))
     return [
         marks.points(
             periods,
-            np.full(len(periods), low),
+            np.full(len(periods), height),
             name="rotary periods",
             color=style.INK,
             symbol="line-ns-open",
@@ -433,8 +446,14 @@ def _learned(head: xr.Dataset, x: np.ndarray, field: str, dim: str) -> list[mark
     if f"learned_{field}" not in head.variables:
         return []
     y = marks.finite_or_empty(head[f"learned_{field}"].values)
-    hover = f"{dim} %{{x:,.0f}}<br>learned {field} %{{y:.4g}} nats"
-    return [marks.curve(x, y, name="learned", color=_LEARNED, hover=hover, dash="dash", width=1.5)]
+    origin = _origin(head)
+    hover = f"{dim} %{{x:,.0f}}<br>{origin} {field} %{{y:.4g}} nats"
+    return [marks.curve(x, y, name=origin, color=_LEARNED, hover=hover, dash="dash", width=1.5)]
+
+
+def _origin(mix: xr.Dataset) -> str:
+    """The name of the prior before it was scaled: "learned" or "fitted"."""
+    return str(mix.attrs["origin"])
 
 
 def _positions(head: xr.Dataset, what: str, dim: str) -> dict[str, Any]:

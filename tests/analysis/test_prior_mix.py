@@ -357,6 +357,26 @@ class Crossed(Prior):
         return torch.sin(query[:, :1] * key[:, 0]).unsqueeze(0)
 
 
+def test_a_fitted_kernel_has_the_spectrum_of_its_waves_and_its_rotary_frequencies():
+    lags = np.arange(60)
+    kernel = 2 * np.cos(2 * np.pi * lags / 12) - 0.3 * lags + 5
+    table = LagTablePrior(torch.from_numpy(kernel)[None])
+    speeds = (1.0, 2 * np.pi / 12)
+    source = PriorSource("fitted", table, True, fitted_length=60, rotary=speeds)
+    mix = PriorMixer(source, length=60).mix(relative=-0.5)
+    assert mix["rotary_frequency"].values.tolist() == list(speeds)
+    at = int(mix["amplitude"].values.argmax())
+    np.testing.assert_allclose(mix["frequency"][at], speeds[1])
+    # A whole number of periods is nearly free of a line.
+    np.testing.assert_allclose(mix["amplitude"][at], 1.0, rtol=0.02)
+    np.testing.assert_allclose(mix["learned_amplitude"], 2 * mix["amplitude"])
+    assert mix_summary(mix).startswith("Layer 0, head 0, 60 tokens: relative × -0.5.")
+    unscaled = PriorMixer(source, length=3).mix()
+    assert ": as fitted." in mix_summary(unscaled) and not unscaled["frequency"].size
+    with pytest.raises(ValueError, match="length must be at most 60, got 61"):
+        PriorMixer(source, length=61)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="not a function of the lag plus one of the key"):
         PriorMixer(source_of(Crossed()), length=30)

@@ -11,7 +11,7 @@ import traitlets
 from goat import GoatAttention
 from torch import nn
 
-from goatviz.analysis import prior_profile
+from goatviz.analysis import fit_priors, implied_prior, prior_profile
 from goatviz.analysis.prior_curves import COMPONENTS
 from goatviz.attention import Attention
 from goatviz.explore import PriorExplorer, Selection, explore_prior
@@ -20,7 +20,7 @@ from goatviz.plots.base import as_json
 from goatviz.priors import ALiBiPrior, BucketPrior, KeyTablePrior, SpectralPrior, UniformPrior
 from goatviz.priors.base import ScaledPrior, SumPrior
 from goatviz.training import load_pretrained
-from tests.factories import figure_text
+from tests.factories import figure_text, ids, tiny_huggingface
 
 
 def lively(module):
@@ -314,6 +314,85 @@ def test_long_lengths_leave_the_loop_free_and_can_be_cancelled(explorer):
     asyncio.run(steps())
 
 
+# --- implied priors ---
+
+
+def test_an_implied_prior_is_the_fit_that_is_really_scaled():
+    model, inputs = tiny_huggingface("llama"), [ids(1, 24, seed=seed) for seed in range(3)]
+    explorer = explore_prior(model, inputs)
+    assert explorer.label == "Implied prior" and explorer.length == 24 and explorer.error == ""
+    assert explorer.shown[3:7] == ("sink", "relative", "sink_scale", "relative_scale")
+    fitted = fit_priors(model, inputs)
+    for layer, head in itertools.product(fitted, range(4)):
+        for scales in ({}, {"sink": 0.0}, {"sink": 1.5, "relative": 0.25}):
+            values = {f"{name}_scale": scale for name, scale in scales.items()}
+            mix = explorer.result(layer=layer, head=head, **values)
+            scaled = really_scaled(fitted[layer], scales)
+            wanted = prior_profile(scaled, length=24).sel(layer=0, head=head)
+            for field in ("sink", "kernel", "margin", "top_mass", "prior_entropy"):
+                np.testing.assert_allclose(mix[field], wanted[field], atol=1e-9, err_msg=field)
+            assert mix.attrs["origin"] == "fitted"
+
+
+def test_an_implied_prior_says_how_well_it_fits_and_goes_no_further(tmp_path):
+    profile = implied_prior(tiny_huggingface("llama"), [ids(1, 20), ids(1, 24, seed=1)])
+    with pytest.raises(ValueError, match="length must be an integer in 1 .. 24, got 30"):
+        explore_prior(profile, length=30)
+    explorer = explore_prior(profile)
+    explorer.length = 25
+    assert "length must be an integer in 1 .. 24, got 25" in explorer.error
+    explorer.set(length=12, head=1)
+    share = float(profile["explained_variance"].sel(layer=0, head=1))
+    assert f"explains {share:.1%} of the logits' variance within rows" in explorer.summary
+    assert "known to 24 tokens; nothing is extrapolated" in explorer.summary
+    assert "as fitted" in explorer.summary and explorer.controls["length"].high == 24
+    names = {trace.name for trace in explorer.draw().data}
+    assert {"fitted", "rotary periods", "amplitude"} <= names and "learned" not in names
+    assert explorer.save_html(tmp_path / "implied.html").stat().st_size < 11e6
+    explorer.close()
+    assert explorer._profile is None
+
+
+def test_layers_that_saw_less_have_shorter_priors():
+    # Every other layer sees 8 tokens.
+    model = tiny_huggingface("gemma2")
+    window = model.config.sliding_window
+    explorer = explore_prior(model, ids(2, window + 8))
+    known = {layer: explorer._longest[layer] for layer in explorer._heads}
+    assert sorted(set(known.values())) == [window, window + 8]
+    (narrow, *_), (wide, *_) = (
+        [n for n in known if known[n] == k] for k in sorted({*known.values()})
+    )
+    explorer.set(layer=wide, length=window + 8)
+    assert explorer.error == ""
+    explorer.layer = narrow
+    assert explorer.length == window and explorer.error == ""
+    with pytest.raises(ValueError, match=f"length must be an integer in 1 .. {window}"):
+        explorer.draw(length=window + 1)
+
+
+def test_chosen_layers_and_heads_of_an_implied_prior_keep_their_numbers():
+    model, inputs = tiny_huggingface("llama"), ids(2, 16)
+    part = implied_prior(model, inputs, layers=[1], heads=[1, 3])
+    explorer, whole = explore_prior(part), explore_prior(implied_prior(model, inputs))
+    assert (explorer.layer, explorer.head) == (1, 1) and explorer._heads == {1: [1, 3]}
+    np.testing.assert_allclose(
+        explorer.result(head=3)["margin"], whole.result(layer=1, head=3)["margin"], atol=1e-9
+    )
+    explorer.head = 2
+    assert "head must be one of 1, 3; got 2" in explorer.error
+    one = explore_prior(part.sel(layer=1, head=3))
+    assert one.result().identical(explorer.result(head=3))
+
+
+def test_implied_priors_that_cannot_be_recombined():
+    profile = implied_prior(tiny_huggingface("llama"), ids(1, 24), points=8)
+    with pytest.raises(ValueError, match="every key by itself, got means.*points=24"):
+        explore_prior(profile)
+    with pytest.raises(TypeError, match="causal must not be given with an implied prior"):
+        explore_prior(implied_prior(tiny_huggingface("llama"), ids(1, 8)), causal=True)
+
+
 # --- pages, the end, and refusals ---
 
 
@@ -337,8 +416,10 @@ def test_closed_explorers_hold_nothing(explorer):
 def test_bad_sources():
     with pytest.raises(TypeError, match="has no explicit prior"):
         explore_prior(nn.Linear(2, 2))
-    with pytest.raises(TypeError, match="a finished result cannot be recombined"):
+    with pytest.raises(TypeError, match="profile of a learned prior cannot be recombined"):
         explore_prior(prior_profile(ALiBiPrior(1), length=8))
+    with pytest.raises(TypeError, match="inputs must not be given with an explicit prior"):
+        explore_prior(ALiBiPrior(1), ids(1, 8))
     with pytest.raises(ValueError, match="on a grid of 2 axes"):
         explore_prior(SpectralPrior(2, rank=4, axes=2))
     for length, error in (
