@@ -212,7 +212,9 @@ PLAN_THUMBNAILS = Schema(
         "query": Field(("layer", "row"), "tokens", "query of the row; -1: none"),
         "key_start": Field(("layer", "column"), "tokens", "first key of the column; -1: none"),
         "key_stop": Field(("layer", "column"), "tokens", "end of its keys (exclusive); -1: none"),
+        "margin": Field(_HEAD, "nats", "lead of the prior's top key at the last query"),
     },
+    optional=frozenset({"margin"}),
 )
 
 GENERATION = Schema(

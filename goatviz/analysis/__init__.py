@@ -28,7 +28,7 @@ from goatviz.analysis.runs import Runs, load_runs
 from goatviz.analysis.sink_effect import sink_effect
 from goatviz.analysis.sink_passes import SINK_STATISTICS
 from goatviz.analysis.sinks import sink_profile
-from goatviz.analysis.thumbnails import plan_thumbnails, structured_head
+from goatviz.analysis.thumbnails import plan_thumbnails, prior_thumbnails, structured_head
 from goatviz.analysis.training import training_log
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "prior_profile",
     "prior_sources",
     "prior_summary",
+    "prior_thumbnails",
     "sink_effect",
     "sink_profile",
     "sink_table",

@@ -409,4 +409,8 @@ def _percent(share: float) -> str:
     """A share whose distance to 0 or 1 is not rounded away."""
     if share > 0.5 and 1 - share < 5e-4:
         return "all but " + _percent(1 - share) if share < 1 else "100%"
-    return f"{share:.3%}" if 1e-5 <= share < 1e-3 else f"{share:.1%}" if share else "0%"
+    if share == 0:
+        return "0%"
+    if share < 1e-5:
+        return f"{100 * share:.1e}%"
+    return f"{share:.3%}" if share < 1e-3 else f"{share:.1%}"

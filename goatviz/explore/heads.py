@@ -1,4 +1,4 @@
-"""All heads of a model at a glance: thumbnails of their plans, which open on a click."""
+"""All heads of a model at a glance: thumbnails of their plans or priors, opened by a click."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from goatviz.results import PLAN_THUMBNAILS, check_result, with_all_dimensions
 _MEASURES = {
     "relative_entropy": "entropy relative to uniform attention",
     "first_mass": "mean weight of the first key",
+    "margin": "margin of the last query in nats",
 }
 
 
@@ -26,7 +27,7 @@ class HeadsView(Part):
     Parameters
     ----------
     thumbnails : xarray.Dataset
-        From `goatviz.analysis.plan_thumbnails`.
+        Schema "plan_thumbnails", as from `goatviz.analysis.plan_thumbnails`.
 
     Attributes
     ----------
@@ -72,6 +73,7 @@ class HeadsView(Part):
         measures = [
             {"name": name, "values": _listed(content[measure].values)}
             for measure, name in _MEASURES.items()
+            if measure in content
         ]
         return {
             "layers": content["layer"].values.tolist(),

@@ -9,6 +9,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import traitlets
@@ -29,9 +30,12 @@ from goatviz.analysis.prior_curves import (
     require_sequence,
 )
 from goatviz.analysis.prior_mix import PriorMixer, mix_summary
+from goatviz.analysis.thumbnails import prior_thumbnails, structured_head
 from goatviz.explore.base import Explorer, Picture
 from goatviz.explore.controls import Control
+from goatviz.explore.heads import HeadsView
 from goatviz.explore.jobs import Job
+from goatviz.explore.page import Place
 from goatviz.explore.selection import Selection
 from goatviz.plots.base import Panel
 from goatviz.plots.prior import MIX_PANELS, explained_text
@@ -39,6 +43,13 @@ from goatviz.priors.base import Prior
 from goatviz.results import PRIOR_PROFILE, with_all_dimensions
 from goatviz.training.checkpoint import Checkpoint, model_of
 
+#: Which head is opened first, in words.
+RULE = (
+    "Opened first: the head whose prior has the least entropy relative to uniform attention, on "
+    "average over queries."
+)
+#: Rows and columns of a thumbnail, and log-priors that are evaluated for all of them.
+_CELLS, _PAIRS = 32, 1 << 25
 #: Tokens of the longest text.
 MAX_LENGTH = 1_000_000
 #: Ranges of the sliders: scales of components, content range and temperature.
@@ -191,12 +202,12 @@ class PriorExplorer(Explorer):
         self._profile, self._source, self._causal = profile, source, causal
         self._heads = {layer: list(s.heads) for layer, s in sources.items()}
         self._longest = {n: s.fitted_length or MAX_LENGTH for n, s in sources.items()}
-        self.layer = next(iter(sources))
+        self.layer, longest = next(iter(sources)), max(self._longest.values())
         if length is None:
-            trained = (s.training_length for s in sources.values())
-            known = sources[self.layer].fitted_length or next(filter(None, trained), 128)
-            length = min(known, MAX_LENGTH)
-        self.length = _check_length(length, self._longest[self.layer])
+            trained = next(filter(None, (s.training_length for s in sources.values())), 128)
+            length = min(trained, longest) if profile is None else longest
+        self.length = _check_length(length, longest)
+        places = self._thumbnails(sources)
         self._parts = {layer: component_names(s.prior) for layer, s in sources.items()}
         parts = self._parts.values()
         self._names = tuple(n for n in _COMPONENTS if any(n in each for each in parts))
@@ -218,8 +229,25 @@ class PriorExplorer(Explorer):
             "spectrum": any(s.rotary or len(prior_spectrum(s.prior)[0]) for s in sources.values()),
         }
         self.panels = {name: 340 for name in MIX_PANELS if there.get(name, True)}
-        label = "Learned prior" if profile is None else "Implied prior"
-        self._set_up(self._all_controls(sources), label=label, selection=selection)
+        self._set_up(
+            self._all_controls(sources),
+            label="Learned prior" if profile is None else "Implied prior",
+            places=places | self.panels,
+            selection=selection,
+        )
+
+    def _thumbnails(self, sources: Mapping[int, PriorSource]) -> dict[str, Place]:
+        """The place of pictures of all heads, if there are several; opens one of them."""
+        total = sum(map(len, self._heads.values()))
+        if total < 2:
+            return {}
+        length = min(self.length, max(1, _PAIRS // (_CELLS * total)))
+        thumbnails = prior_thumbnails(list(sources.values()), length=length, cells=_CELLS)
+        with suppress(ValueError):
+            # Single tokens, and numbers that are not finite, have no entropy to choose by.
+            self.layer, self.head = structured_head(thumbnails, None)
+        title = f"Priors of all heads at {checks.count_text(length, 'token')}"
+        return {"heads": Place(HeadsView(thumbnails, title=title, rule=RULE), wide=True)}
 
     @traitlets.validate(*_COMPONENTS, *(f"{name}_scale" for name in _COMPONENTS))
     def _is_there(self, proposal: Any) -> Any:

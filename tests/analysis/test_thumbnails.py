@@ -6,8 +6,16 @@ import torch
 from torch import nn
 
 from goatviz.adapters import capture
-from goatviz.analysis import plan_thumbnails, sink_profile, structured_head
+from goatviz.analysis import (
+    PriorSource,
+    plan_thumbnails,
+    prior_profile,
+    prior_thumbnails,
+    sink_profile,
+    structured_head,
+)
 from goatviz.examples import example_text
+from goatviz.priors import ALiBiPrior, KeyTablePrior, UniformPrior
 from goatviz.results import load_result, save_result
 from tests.factories import MixedHeads, hidden_states, ids, tiny_huggingface, tiny_lm
 
@@ -160,3 +168,86 @@ def test_what_has_no_thumbnails():
         pass
     with pytest.raises(ValueError, match="record must hold an attention call"):
         plan_thumbnails(empty)
+
+
+# --- priors ---
+
+
+def check_against_profile(thumbnails, source, length):
+    """Compare every head with its exact prior, pooled."""
+    whole = prior_profile(source, length=length, resolution=length)
+    for layer in whole["layer"].values:
+        one = thumbnails.sel(layer=layer)
+        rows, columns = one["query"].values >= 0, one["key_start"].values >= 0
+        queries, starts = one["query"].values[rows], one["key_start"].values[columns]
+        stops = one["key_stop"].values[columns]
+        assert queries[0] == 0 and queries[-1] == length - 1 and stops[-1] == length
+        for head in whole["head"].values:
+            exact = whole.sel(layer=layer, head=head)
+            assert bool(exact["present"]) == bool(one["present"].sel(head=head))
+            if not exact["present"]:
+                continue
+            dense = np.where(exact["allowed"], exact["probability"], np.nan)[queries]
+            wanted = [np.fmax.reduce(dense[:, a:b], 1) for a, b in zip(starts, stops, strict=True)]
+            picture = one["weights"].sel(head=head).values
+            np.testing.assert_allclose(picture, np.transpose(wanted), rtol=1e-5, atol=1e-9)
+            seen = exact["allowed"].sum("key_bin").values[queries]
+            shares = exact["prior_entropy"].values[queries][seen > 1] / np.log(seen[seen > 1])
+            found = one.sel(head=head)
+            np.testing.assert_allclose(found["relative_entropy"], shares.mean(), rtol=1e-9)
+            np.testing.assert_allclose(found["margin"], exact["margin"][-1], atol=1e-9)
+            first = dense[seen > 1, 0].mean()
+            np.testing.assert_allclose(found["first_mass"], first, rtol=1e-5)
+
+
+PRIORS = {
+    "goat": lambda: tiny_lm(),
+    "two-sided": lambda: [PriorSource("layer", ALiBiPrior(3, symmetric=True), causal=False)],
+    "shared": lambda: UniformPrior(1),
+    "other heads": lambda: [
+        PriorSource("a", ALiBiPrior(2), causal=True, layer=3),
+        PriorSource("b", ALiBiPrior(4), causal=True, layer=5),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("cells", [7, 32])
+def test_prior_thumbnails_are_the_priors(name, cells):
+    source = PRIORS[name]()
+    thumbnails = prior_thumbnails(source, length=30, cells=cells)
+    assert thumbnails["weights"].shape[2:] == (min(cells, 30),) * 2
+    check_against_profile(thumbnails, source, 30)
+
+
+def test_prior_thumbnails_of_blocks_of_a_fitted_layer_and_of_a_file(monkeypatch, tmp_path):
+    source = PriorSource("fitted", ALiBiPrior(4), True, heads=(1, 3), fitted_length=9)
+    whole = prior_thumbnails([source], length=20)
+    assert whole["query"].values[0, -1] == 8 and whole["head"].size == 4
+    assert whole["present"].values.tolist() == [[False, True, False, True]]
+    np.testing.assert_allclose(whole["margin"].values[0, [1, 3]], ALiBiPrior(4).slopes[[1, 3]])
+    monkeypatch.setattr("goatviz.analysis.thumbnails._PAIRS", 1)
+    assert prior_thumbnails([source], length=20).identical(whole)
+    save_result(whole, tmp_path / "priors.nc")
+    assert load_result(tmp_path / "priors.nc").identical(whole)
+
+
+def test_priors_of_one_token_and_numbers_that_are_not_finite():
+    one = prior_thumbnails(ALiBiPrior(2), length=1)
+    assert np.isnan(one["margin"]).all() and np.isnan(one["relative_entropy"]).all()
+    with pytest.raises(ValueError, match="a head whose queries see two keys"):
+        structured_head(one, None)
+    broken = KeyTablePrior(torch.zeros(2, 5))
+    broken.sink[0, 2] = torch.nan
+    thumbnails = prior_thumbnails(broken, length=5)
+    assert structured_head(thumbnails, None) == (0, 1)
+    for name, value in (("length", 0), ("cells", 0)):
+        with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
+            prior_thumbnails(ALiBiPrior(1), **({"length": 4} | {name: value}))
+
+
+def test_without_a_limit_sinks_are_compared_too():
+    strong = torch.zeros(2, 12)
+    strong[1, 0] = 9.0
+    thumbnails = prior_thumbnails(KeyTablePrior(strong) + ALiBiPrior(2), length=12)
+    assert structured_head(thumbnails) == (0, 0) and structured_head(thumbnails, None) == (0, 1)

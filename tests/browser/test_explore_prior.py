@@ -8,11 +8,20 @@ SETUP = """
 import numpy as np
 from goatviz import explore_prior, load_pretrained
 explorer = explore_prior(load_pretrained("copy-mixture-1-goat"))
+explorer.set(layer=0, head=0)
 def numbers(name):
     (trace,) = [trace for trace in explorer.draw().data if trace.name == name]
     drawn = trace.z if trace.type == "heatmap" else trace.y
     return [float(v) if v == v else None for v in np.ravel(drawn)]
 """
+#: A rotary model without an explicit prior.
+IMPLIED = SETUP.replace(
+    'explore_prior(load_pretrained("copy-mixture-1-goat"))',
+    'explore_prior(load_pretrained("passkey-rope"), texts)',
+).replace(
+    "import numpy as np",
+    "import numpy as np\nimport torch\ntexts = [torch.arange(40)[None] + n for n in range(3)]",
+)
 #: The numbers of the curve of that name, wherever it is in the page.
 IN_PAGE = """name => {
     for (const graph of document.querySelectorAll('.js-plotly-plot')) {
@@ -86,6 +95,37 @@ def test_keys_on_sliders_and_switches_move_every_panel(lab, page):
         1.0,
         1.0,
     ]
+
+
+def test_a_picture_of_a_head_opens_it(lab, page):
+    says(page, "head 0")
+    canvas = page.locator(".goatviz-heads canvas")
+    box = canvas.bounding_box()
+    # One layer of two heads: they stand from left to right.
+    page.mouse.click(box["x"] + 44 + 56 * 1.5, box["y"] + 4 + 28)
+    says(page, "head 1")
+    assert lab.ask("explorer.head") == 1
+    agree(lab, page)
+    canvas.focus()
+    page.keyboard.press("ArrowLeft")
+    says(page, "head 0")
+    agree(lab, page)
+
+
+def test_an_implied_prior_ends_where_inputs_ended(lab):
+    page = lab.run(IMPLIED, "explorer")
+    page.locator(".js-plotly-plot .main-svg").first.wait_for()
+    says(page, "known to 40 tokens")
+    agree(lab, page)
+    length = page.get_by_role("spinbutton", name="Length")
+    assert length.get_attribute("max") == "40"
+    length.fill("30")
+    length.press("Enter")
+    says(page, "30 tokens: as fitted")
+    page.get_by_role("slider", name="Sink ×").focus()
+    page.keyboard.press("Home")
+    says(page, "sink off")
+    agree(lab, page)
 
 
 def test_a_million_tokens_and_an_error(lab, page):

@@ -38,7 +38,9 @@ def small_model(**options):
 
 @pytest.fixture
 def explorer():
-    return explore_prior(small_model())
+    found = explore_prior(small_model())
+    found.set(layer=0, head=0)
+    return found
 
 
 def curve(figure, name):
@@ -213,6 +215,7 @@ def test_layers_with_other_heads_and_other_components():
         ]
     )
     explorer = explore_prior(layers, length=20)
+    explorer.layer = 0
     assert explorer.controls["relative"].disabled and not explorer.controls["recency"].disabled
     explorer.head = 3
     explorer.layer = 1
@@ -261,7 +264,7 @@ def test_a_prior_that_is_not_finite_is_said_and_others_still_show():
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if n.endswith("gain"))[1] = torch.nan
     explorer = explore_prior(model)
-    explorer.head = 1
+    explorer.set(layer=0, head=1)
     assert "head 1: its sink is not finite" in explorer.error
     explorer.head = 0
     assert explorer.error == ""
@@ -286,7 +289,7 @@ def test_a_million_tokens(explorer):
     explorer.length = 1_000_000
     assert explorer._is_long(explorer.values()) and not explorer._is_long({"length": 1024})
     assert "1,000,000 tokens" in explorer.summary and explorer.error == ""
-    assert sum(len(view.figure) for view in explorer.parts.values()) < 2_000_000
+    assert sum(len(figure_text(explorer, panel)) for panel in explorer.panels) < 2_000_000
     # What was evaluated for it is held once, and not for every length that was looked at.
     assert explorer._held() <= 4_000_000
 
@@ -312,6 +315,31 @@ def test_long_lengths_leave_the_loop_free_and_can_be_cancelled(explorer):
         assert " 32 tokens" in explorer.summary
 
     asyncio.run(steps())
+
+
+# --- all heads ---
+
+
+def test_it_opens_on_the_head_that_departs_most_from_uniform_and_shows_all():
+    explorer = explore_prior(small_model())
+    profile = prior_profile(explorer._source, length=24)
+    entropy = profile["prior_entropy"].isel(query=slice(1, None))
+    shares = (entropy / np.log(np.arange(2, 25))).mean("query").values
+    least = np.unravel_index(shares.argmin(), shares.shape)
+    assert (explorer.layer, explorer.head) == least
+    view = explorer.parts["heads"]
+    assert view.layers == [0, 1] and view.heads == [0, 1] and view.cells == [24, 24]
+    assert view.title == "Priors of all heads at 24 tokens" and "Opened first" in view.rule
+    said = {each["name"]: each["values"] for each in view.measures}
+    np.testing.assert_allclose(said["entropy relative to uniform attention"], shares, rtol=1e-9)
+    margins = profile["margin"].isel(query=-1).values
+    np.testing.assert_allclose(said["margin of the last query in nats"], margins, rtol=1e-9)
+
+
+def test_one_head_alone_has_no_overview_and_long_texts_a_shorter_one():
+    assert "heads" not in explore_prior(ALiBiPrior(1), length=8).parts
+    view = explore_prior(ALiBiPrior(2), length=1_000_000).parts["heads"]
+    assert view.title == "Priors of all heads at 524,288 tokens" and view.cells == [32, 32]
 
 
 # --- implied priors ---
@@ -341,7 +369,7 @@ def test_an_implied_prior_says_how_well_it_fits_and_goes_no_further(tmp_path):
     explorer = explore_prior(profile)
     explorer.length = 25
     assert "length must be an integer in 1 .. 24, got 25" in explorer.error
-    explorer.set(length=12, head=1)
+    explorer.set(length=12, layer=0, head=1)
     share = float(profile["explained_variance"].sel(layer=0, head=1))
     assert f"explains {share:.1%} of the logits' variance within rows" in explorer.summary
     assert "known to 24 tokens; nothing is extrapolated" in explorer.summary
@@ -375,7 +403,7 @@ def test_chosen_layers_and_heads_of_an_implied_prior_keep_their_numbers():
     model, inputs = tiny_huggingface("llama"), ids(2, 16)
     part = implied_prior(model, inputs, layers=[1], heads=[1, 3])
     explorer, whole = explore_prior(part), explore_prior(implied_prior(model, inputs))
-    assert (explorer.layer, explorer.head) == (1, 1) and explorer._heads == {1: [1, 3]}
+    assert explorer.layer == 1 and explorer.head in (1, 3) and explorer._heads == {1: [1, 3]}
     np.testing.assert_allclose(
         explorer.result(head=3)["margin"], whole.result(layer=1, head=3)["margin"], atol=1e-9
     )
