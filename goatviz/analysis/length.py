@@ -269,6 +269,39 @@ class _Questions(NamedTuple):
         return cls(tasks, counts, depths, seed, chunk, check_cache(cache))
 
 
+def farthest_scheme(values: xr.DataArray) -> str:
+    r"""The scheme that differs most from the others at the longest length.
+
+    .. math:: \arg\max_s |v_s - \operatorname{mean}_{s' \ne s} v_{s'}|
+
+    Parameters
+    ----------
+    values : xarray.DataArray
+        A number for each scheme and length, NaN where nothing was measured.
+
+    Returns
+    -------
+    str
+        Its name, at the longest length of which at least two schemes have a number; the first of
+        equals, and the first of all if there is no such length.
+
+    Examples
+    --------
+    >>> from goatviz import load_shipped_result
+    >>> farthest_scheme(load_shipped_result("text-eltec")["mean_loss"])
+    'rope-interpolated'
+    """
+    numbers = values.transpose("length", "scheme").values
+    known = np.isfinite(numbers)
+    several = np.flatnonzero(known.sum(-1) > 1)
+    if not len(several):
+        return str(values["scheme"].values[0])
+    last = several[np.argmax(values["length"].values[several])]
+    row, count = numbers[last], known[last].sum()
+    others = (np.nansum(row) - row) / (count - 1)
+    return str(values["scheme"].values[np.nanargmax(np.abs(row - others))])
+
+
 def _cells(
     models: dict[str, list[CausalLM]], questions: _Questions, progress: bool
 ) -> Iterator[tuple[tuple[int, int, int, int], AnswerAccuracy]]:

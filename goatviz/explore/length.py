@@ -15,7 +15,7 @@ import traitlets
 import xarray as xr
 
 from goatviz import checks
-from goatviz.analysis.length import over_depths
+from goatviz.analysis.length import farthest_scheme, over_depths
 from goatviz.analysis.perplexity import loss_difference
 from goatviz.explore.base import Explorer, Picture
 from goatviz.explore.controls import Control
@@ -54,7 +54,8 @@ def explore_length(
     grid : xarray.Dataset, optional
         With a length sweep: a needle grid of the same task and schemes.
     scheme : str, optional
-        The scheme chosen at first; default the first.
+        The scheme chosen at first; default the one whose accuracy or loss is farthest from the mean
+        of the others at the longest length.
 
     Returns
     -------
@@ -119,7 +120,7 @@ class LengthExplorer(Explorer):
         results: Sequence[xr.Dataset],
         count: str,
         *,
-        scheme: str | None,
+        scheme: str,
         controls: Sequence[Control] = (),
     ) -> None:
         """Choose a scheme and a length, and build the widgets.
@@ -128,13 +129,18 @@ class LengthExplorer(Explorer):
         """
         self.schemes = [str(each) for each in results[0]["scheme"].values]
         self.lengths = _measured_lengths(results, count)
-        first = self.schemes[0] if scheme is None else scheme
-        self.scheme = checks.one_of("scheme", first, self.schemes)
+        self.scheme = checks.one_of("scheme", scheme, self.schemes)
         self.length = self.lengths[-1]
         self._training = f"trained at {results[0].attrs['training_length']} tokens"
         several = any(int(each.sizes.get("run", 1)) > 1 for each in results)
         shared = [
-            Control("scheme", "Scheme", options=[(each, each) for each in self.schemes]),
+            Control(
+                "scheme",
+                "Scheme",
+                options=[(each, each) for each in self.schemes],
+                hint="by default the one farthest from the mean of the others at the longest "
+                "length",
+            ),
             Control(
                 "others",
                 "Others",
@@ -242,6 +248,9 @@ class AnswerExplorer(LengthExplorer):
             text = [(each, f"{100 * each:g} %") for each in self.depths]
             everything = "all" if sweep is None else "all of the task"
             controls.insert(0, Control("depth", "Depth", options=[(ALL, everything), *text]))
+        if scheme is None:
+            name = "mean_strict" if "mean_strict" in self._all else "strict"
+            scheme = farthest_scheme(self._all[name])
         self._begin_with(results, "examples", scheme=scheme, controls=controls)
 
     def _check(self, values: Mapping[str, Any]) -> None:
@@ -329,7 +338,8 @@ class LossExplorer(LengthExplorer):
         self._sweep = _whole(sweep, PERPLEXITY_SWEEP)
         self._differences: dict[str, xr.Dataset] = {}
         schemes = [str(each) for each in sweep["scheme"].values]
-        rivals = [each for each in schemes if each != (schemes[0] if scheme is None else scheme)]
+        scheme = farthest_scheme(sweep["mean_loss"]) if scheme is None else scheme
+        rivals = [each for each in schemes if each != scheme]
         # Position schemes are commonly compared with RoPE.
         self.reference = "rope" if "rope" in rivals else (rivals or schemes)[0]
         self._begin_with(
@@ -409,6 +419,7 @@ class MassExplorer(LengthExplorer):
     def __init__(self, sweep: xr.Dataset, *, scheme: str | None = None) -> None:
         super().__init__()
         self._sweep = _whole(sweep, MASS_SWEEP)
+        scheme = farthest_scheme(sweep["mean_token"]) if scheme is None else scheme
         self._begin_with([sweep], "tokens", scheme=scheme)
 
     def _picture(self, values: Mapping[str, Any], job: Job) -> Picture:

@@ -131,6 +131,8 @@ def test_a_click_chooses_a_cell_and_a_point(lab, opened):
 
 def test_losses_their_differences_and_what_is_wrong(lab, opened):
     page = opened(TEXT)
+    says(page, "rope-interpolated in windows of 16,384 tokens")
+    lab.ask("setattr(explorer, 'scheme', 'goat')")
     says(page, "goat in windows of 16,384 tokens")
     agree(lab, page)
     choose(page, "Reference", "ArrowDown")

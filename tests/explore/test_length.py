@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import traitlets
+import xarray as xr
 
-from goatviz.analysis.length import over_depths
+from goatviz.analysis.length import farthest_scheme, over_depths
 from goatviz.analysis.perplexity import loss_difference
 from goatviz.explore import LengthExplorer, explore_length
 from goatviz.plots.base import as_figure, as_json
@@ -207,6 +208,39 @@ def test_an_exported_page_moves_scheme_and_length(explorer):
     assert vary == {"scheme": explorer.schemes, "length": explorer.lengths}
 
 
+def test_it_opens_on_the_scheme_farthest_from_the_others(explorer, made):
+    shown = {
+        "sweep": "goat",  # 0.7513 beside 0.0391, 0.0078, 0.4648 and 0
+        "both": "goat",
+        "grid": "goat",
+        "text": "rope-interpolated",  # 3.7454 beside 1.6013, 2.4749, 3.5994 and 1.6575
+    }
+    (name,) = [name for name, one in made.items() if one is explorer]
+    if name in shown:
+        assert explorer.scheme == shown[name]
+    else:
+        values = mass_result()["mean_token"].isel(length=-1)
+        apart = {
+            str(s): abs(float(values.sel(scheme=s) - values.drop_sel(scheme=s).mean()))
+            for s in values["scheme"].values
+        }
+        assert explorer.scheme == max(apart, key=apart.get)
+    assert "farthest" in explorer.controls["scheme"].hint
+
+
+def test_the_farthest_scheme_is_sought_where_two_were_measured():
+    values = np.array([[0.5, 0.9, 0.1], [0.5, 0.2, np.nan], [0.5, 0.8, np.nan]])
+    result = xr.DataArray(
+        values,
+        coords={"scheme": ["a", "b", "c"], "length": [64, 128, 256]},
+        dims=("scheme", "length"),
+    )
+    assert farthest_scheme(result) == "b"
+    assert farthest_scheme(result.transpose().isel(length=[1, 0])) == "b"
+    assert farthest_scheme(result.sel(length=[64])) == "a"
+    assert farthest_scheme(result.sel(length=[256])) == "a"
+
+
 # --- answers ---
 
 
@@ -293,7 +327,7 @@ def test_depths_that_are_not_there(depth):
 @pytest.mark.parametrize("measure", ["loss", "perplexity"])
 def test_losses_are_the_sweeps_and_differences_are_paired(measure):
     explorer, sweep = SHIPPED["text"](), load_shipped_result("text-eltec")
-    values = {"reference": "alibi", "length": 1024, "measure": measure}
+    values = {"scheme": "goat", "reference": "alibi", "length": 1024, "measure": measure}
     figures, focus = explorer.picture(values).figures, Focus("goat", length=1024)
     difference = loss_difference(sweep, "alibi")
     for kind in ("length", "position"):
@@ -302,7 +336,7 @@ def test_losses_are_the_sweeps_and_differences_are_paired(measure):
     assert same(figures["loss difference"], difference_panel(difference, focus))
     one = sweep.sel(scheme="goat", length=1024)
     apart = float(difference["difference"].sel(scheme="goat", length=1024))
-    said = explorer.picture({"reference": "alibi", "length": 1024}).summary
+    said = explorer.picture(values).summary
     assert f"loss {float(one['mean_loss']):.4f} (" in said
     assert f"perplexity {float(one['perplexity']):.4f} (" in said
     assert f"difference from alibi on the same pieces: {apart:+.4f} (" in said
