@@ -5,6 +5,7 @@ import pytest
 pytestmark = pytest.mark.browser
 
 SETUP = """
+import math
 import torch
 from goatviz import capture, load_pretrained
 from goatviz.analysis.levels import PlanLevels
@@ -49,10 +50,24 @@ def colour_at(page, query, key, length):
     )
 
 
-def test_the_pixels_are_the_kernels_numbers(lab, page):
+@pytest.mark.parametrize(
+    "scale, named, share",
+    [
+        ("linear", "linear", "{w} / high"),
+        ("log", "logarithmic", "1 + math.log10({w} / high) / 5"),
+    ],
+)
+def test_the_pixels_are_the_kernels_numbers(lab, page, scale, named, share):
+    lab.ask(f"setattr(widget, 'scale', {scale!r})")
+    page.wait_for_function(
+        f"() => document.querySelector('.goatviz-map-rule').textContent.includes('{named} colours')"
+    )
+    page.wait_for_timeout(150)
     pairs = [(0, 0), (40, 36), (63, 0), (63, 59), (20, 3)]
+    share = share.format(w="float(plan[q, k])")
     wanted = lab.ask(
-        "[widget.palette[1 + round(254 * min(1, float(plan[q, k]) / widget.view['range']['high']))]"
+        f"[widget.palette[1 + round(254 * min(1, max(0, {share})))]"
+        f" for high in [widget.view['range']['high']]"
         f" for q, k in {pairs}]",
     )
     for (query, key), colour in zip(pairs, wanted, strict=True):
