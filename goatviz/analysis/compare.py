@@ -22,7 +22,7 @@ from goatviz.analysis.levels import (
 )
 
 #: Most queries whose rows are compared for a distance; of more, evenly spaced ones are.
-MOST_ROWS = 512
+MOST_ROWS = 1024
 # Number of pairs whose differences are held at a time.
 _BLOCK = 2**20
 
@@ -188,7 +188,7 @@ class PlanDifference:
         return DifferenceCell(one - other, one, other, any(cell.allowed for cell in cells))
 
     def distance(self, progress: Callable[[float], None] | None = None) -> PlanDistance:
-        """How far the plans are apart, over at most 512 evenly spaced queries.
+        """How far the plans are apart, over at most 1,024 evenly spaced queries.
 
         Parameters
         ----------

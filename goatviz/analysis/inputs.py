@@ -158,12 +158,19 @@ def _rows(arguments: dict[str, Any] | Tensor) -> Iterator[dict[str, Any] | Tenso
     if isinstance(arguments, Tensor):
         yield from arguments.split(1)
         return
-    batch = max((len(one) for one in arguments.values() if _per_row(one)), default=1)
+    batch = sequences(arguments)
     for row in range(batch):
         yield {
             name: value[row : row + 1] if _per_row(value) and len(value) == batch else value
             for name, value in arguments.items()
         }
+
+
+def sequences(arguments: Tensor | Mapping[str, Any]) -> int:
+    """Number of sequences in the arguments of a forward pass."""
+    if isinstance(arguments, Tensor):
+        return len(arguments)
+    return max((len(one) for one in arguments.values() if _per_row(one)), default=1)
 
 
 def _per_row(value: Any) -> bool:

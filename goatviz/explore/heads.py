@@ -62,11 +62,20 @@ class HeadsView(Part):
     ) -> None:
         palette = [list(rgb) for rgb in colour_table()]
         super().__init__(palette=palette, title=title, rule=rule)
+        self._latest: tuple[xr.Dataset, dict[str, Any]] | None = None
         if thumbnails is not None:
             self.show(thumbnails)
 
     def state_of(self, content: xr.Dataset) -> dict[str, Any]:
-        """The traits that show these thumbnails."""
+        """The traits that show these thumbnails; those of the latest are kept."""
+        if self._latest is None or self._latest[0] is not content:
+            self._latest = content, self._state_of(content)
+        return self._latest[1]
+
+    def close(self) -> None:
+        self._latest = None
+
+    def _state_of(self, content: xr.Dataset) -> dict[str, Any]:
         check_result(content, PLAN_THUMBNAILS)
         content = with_all_dimensions(content, PLAN_THUMBNAILS)
         weights = content["weights"].values

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import traitlets
+import xarray as xr
 from torch import nn
 
 from goatviz import checks
-from goatviz.adapters.capture import Record, capture
+from goatviz.adapters.capture import Record
+from goatviz.analysis.compare import MOST_ROWS, PlanDifference, comparison_text
 from goatviz.analysis.explain import explain
-from goatviz.analysis.inputs import forward_calls, run_model, token_texts
 from goatviz.analysis.levels import MAX_BALANCED, PlanLevels, row_summary
 from goatviz.analysis.thumbnails import plan_thumbnails, structured_head
 from goatviz.explore.base import Explorer, Picture
@@ -25,6 +26,7 @@ from goatviz.explore.jobs import Job
 from goatviz.explore.page import Place
 from goatviz.explore.passage import MOST_TOKENS, Passage, ShownPassage
 from goatviz.explore.plan_map import INLINE_PAIRS, PlanMap, ShownPlan
+from goatviz.explore.plan_source import Against, PlanSource, against_of
 from goatviz.explore.selection import Selection
 from goatviz.plots.explanation import why_panel
 from goatviz.plots.plan import row_panels
@@ -51,7 +53,9 @@ MOST_QUERIES = 24
 VARIED = ((0.1, 0.5, 1.0, 2.0, 10.0), (0.5, 1.0, 2.0))
 # Most states and bytes of an exported page whose values nobody named.
 _MOST_STATES, _MOST_BYTES = 240, 5_000_000
-#: Number of plans that are kept, with the normalisers of the queries seen so far.
+#: Parts that a comparison adds.
+COMPARED = ("against", "difference")
+# Number of differences and of thumbnails that are kept.
 _KEPT = 4
 
 
@@ -60,73 +64,87 @@ def explore_plan(
     inputs: Any = None,
     *,
     tokenizer: Any = None,
-    tokens: Sequence[str] | None = None,
-    batch: int = 0,
+    tokens: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    input: int = 0,
+    against: Any = None,
     selection: Selection | None = None,
 ) -> PlanExplorer:
-    """Explore the plans of one forward pass of a model in JupyterLab.
+    """Explore the plans of a model in JupyterLab, by input, layer, head, query and temperature.
 
     Parameters
     ----------
     model : nn.Module, Checkpoint or Record
         A model that `goatviz.capture` can watch, or a record captured with keep="projections".
     inputs : Tensor, mapping, str, or sequence of them
-        Inputs of the model, as in `goatviz.sink_profile`; the first call is shown. Not to be given
-        with a record.
+        Inputs of the model, as in `goatviz.sink_profile`. A forward pass is made when one of its
+        sequences is chosen first; the last two are kept. Not to be given with a record.
     tokenizer : callable, optional
         Tokenizer of texts, whose tokens are shown if it can name them.
-    tokens : sequence of str, optional
-        One text for each position.
-    batch : int
-        Number of the sequence in the first call.
+    tokens : sequence of str, or sequence of them, optional
+        One text for each position, of every sequence or of each.
+    input : int
+        Number of the sequence that is shown first, among all inputs.
+    against : optional
+        What is compared with the plan, in a second map and a map of the difference. Another model,
+        which gets the same inputs; another record; changes as in `goatviz.intervene`, for the plans
+        before and after; or a place such as {"layer": 3, "head": 1} or {"input": 1}: what it names
+        stays, the rest follows the controls. Plans must be of as many queries and keys.
     selection : Selection, optional
         Selection to share with other explorers.
 
     Returns
     -------
     PlanExplorer
-        A widget; `draw(...)` makes the row's picture without a kernel, `save_html(path)` a page.
+        A widget; `draw(...)` makes the pictures of the row without a kernel, `save_html(path)` a
+        page.
 
     Raises
     ------
     TypeError
-        If the model cannot be captured, or inputs are missing or of another kind.
+        If the model cannot be captured, inputs are missing or of another kind, or `against` is none
+        of these.
     ValueError
-        If a record holds no projections, or there is no such sequence.
+        If a record holds no projections, there is no such sequence, `tokens` do not fit, or the
+        plans that are compared have other sizes.
 
     Examples
     --------
     >>> import torch
-    >>> from goatviz import load_pretrained
+    >>> from goatviz import Hide, load_pretrained
+    >>> model = load_pretrained("copy-mixture-1-goat")
     >>> ids = torch.randint(32, (1, 64), generator=torch.Generator().manual_seed(0))
-    >>> explorer = explore_plan(load_pretrained("copy-mixture-1-goat"), ids)
-    >>> explorer.draw(head=1, query=40).layout.title.text
+    >>> explorer = explore_plan(model, ids)
+    >>> explorer.draw(head=0, query=40).layout.title.text
     'Plan and prior'
+    >>> explorer = explore_plan(model, ids, against=Hide([0]))
+    >>> list(explorer.parts)
+    ['map', 'against', 'difference', 'row', 'why']
     """
-    if isinstance(model, Record):
-        checks.not_given("a Record", inputs=inputs)
-        return PlanExplorer(model, tokens=tokens, batch=batch, selection=selection)
-    model = model.model if isinstance(model, Checkpoint) else model
-    call = next(iter(forward_calls(inputs, tokenizer)))
-    with capture(model, statistics=(), keep="projections") as record:
-        run_model(model, call)
-    if tokens is None:
-        tokens = token_texts(tokenizer, call, batch)
-    return PlanExplorer(record, tokens=tokens, batch=batch, selection=selection)
+    return PlanExplorer(
+        model,
+        inputs,
+        tokenizer=tokenizer,
+        tokens=tokens,
+        input=input,
+        against=against,
+        selection=selection,
+    )
 
 
 class PlanExplorer(Explorer):
-    """Layer, head, query and temperature of a captured plan; see `explore_plan`.
+    """Input, layer, head, query and temperature of a plan; see `explore_plan`.
 
     Attributes
     ----------
+    input : int
+        Number of the sequence.
     layer, head, query : int
-        The row that is shown; a click or Enter in the map chooses query and key.
+        The row that is shown; a click or Enter in a map chooses query and key.
     key : int
         The key chosen in the map, shared through the selection.
     temperature : float
         tau of the row, from 0.01 (the largest score takes all) to 100 (close to the prior); the
-        map stays at the model's temperature.
+        maps stay at the model's temperature.
     balanced : bool
         Whether the row of the doubly stochastic plan is drawn too (up to 512 tokens).
     queries : tuple of int
@@ -137,6 +155,7 @@ class PlanExplorer(Explorer):
         The plan of this layer and head.
     """
 
+    input = traitlets.Int(0).tag(sync=True)
     layer = traitlets.Int(0).tag(sync=True)
     head = traitlets.Int(0).tag(sync=True)
     query = traitlets.Int(0).tag(sync=True)
@@ -146,33 +165,66 @@ class PlanExplorer(Explorer):
     queries = traitlets.Tuple(()).tag(sync=True)
     key_range = traitlets.Tuple(()).tag(sync=True)
 
-    shown = ("layer", "head", "query", "temperature", "balanced", "queries", "key_range")
+    shown = (
+        "input",
+        "layer",
+        "head",
+        "query",
+        "temperature",
+        "balanced",
+        "queries",
+        "key_range",
+    )
 
     def __init__(
         self,
-        record: Record,
+        model: nn.Module | Checkpoint | Record,
+        inputs: Any = None,
         *,
-        tokens: Sequence[str] | None = None,
-        batch: int = 0,
+        tokenizer: Any = None,
+        tokens: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        input: int = 0,
+        against: Any = None,
         selection: Selection | None = None,
     ) -> None:
-        layers = sorted({call.layer for call in record.check_calls()})
         super().__init__()
-        self._record, self._batch = record, batch
-        self._tokens = None if tokens is None else [str(token) for token in tokens]
-        # The last few plans are kept with their normalisers.
-        self._levels = lru_cache(_KEPT)(self._new_levels)
-        self._heads = {layer: range(record.of(layer)[-1].shape[1]) for layer in layers}
-        self.layer = layers[0]
-        thumbnails = plan_thumbnails(record, batch=batch)
+        given = {"tokenizer": tokenizer, "tokens": tokens}
+        self._source = PlanSource(model, inputs, **given)
+        self.input = checks.index("input", input, self._source.count)
+        self._against: Against | None = None
+        if against is not None:
+            self._against = against_of(against, self._source, inputs, tokenizer, tokens)
+        self._difference = lru_cache(_KEPT)(self._new_difference)
+        self._thumbnails = lru_cache(_KEPT)(self._new_thumbnails)
+        record = self._source.record(self.input)
+        self._heads = self._source.heads(self.input)
+        self.layer = next(iter(self._heads))
+        thumbnails = self._thumbnails(self.input)
         if int(thumbnails["present"].sum()) > 1:
             with suppress(ValueError):
                 # Single tokens have no structure to choose by.
                 self.layer, self.head = structured_head(thumbnails, SINK)
-        self.query = self._levels(self.layer, self.head).queries - 1
-        self.map = PlanMap(self._shown_plan(self.values()))
+        self.query = self._levels(self.values()).queries - 1
+        self._check(self.values())
+        self._set_up(
+            self._make_controls(record),
+            label="Plan and prior",
+            places=self._make_places(),
+            selection=selection,
+        )
+        for one in self._maps():
+            one.observe(self._chosen, "selection")
+        self.map.observe(self._brushed, "brush")
+        self.map.observe(self._zoomed, "view")
+        self.observe(self._show_marks, "key")
+
+    def _make_controls(self, record: Record) -> list[Control]:
+        count = self._source.count
+        names = [(layer, f"{layer} ({record.layers[layer]})") for layer in self._heads]
+        numbers = [(number, str(number)) for number in range(count)]
         controls = [
-            Control("layer", "Layer", options=[(n, f"{n} ({record.layers[n]})") for n in layers]),
+            Control("input", "Input", options=numbers),
+            Control("layer", "Layer", options=names),
             Control("head", "Head"),
             Control("query", "Query", "number", high=self.query, whole=True),
             Control(
@@ -194,25 +246,44 @@ class PlanExplorer(Explorer):
                 hint="the plan whose keys all receive the same mass, solved whole by POT",
             ),
         ]
+        return controls if count > 1 else controls[1:]
+
+    def _make_places(self) -> dict[str, Place | int]:
+        values = self.values()
+        contents = self._contents(values)
         places: dict[str, Place | int] = {}
-        if int(thumbnails["present"].sum()) > 1:
-            places["heads"] = Place(
-                HeadsView(thumbnails, title="Plans of all heads", rule=RULE), wide=True
-            )
-        if passage := self._passage(self.values()):
-            places["passage"] = Place(Passage(passage), wide=True)
-        places |= {"map": Place(self.map, 380), "row": 380, "why": 380}
-        self._set_up(controls, label="Plan and prior", places=places, selection=selection)
-        self.map.observe(self._chosen, "selection")
-        self.map.observe(self._brushed, "brush")
-        self.map.observe(self._zoomed, "view")
-        self.observe(self._show_marks, "key")
+        if int(contents["heads"]["present"].sum()) > 1:
+            view = HeadsView(contents["heads"], title="Plans of all heads", rule=RULE)
+            places["heads"] = Place(view, wide=True)
+        if contents["passage"] is not None:
+            places["passage"] = Place(Passage(contents["passage"]), wide=True)
+        maps = {name: PlanMap(contents[name]) for name in ("map", *COMPARED) if name in contents}
+        self.map = maps["map"]
+        for other in list(maps.values())[1:]:
+            for trait in ("without", "pool", "brush"):
+                traitlets.link((self.map, trait), (other, trait))
+        for one in maps.values():
+            one.linked = len(maps) > 1
+        return (
+            places
+            | {name: Place(one, 380) for name, one in maps.items()}
+            | {
+                "row": 380,
+                "why": 380,
+            }
+        )
+
+    def _maps(self) -> list[PlanMap]:
+        return [part for part in self.parts.values() if isinstance(part, PlanMap)]
 
     # --- what is shown ---
 
     def _check(self, values: Mapping[str, Any]) -> None:
+        checks.index("input", values["input"], self._source.count)
         super()._check(values)
-        *_, count, keys = self._record.of(values["layer"])[-1].shape
+        *_, count, keys = self._source.record(values["input"]).of(values["layer"])[-1].shape
+        if self._against is not None:
+            self._against.check(values)
         checks.index("query", values["query"], count)
         if "key" in values:
             checks.index("key", values["key"], keys)
@@ -226,17 +297,22 @@ class PlanExplorer(Explorer):
     def _is_long(self, values: Mapping[str, Any]) -> bool:
         if values["balanced"]:
             return True
-        keys = self._levels(values["layer"], values["head"]).keys
-        return bool(values["queries"]) and keys * np.ptp(values["queries"]) > INLINE_PAIRS
+        levels = self._levels(values)
+        if self._against is not None and 2 * levels.pairs(MOST_ROWS, levels.keys) > INLINE_PAIRS:
+            return True
+        return bool(values["queries"]) and levels.keys * np.ptp(values["queries"]) > INLINE_PAIRS
 
     def _picture(self, values: Mapping[str, Any], job: Job) -> Picture:
-        levels = self._levels(values["layer"], values["head"])
+        levels, tokens = self._levels(values), self._tokens_of(values)
+        shown = {
+            "temperature": values["temperature"],
+            "points": POINTS,
+            "keys": values["key_range"] or None,
+        }
         row = levels.row(
             values["query"],
-            temperature=values["temperature"],
-            points=POINTS,
-            keys=values["key_range"] or None,
-            tokens=self._tokens_of(levels.keys),
+            **shown,
+            tokens=tokens,
             check=levels.keys <= MAX_CHECKED_KEYS,
             balanced=values["balanced"],
             mean_of=values["queries"] or None,
@@ -248,7 +324,14 @@ class PlanExplorer(Explorer):
                 " The doubly stochastic plan is the identity: under the causal mask no other "
                 "plan gives every key the same mass."
             )
-        window = values["key_range"] or (0, levels.keys)
+        panels = row_panels(row)
+        if self._against is not None:
+            other = self._against.levels(values).row(values["query"], **shown)
+            panels = row_panels(row, other, self._against.title(values))
+            difference = self._difference(*self._at(values))
+            difference.distance(job)
+            text = comparison_text(difference, values["query"])
+            sentence += f" Against {self._against.title(values)}, at temperature 1: {text}"
         why = explain(
             levels.call,
             head=levels.head,
@@ -256,17 +339,37 @@ class PlanExplorer(Explorer):
             batch=levels.batch,
             top=TOP_KEYS,
             temperature=values["temperature"],
-            tokens=self._tokens_of(levels.keys),
+            tokens=tokens,
         )
-        figures = {"row": row_panels(row), "why": why_panel(why)}
-        return Picture(figures, sentence, {"row": f"{window}"})
+        window = values["key_range"] or (0, levels.keys)
+        return Picture({"row": panels, "why": why_panel(why)}, sentence, {"row": f"{window}"})
 
     def _at_once(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        contents = {"map": self._shown_plan(values), "passage": self._passage(values)}
-        return {name: content for name, content in contents.items() if name in self.parts}
+        contents = self._contents(values)
+        return {name: each for name, each in contents.items() if name in self.parts and each}
+
+    def _contents(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Contents of the parts that are no figures; those that do not fit are left out."""
+        levels = self._levels(values)
+        title = f"Layer {values['layer']}, head {values['head']}"
+        if self._source.count > 1:
+            title = f"Input {values['input']}, {title.lower()}"
+        contents = {
+            "heads": self._thumbnails(values["input"]),
+            "passage": self._passage(values),
+            "map": self._shown_plan(values, levels, title),
+        }
+        if self._against is not None:
+            other, levels = self._against.title(values), self._against.levels(values)
+            name = f"{other[0].upper()}{other[1:]}"
+            contents["against"] = self._shown_plan(values, levels, name)
+            difference = self._difference(*self._at(values))
+            title = f"Difference: {title[0].lower()}{title[1:]}, minus {other}"
+            contents["difference"] = self._shown_plan(values, difference, title)
+        return contents
 
     def _changed_controls(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        levels = self._levels(values["layer"], values["head"])
+        levels = self._levels(values)
         too_many = max(levels.queries, levels.keys) > MAX_BALANCED
         return {"query": {"high": levels.queries - 1}, "balanced": {"disabled": too_many}}
 
@@ -282,8 +385,7 @@ class PlanExplorer(Explorer):
 
     def _passage(self, values: Mapping[str, Any]) -> ShownPassage | None:
         """The tokens with the row of the chosen query; None if it has no tokens, or too many."""
-        levels = self._levels(values["layer"], values["head"])
-        tokens = self._tokens_of(levels.queries)
+        levels, tokens = self._levels(values), self._tokens_of(values)
         if tokens is None or levels.keys != levels.queries or levels.keys > MOST_TOKENS:
             return None
         key = self.key if self.key < levels.keys else 0
@@ -304,36 +406,61 @@ class PlanExplorer(Explorer):
         self.key_range = () if keys == (0, self.map.levels.keys) else keys
 
     def _trait_changed(self, change: dict[str, Any]) -> None:
-        if change["name"] in ("layer", "head"):
+        if change["name"] in ("input", "layer", "head"):
             # The map shows the whole of another plan.
             with self._quietly():
                 self.key_range = ()
+        if change["name"] == "input" and 0 <= self.input < self._source.count:
+            with self._quietly():
+                self._heads = self._source.heads(self.input)
+                self.query = min(self.query, self._levels(self.values()).queries - 1)
+                self.queries = ()
         super()._trait_changed(change)
 
-    def _new_levels(self, layer: int, head: int) -> PlanLevels:
-        return PlanLevels(self._record.of(layer)[-1], head=head, batch=self._batch)
+    @staticmethod
+    def _at(values: Mapping[str, Any]) -> tuple[int, int, int]:
+        return values["input"], values["layer"], values["head"]
 
-    def _shown_plan(self, values: Mapping[str, Any]) -> ShownPlan:
-        levels = self._levels(values["layer"], values["head"])
+    def _levels(self, values: Mapping[str, Any]) -> PlanLevels:
+        return self._source.levels(*self._at(values))
+
+    def _new_difference(self, input: int, layer: int, head: int) -> PlanDifference:
+        values = {"input": input, "layer": layer, "head": head}
+        return PlanDifference(self._levels(values), self._against.levels(values))
+
+    def _new_thumbnails(self, input: int) -> xr.Dataset:
+        return plan_thumbnails(self._source.record(input), batch=self._source.row(input))
+
+    def _shown_plan(
+        self, values: Mapping[str, Any], levels: PlanLevels | PlanDifference, title: str
+    ) -> ShownPlan:
         query, key = values["query"], self.key
+        tokens = self._source.tokens(values["input"])
+        own = self._levels(values)
+        query_tokens, key_tokens = (
+            tokens if tokens is not None and len(tokens) == count else None
+            for count in (levels.queries, levels.keys)
+        )
         return ShownPlan(
             levels,
-            f"Layer {levels.call.layer}, head {levels.head}",
-            self._tokens_of(levels.queries),
-            self._tokens_of(levels.keys),
-            levels.first_key,
+            title,
+            query_tokens,
+            key_tokens,
+            own.first_key,
             (query, key) if query < levels.queries and key < levels.keys else (),
         )
 
-    def _tokens_of(self, count: int) -> list[str] | None:
-        """The tokens, if there are so many: the keys of a cached or cross-attention call differ."""
-        return self._tokens if self._tokens is not None and len(self._tokens) == count else None
+    def _tokens_of(self, values: Mapping[str, Any]) -> list[str] | None:
+        """Tokens of the keys, if there are so many: those of a cached or cross call differ."""
+        tokens = self._source.tokens(values["input"])
+        return tokens if tokens is not None and len(tokens) == self._levels(values).keys else None
 
     # --- without a kernel ---
 
     def _default_vary(self) -> dict[str, list[Any]]:
         """Queries, then heads of this layer, then temperatures, as far as the page has room."""
-        count, heads = self._levels(self.layer, self.head).queries, list(self._heads[self.layer])
+        count = self._levels(self.values()).queries
+        heads = [head for head in self._heads[self.layer] if self._accepts("head", head)]
         # What another query adds, and another head with its map.
         states = [{}, {"query": self.query - 1 if self.query else count - 1}]
         states.append({"head": heads[heads.index(self.head) - 1]})
@@ -358,5 +485,9 @@ class PlanExplorer(Explorer):
         return vary
 
     def _forget(self) -> None:
-        self._levels.cache_clear()
-        self._record = self.map = None
+        self._source.forget()
+        if self._against is not None:
+            self._against.source.forget()
+        self._difference.cache_clear()
+        self._thumbnails.cache_clear()
+        self.map = self._against = None

@@ -15,10 +15,11 @@ import numpy as np
 import traitlets
 
 from goatviz import checks
+from goatviz.analysis.compare import PlanDifference
 from goatviz.analysis.levels import POOLS, PlanLevels, PlanView, colour_scale
 from goatviz.explore.jobs import Job, Newest, running_loop
 from goatviz.explore.page import Part
-from goatviz.plots.style import colour_table
+from goatviz.plots.style import colour_table, diverging_table
 
 SCALES = ("auto", "linear", "log")
 #: Decades below the largest weight that the logarithmic scale shows.
@@ -39,8 +40,8 @@ class ShownPlan:
 
     Parameters
     ----------
-    levels : PlanLevels
-        The plan.
+    levels : PlanLevels or PlanDifference
+        The plan, or how two plans differ.
     title : str
         Title above the map, which screen readers say too.
     query_tokens, key_tokens : sequence of str, optional
@@ -53,12 +54,12 @@ class ShownPlan:
     Raises
     ------
     TypeError
-        If `levels` is not a PlanLevels.
+        If `levels` is neither a PlanLevels nor a PlanDifference.
     ValueError
         If tokens do not fit the plan.
     """
 
-    levels: PlanLevels
+    levels: PlanLevels | PlanDifference
     title: str = "Attention map"
     query_tokens: Sequence[str] | None = None
     key_tokens: Sequence[str] | None = None
@@ -66,7 +67,7 @@ class ShownPlan:
     selection: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        checks.instance("levels", self.levels, PlanLevels, "PlanLevels")
+        checks.instance("levels", self.levels, (PlanLevels, PlanDifference), "PlanLevels")
         for name, tokens, count in (
             ("query_tokens", self.query_tokens, self.levels.queries),
             ("key_tokens", self.key_tokens, self.levels.keys),
@@ -90,6 +91,10 @@ class PlanMap(Part):
 
     Attributes
     ----------
+    signed : bool
+        Whether the map is of a difference: diverging colours, by its root on both sides of 0.
+    linked : bool
+        Whether its window moves with those of the other linked maps of the page.
     without : bool
         Whether the sink is left out and every row is normalised over the other keys.
     selection : list of int
@@ -124,6 +129,8 @@ class PlanMap(Part):
     pixels = traitlets.Bytes(b"").tag(sync=True)
     palette = traitlets.List().tag(sync=True)
     scale = traitlets.Enum(SCALES, default_value="auto").tag(sync=True)
+    signed = traitlets.Bool(False).tag(sync=True)
+    linked = traitlets.Bool(False).tag(sync=True)
     without = traitlets.Bool(False).tag(sync=True)
     pool = traitlets.Enum(POOLS, default_value="max").tag(sync=True)
     selection = traitlets.List(traitlets.Int(), maxlen=2).tag(sync=True)
@@ -133,7 +140,10 @@ class PlanMap(Part):
         self._work = Newest(partial(setattr, self, "progress"))
         checks.one_of("scale", scale, SCALES)
         checks.one_of("pool", pool, POOLS)
-        super().__init__(palette=[list(rgb) for rgb in colour_table()], scale=scale, pool=pool)
+        signed = isinstance(plan.levels, PlanDifference)
+        palette = diverging_table() if signed else colour_table()
+        palette = [list(rgb) for rgb in palette]
+        super().__init__(palette=palette, signed=signed, scale=scale, pool=pool)
         self._shown: ShownPlan | None = None
         self._forget_colours()
         self.observe(self._forget_colours, ["scale", "pool", "without"])
@@ -144,8 +154,8 @@ class PlanMap(Part):
         self._highest, self._kind = 0.0, ""
 
     @property
-    def levels(self) -> PlanLevels:
-        """The plan that is shown."""
+    def levels(self) -> PlanLevels | PlanDifference:
+        """The plan, or the difference, that is shown."""
         return self._shown.levels
 
     def show(self, content: ShownPlan) -> None:
@@ -178,11 +188,10 @@ class PlanMap(Part):
         shown = levels.view(
             *window, rows=FIRST_VIEW, columns=FIRST_VIEW, pool=self.pool, without=out
         )
-        kind = colour_scale(shown.weights) if self.scale == "auto" else self.scale
-        scale = colour_range(kind, float(np.nanmax(shown.weights, initial=0.0)))
+        scale = colour_range(self._kind_of(shown), _highest(shown))
         return {
             "title": content.title,
-            "summary": _summary(shown),
+            "summary": _summary(shown, self.signed),
             "error": "",
             "progress": -1.0,
             "size": [levels.queries, levels.keys],
@@ -201,15 +210,20 @@ class PlanMap(Part):
     def _show_view(self, number: int, shown: PlanView) -> None:
         """Put a view on the page, picture and description together."""
         # Colours keep their meaning while the window moves, until something larger is seen.
-        self._highest = max(self._highest, float(np.nanmax(shown.weights, initial=0.0)))
-        if not self._kind:
-            self._kind = colour_scale(shown.weights) if self.scale == "auto" else self.scale
+        self._highest = max(self._highest, _highest(shown))
+        self._kind = self._kind or self._kind_of(shown)
         scale = colour_range(self._kind, self._highest)
         with self.together():
             self.pixels = to_codes(shown.weights, scale)
             self.view = _described(number, shown, scale, self._shown)
-            self.summary = _summary(shown)
+            self.summary = _summary(shown, self.signed)
             self.error = ""
+
+    def _kind_of(self, shown: PlanView) -> str:
+        """The scale of colours of a view."""
+        if self.signed:
+            return "signed"
+        return colour_scale(shown.weights) if self.scale == "auto" else self.scale
 
     def _view(
         self,
@@ -288,7 +302,13 @@ class PlanMap(Part):
 def colour_range(kind: str, highest: float) -> dict[str, Any]:
     """The weights of the first and last colour, as the page needs them."""
     high = highest if highest > 0 else 1.0
-    return {"kind": kind, "low": 0.0 if kind == "linear" else high * 10.0**-DECADES, "high": high}
+    low = {"linear": 0.0, "log": high * 10.0**-DECADES, "signed": -high}[kind]
+    return {"kind": kind, "low": low, "high": high}
+
+
+def _highest(view: PlanView) -> float:
+    """The largest magnitude in view."""
+    return float(np.nanmax(np.abs(view.weights), initial=0.0))
 
 
 def to_codes(weights: np.ndarray, scale: dict[str, Any]) -> bytes:
@@ -298,6 +318,9 @@ def to_codes(weights: np.ndarray, scale: dict[str, Any]) -> bytes:
     values = np.clip(np.where(known, weights, low), low, high)
     if scale["kind"] == "log":
         share = np.log(values / low) / np.log(high / low)
+    elif scale["kind"] == "signed":
+        # Most differences are small, and the largest are few.
+        share = (1 + np.sign(values) * np.sqrt(np.abs(values) / high)) / 2
     else:
         share = (values - low) / (high - low)
     codes = 1 + np.rint(254 * share).astype(np.uint8)
@@ -332,14 +355,14 @@ def _texts(tokens: Sequence[str] | None, window: tuple[int, int]) -> dict[str, A
     return {"start": window[0], "texts": [str(token) for token in tokens[slice(*window)]]}
 
 
-def _summary(view: PlanView) -> str:
+def _summary(view: PlanView, signed: bool) -> str:
     """The view in a sentence."""
     if not np.isfinite(view.weights).any():
         return "Every pair in view is forbidden."
-    row, column = np.unravel_index(int(np.nanargmax(view.weights)), view.weights.shape)
+    at = int(np.nanargmax(np.abs(view.weights)))
+    row, column = np.unravel_index(at, view.weights.shape)
     first, last = int(view.key_edges[column]), int(view.key_edges[column + 1]) - 1
     keys = f"key {first:,}" if first == last else f"keys {first:,} to {last:,}"
-    return (
-        f"Largest in view: {view.weights[row, column]:.3g}, query {int(view.queries[row]):,}, "
-        f"{keys}."
-    )
+    value = view.weights[row, column]
+    what = f"difference in view: {value:+.3g}" if signed else f"in view: {value:.3g}"
+    return f"Largest {what}, query {int(view.queries[row]):,}, {keys}."

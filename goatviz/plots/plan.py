@@ -170,13 +170,19 @@ class _Curve(NamedTuple):
     at: slice | np.ndarray = slice(None)
 
 
-def row_panels(row: xr.Dataset) -> list[Panel]:
+def row_panels(
+    row: xr.Dataset, other: xr.Dataset | None = None, name: str = "other plan"
+) -> list[Panel]:
     """Plan and prior of one query by key, and the scores and log-prior behind them.
 
     Parameters
     ----------
     row : xarray.Dataset
         From `goatviz.analysis.PlanLevels.row`.
+    other : xarray.Dataset, optional
+        The row of another plan at the same keys, which is drawn with the first one.
+    name : str
+        What the other plan is, for the legend.
 
     Returns
     -------
@@ -190,8 +196,16 @@ def row_panels(row: xr.Dataset) -> list[Panel]:
     ------
     TypeError
         If `row` is not a plan row.
+    ValueError
+        If the rows are of different keys.
     """
     check_result(row, PLAN_ROW)
+    masses = _masses(row)
+    if other is not None:
+        check_result(other, PLAN_ROW)
+        if not np.array_equal(other["key_stop"], row["key_stop"]):
+            raise ValueError("other must be a row of the same keys")
+        masses.append(_Curve(f"plan, {name}", other["weights"].values, _line(row, 6, "dashdot")))
     start, stop = row["key"].values, row["key_stop"].values
     middle = (start + stop - 1) / 2
     hover, texts = _row_hover(row)
@@ -227,7 +241,7 @@ def row_panels(row: xr.Dataset) -> list[Panel]:
     title = f"Query {attrs['query']:,}: plan and prior"
     mass = {"title": "probability [1]", "rangemode": "tozero"}
     return [
-        Panel(title, traces(_masses(row), ""), ticks, mass, note=note, height=200),
+        Panel(title, traces(masses, ""), ticks, mass, note=note, height=200),
         Panel("What makes it", traces(_terms(row), " nats"), ticks, {"title": "log-mass [nats]"},
               height=180),
     ]  # fmt: skip

@@ -95,6 +95,12 @@ def colour_table() -> list[tuple[int, int, int]]:
     return [(0, 0, 0), *(tuple(round(255 * part) for part in colour) for colour in colours)]
 
 
+def diverging_table() -> list[tuple[int, int, int]]:
+    """The diverging scale in the same way: 1 is its low end, 128 its middle, 255 its high end."""
+    colours = sample_colorscale(DIVERGING, np.linspace(0.0, 1.0, 255).tolist(), colortype="tuple")
+    return [(0, 0, 0), *(tuple(round(255 * part) for part in colour) for colour in colours)]
+
+
 def sequential(shares: np.ndarray) -> list[tuple[float, float, float]]:
     """Colours of the sequential scale at places from 0 to 1; red, green and blue from 0 to 1."""
     return sample_colorscale(get_colorscale(SEQUENTIAL), shares.tolist(), colortype="tuple")

@@ -109,7 +109,9 @@ def test_distances_are_those_of_rows(pair, monkeypatch):
     monkeypatch.setattr("goatviz.analysis.compare.MOST_ROWS", 7)
     few = PlanDifference(*pair)
     assert few.distance().queries.tolist() == np.linspace(0, 89, 7).round().astype(int).tolist()
-    np.testing.assert_allclose(few.distance().variation, variation[few.distance().queries], atol=1e-5)
+    np.testing.assert_allclose(
+        few.distance().variation, variation[few.distance().queries], atol=1e-5
+    )
     assert "over 7 of 90 queries" in comparison_text(few, 40)
 
 

@@ -11,11 +11,14 @@ import pytest
 import torch
 
 from goatviz.adapters import capture
+from goatviz.adapters.intervene import capture_changed
 from goatviz.analysis import explain, plan_thumbnails, structured_head
 from goatviz.explore import PlanExplorer, Selection, explore_plan
 from goatviz.explore.export import LIMIT_BYTES
 from goatviz.models import CausalLM, ModelConfig
 from goatviz.training import load_pretrained
+from goatviz.transport import Hide, Temper
+from goatviz.transport.changes import changed_call
 from tests.factories import figure_text
 
 LENGTH = 48
@@ -149,10 +152,153 @@ def test_a_record_a_checkpoint_and_a_model_show_the_same():
 
 def test_a_chosen_sequence_of_a_batch():
     model, inputs = small_model(), ids(batch=3)
-    explorer = explore_plan(model, inputs, batch=2)
+    explorer = explore_plan(model, inputs, input=2)
     alone = explore_plan(model, inputs[2:])
     found, wanted = (curve(each.draw(query=30), "plan") for each in (explorer, alone))
     np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_inputs_are_run_when_they_are_chosen_and_the_last_two_records_kept(monkeypatch):
+    model, texts = small_model(), [ids(20, 2), ids(32), ids(12)]
+    runs = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda x: (runs.append(tuple(x.shape)), forward(x))[1])
+    tokens = [[f"{n}:{at}" for at in range(size)] for n, size in enumerate((20, 20, 32, 12))]
+    explorer = explore_plan(model, texts, tokens=tokens)
+    assert runs == [(2, 20)] and len(explorer.controls["input"].options) == 4
+    assert explorer.query == 19
+    explorer.input = 1
+    assert runs == [(2, 20)] and explorer.map.title.startswith("Input 1, layer")
+    explorer.set(input=2, query=30)
+    assert runs == [(2, 20), (1, 32)]
+    plan = captured(model, texts[1]).plan(layer=explorer.layer, head=explorer.head)
+    wanted = np.where(plan.allowed[30], plan.weights[30], np.nan)
+    np.testing.assert_allclose(values(shown(explorer), "plan"), wanted, atol=1e-9)
+    assert {*shown(explorer).layout.xaxis.ticktext} <= {*tokens[2]}
+    assert explorer.parts["passage"].tokens == tokens[2]
+    thumbnails = plan_thumbnails(captured(model, texts[1]))
+    first = explorer.parts["heads"].measures[1]["values"]
+    np.testing.assert_allclose(first, thumbnails["first_mass"].values)
+    runs.clear()
+    # A shorter input has no query 30; of three records the first is forgotten.
+    explorer.input = 3
+    assert explorer.query == 11 and explorer.error == "" and explorer.map.size == [12, 12]
+    explorer.input = 2
+    assert runs == [(1, 12)]
+    explorer.input = 0
+    assert runs == [(1, 12), (2, 20)]
+    with pytest.raises(ValueError, match="input must be an integer in 0 .. 3, got 4"):
+        explorer.draw(input=4)
+    with pytest.raises(ValueError, match="tokens must be texts of one sequence, or of each of 4"):
+        explore_plan(model, texts, tokens=tokens[:2])
+    assert "input" not in explore_plan(model, ids()).controls
+
+
+def weights_of(record, layer, head, batch=0):
+    plan = record.plan(layer=layer, head=head, batch=batch)
+    return torch.where(plan.allowed, plan.weights, torch.nan).numpy()
+
+
+def differences(explorer):
+    """What the bytes of the map of the difference stand for."""
+    part = explorer.parts["difference"]
+    view = part.view
+    codes = np.frombuffer(part.pixels, np.uint8).reshape(view["rows"], view["columns"])
+    low, high = view["range"]["low"], view["range"]["high"]
+    assert low == -high and view["range"]["kind"] == "signed"
+    share = 2 * (codes.astype(float) - 1) / 254 - 1
+    return np.where(codes == 0, np.nan, share * np.abs(share) * high), high / 127
+
+
+CHANGE = [Hide([0]), Temper(2.0, heads=[1])]
+
+
+def hidden_record(model, inputs):
+    """What the change does to a model of one head group: layer by layer, by hand."""
+    with capture_changed(model, CHANGE) as (record, _), torch.no_grad():
+        model(inputs)
+    return record
+
+
+@pytest.mark.parametrize("kind", ["model", "record", "head", "input", "change"])
+def test_plans_are_compared(kind):
+    model, inputs = small_model(), ids(batch=2)
+    other = small_model(positions="alibi")
+    record = captured(model, inputs)
+    against, suffix, wanted = {
+        "model": lambda: (other, " of the other model", weights_of(captured(other, inputs), 1, 0)),
+        "record": lambda: (captured(other, inputs), " of the other record", None),
+        "head": lambda: ({"layer": 0, "head": 1}, "", weights_of(record, 0, 1)),
+        "input": lambda: ({"input": 1}, "", weights_of(record, 1, 0, 1)),
+        "change": lambda: (CHANGE, " after Hide, Temper", None),
+    }[kind]()
+    if kind == "record":
+        wanted = weights_of(captured(other, inputs), 1, 0)
+    if kind == "change":
+        call = hidden_record(model, inputs).of(1)[-1].call
+        plan = changed_call(call, 0, 0, CHANGE).plan()
+        wanted = torch.where(plan.allowed, plan.weights, torch.nan).numpy()
+    explorer = explore_plan(model, inputs, against=against)
+    explorer.set(layer=1, head=0, query=30)
+    assert explorer.error == ""
+    one = weights_of(record, 1, 0)
+    both = np.isnan(one) & np.isnan(wanted)
+    difference = np.where(both, np.nan, np.nan_to_num(one) - np.nan_to_num(wanted))
+    found, step = differences(explorer)
+    np.testing.assert_allclose(found, difference, atol=step)
+    assert np.array_equal(np.isnan(found), both)
+    row = shown(explorer)
+    place = {"head": "layer 0, head 1", "input": "input 1, layer 1, head 0"}
+    where = place.get(kind, "layer 1, head 0") + suffix
+    np.testing.assert_allclose(values(row, f"plan, {where}"), wanted[30], atol=1e-6)
+    variation = np.abs(np.nan_to_num(difference)).sum(1) / 2
+    at = np.unravel_index(np.nanargmax(np.abs(difference)), difference.shape)
+    assert f"Against {where}, at temperature 1" in explorer.summary
+    assert f"distance {variation[30]:.3g} for query 30" in explorer.summary
+    assert f"{variation.mean():.3g} on average over all queries" in explorer.summary
+    assert f"largest difference {difference[at]:+.3g}, query {at[0]}" in explorer.summary
+    against = explorer.parts["against"]
+    assert against.title == f"{where[0].upper()}{where[1:]}" and against.linked
+    assert explorer.parts["difference"].title.endswith(f", minus {where}")
+    assert explorer.map.palette != explorer.parts["difference"].palette
+
+
+def test_compared_maps_move_together():
+    explorer = explore_plan(small_model(), ids(), against={"layer": 0, "head": 1})
+    explorer.parts["difference"].selection = [20, 4]
+    assert explorer.query == 20
+    assert all(explorer.parts[name].selection == [20, 4] for name in ("map", "against"))
+    explorer.map.without = True
+    explorer.parts["difference"].pool = "mean"
+    assert all(explorer.parts[name].without for name in ("against", "difference"))
+    assert explorer.map.pool == explorer.parts["against"].pool == "mean"
+    sent = []
+    explorer.parts["difference"].send = sent.append
+    explorer.parts["difference"].received({"kind": "cell", "query": 20, "key": 4})
+    cell = sent[0]["cell"]
+    assert cell["difference"] == cell["weight"] - cell["other"] and cell["allowed"]
+
+
+def test_what_cannot_be_compared(tmp_path):
+    model, record = small_model(), captured(small_model(), ids())
+    with pytest.raises(ValueError, match="other must have 48 queries and 48 keys .* got 20 and 20"):
+        explore_plan(model, [ids(), ids(20)], against={"input": 1})
+    with pytest.raises(ValueError, match="against must be among layer, head, input; got 'heads'"):
+        explore_plan(model, ids(), against={"heads": 1})
+    with pytest.raises(ValueError, match="layer of against must be one of 0, 1; got 7"):
+        explore_plan(model, ids(), against={"layer": 7})
+    with pytest.raises(TypeError, match="against must be a model, a record, a place .* got int"):
+        explore_plan(model, ids(), against=3)
+    with pytest.raises(TypeError, match="against must not be changes beside a Record"):
+        explore_plan(record, against=Hide([0]))
+    with pytest.raises(TypeError, match="inputs must be given with a model"):
+        explore_plan(record, against=small_model())
+    fewer = small_model(num_layers=1)
+    explorer = explore_plan(fewer, ids(), against=model)
+    explorer.save_html(tmp_path / "plan.html")
+    explorer = explore_plan(model, ids(), against=fewer)
+    explorer.set(layer=1)
+    assert explorer.error == "ValueError: layer of against must be one of 0; got 1"
 
 
 def test_layers_with_other_numbers_of_heads():
@@ -173,8 +319,8 @@ def test_bad_input():
     record = captured(small_model(), ids())
     with pytest.raises(TypeError, match="inputs must not be given with a Record"):
         explore_plan(record, ids())
-    with pytest.raises(ValueError, match=r"batch must be an integer in 0 .. 0, got 4"):
-        explore_plan(record, batch=4)
+    with pytest.raises(ValueError, match=r"input must be an integer in 0 .. 0, got 4"):
+        explore_plan(record, input=4)
     with capture(small_model()) as empty:
         pass
     with pytest.raises(ValueError, match="record must hold an attention call"):
@@ -258,7 +404,7 @@ def test_several_values_at_once_ask_for_one_picture(explorer, monkeypatch):
     assert [(v["layer"], v["head"], v["query"], v["temperature"]) for v in drawn] == [
         (1, 1, 30, 0.5)
     ]
-    with pytest.raises(ValueError, match="values must be among layer, head.*got 'heads'"):
+    with pytest.raises(ValueError, match="values must be among input, layer, head.*got 'heads'"):
         explorer.set(heads=3)
 
 
@@ -271,7 +417,7 @@ def test_the_doubly_stochastic_plan_is_said_to_be_the_identity(explorer):
 
 def test_closing_forgets_the_record():
     explorer = explore_plan(small_model(), ids())
-    kept = weakref.ref(explorer._levels(0, 0)), weakref.ref(explorer._record)
+    kept = weakref.ref(explorer.map.levels), weakref.ref(explorer._source.record(0))
     explorer.close()
     gc.collect()
     assert [reference() for reference in kept] == [None, None]

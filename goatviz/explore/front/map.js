@@ -12,6 +12,12 @@ const MARGINS = {
 const LABEL_PX = 13; // a token needs this many pixels of its own
 const FORBIDDEN = 0; // the code of cells whose pairs are all forbidden
 
+const COLOURS = {
+  linear: "linear colours",
+  log: "logarithmic colours",
+  signed: "colours by the root of the difference",
+};
+
 const STEPS = {
   ArrowLeft: [0, -1],
   ArrowRight: [0, 1],
@@ -54,8 +60,13 @@ export function decode(code, scale) {
   if (code === FORBIDDEN) return null;
   const share = (code - 1) / 254;
   if (scale.kind === "log") return scale.low * (scale.high / scale.low) ** share;
+  // By the square root on both sides of 0.
+  if (scale.kind === "signed") return (2 * share - 1) * Math.abs(2 * share - 1) * scale.high;
   return scale.low + share * (scale.high - scale.low);
 }
+
+// Linked maps of a page by its model: what moves one of them moves the others.
+const LINKED = new WeakMap();
 
 export function number(value, digits = 3) {
   if (value === 0) return "0";
@@ -107,7 +118,7 @@ export function newestWins(send) {
   };
 }
 
-export function renderMap({ model, el }) {
+export function renderMap({ model, el, host }) {
   let margin = MARGINS.numbers;
   const fitMargin = () => {
     margin = model.get("has_tokens") ? MARGINS.tokens : MARGINS.numbers;
@@ -136,13 +147,15 @@ export function renderMap({ model, el }) {
     });
     subscriptions.push([trait, () => (select.value = model.get(trait))]);
   };
-  choose("Colour", "scale", [
-    ["auto", "automatic"],
-    ["linear", "linear"],
-    ["log", "logarithmic"],
-  ]);
-  choose("Weight of a cell", "pool", [
-    ["max", "largest of its keys"],
+  const signed = model.get("signed");
+  if (!signed)
+    choose("Colour", "scale", [
+      ["auto", "automatic"],
+      ["linear", "linear"],
+      ["log", "logarithmic"],
+    ]);
+  choose(signed ? "Difference of a cell" : "Weight of a cell", "pool", [
+    ["max", signed ? "largest by magnitude" : "largest of its keys"],
     ["mean", "mean of its keys"],
   ]);
   const lesser = make("label", {}, toolbar);
@@ -407,7 +420,7 @@ export function renderMap({ model, el }) {
     const exact = state.exact;
     rule.textContent = view.rule
       ? `${model.get("title")} \u00b7 queries ${range(state.queries)}, keys ${range(state.keys)} \u00b7 ` +
-        `${view.rule} \u00b7 ${view.range.kind === "log" ? "logarithmic" : "linear"} colours`
+        `${view.rule} \u00b7 ${COLOURS[view.range.kind]}`
       : model.get("title");
     if (!state.cursor || !view.rows) {
       status.textContent = model.get("summary");
@@ -418,17 +431,21 @@ export function renderMap({ model, el }) {
     if (exact && exact.query === query && exact.key === key) {
       status.textContent =
         head +
-        (exact.allowed
-          ? `weight ${number(exact.weight, 6)}, prior ${number(exact.prior, 6)}, ` +
-            `content score ${number(exact.score, 6)}`
-          : "forbidden");
+        (!exact.allowed
+          ? "forbidden"
+          : exact.difference !== undefined
+          ? `difference ${number(exact.difference, 6)}: ` +
+            `weight ${number(exact.weight, 6)} and ${number(exact.other, 6)}`
+          : `weight ${number(exact.weight, 6)}, prior ${number(exact.prior, 6)}, ` +
+            `content score ${number(exact.score, 6)}`);
       status.dataset.weight = exact.allowed ? String(exact.weight) : "";
       return;
     }
     const code = codeAt(query, key);
     if (code === undefined) return;
     const value = decode(code, view.range);
-    const what = view.exact ? "weight" : `${model.get("pool")} weight of its cell`;
+    const noun = signed ? "difference" : "weight";
+    const what = view.exact ? noun : `${model.get("pool")} ${noun} of its cell`;
     status.textContent = head + (value === null ? "forbidden" : `${what} about ${number(value)}`);
     delete status.dataset.weight;
   };
@@ -487,12 +504,26 @@ export function renderMap({ model, el }) {
     if (model.get("progress") >= 0 && model.send) model.send({ kind: "stop" });
   };
 
-  const moveTo = (queries, keys) => {
+  const show = (queries, keys) => {
     state.queries = clampWindow(queries, count()[0]);
     state.keys = clampWindow(keys, count()[1]);
     say();
     redraw();
     ask();
+  };
+  const mine = {
+    show,
+    choose(pair) {
+      model.set("selection", pair);
+      redraw();
+    },
+  };
+  const linked = model.get("linked") ? (LINKED.get(host) ?? new Set()) : new Set();
+  if (model.get("linked")) LINKED.set(host, linked.add(mine));
+
+  const moveTo = (queries, keys) => {
+    show(queries, keys);
+    for (const other of linked) if (other !== mine) other.show(state.queries, state.keys);
   };
 
   const zoom = (factor, query, key) => {
@@ -535,9 +566,8 @@ export function renderMap({ model, el }) {
   };
 
   const select = () => {
-    model.set("selection", [...state.cursor]);
+    for (const each of new Set([mine, ...linked])) each.choose([...state.cursor]);
     model.save_changes();
-    redraw();
   };
 
   // Mouse and keyboard ---------------------------------------------------------------------
@@ -742,6 +772,7 @@ export function renderMap({ model, el }) {
   showView();
   return () => {
     for (const each of stops) each();
+    linked.delete(mine);
     resized.disconnect();
     if (state.frame) cancelAnimationFrame(state.frame);
     root.remove();
