@@ -205,7 +205,7 @@ def row_panels(
         check_result(other, PLAN_ROW)
         if not np.array_equal(other["key_stop"], row["key_stop"]):
             raise ValueError("other must be a row of the same keys")
-        masses.append(_Curve(f"plan, {name}", other["weights"].values, _line(row, 6, "dashdot")))
+        masses.append(_Curve(f"plan, {name}", other["weights"].values, _line(row, 7, "dashdot")))
     start, stop = row["key"].values, row["key_stop"].values
     middle = (start + stop - 1) / 2
     hover, texts = _row_hover(row)

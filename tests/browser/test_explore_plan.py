@@ -101,3 +101,51 @@ def test_errors_of_observers_are_seen(lab, page):
         "() => document.querySelector('.goatviz-controls .goatviz-error').textContent !== ''"
     )
     assert "query must be an integer in 0 .. 95, got 500" in alert.inner_text()
+
+
+def test_compared_maps_move_together(lab):
+    against = SETUP.replace("task_ids)", 'task_ids, against={"layer": 1, "head": 2})')
+    page = lab.run(against, "explorer")
+    rules = page.locator(".goatviz-map-rule")
+    canvases = page.locator(".goatviz-map-canvas")
+    canvases.nth(2).wait_for()
+    titles = [rules.nth(at).inner_text().split(" \u00b7")[0] for at in range(3)]
+    assert titles[1] == "Layer 1, head 2"
+    assert titles[2].startswith("Difference: ") and titles[2].endswith(", minus layer 1, head 2")
+    page.locator(".goatviz-map-bar").nth(2).locator("button").first.click()
+    for at in range(3):
+        page.wait_for_function(
+            """at => document.querySelectorAll('.goatviz-map-rule')[at].textContent
+                .includes('queries 24\u201371, keys 24\u201371 \u00b7 every query; every key')""",
+            arg=at,
+        )
+    wanted = lab.ask("list(explorer.key_range)")
+    assert wanted == [24, 72]
+    # A pair that is chosen in one is chosen in all, and its exact difference is said.
+    canvases.nth(2).focus()
+    for key in ("ArrowDown", "ArrowRight", "ArrowDown", "Enter"):
+        page.keyboard.press(key)
+    page.wait_for_function(
+        """() => document.querySelectorAll('.goatviz-map-status')[2].textContent
+            .includes(': weight ')"""
+    )
+    said = page.locator(".goatviz-map-status").nth(2).inner_text()
+    query, key = lab.ask("[explorer.query, explorer.key]")
+    assert said.startswith(f"query {query}, key {key}: difference ")
+    cell = lab.ask(f"explorer.parts['difference'].levels.cell({query}, {key})._asdict()")
+    found = [
+        float(part)
+        for part in said.split("difference ")[1].replace(": weight ", " and ").split(" and ")
+    ]
+    wanted = [cell["difference"], cell["weight"], cell["other"]]
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert lab.ask("[list(one.selection) for one in explorer._maps()]") == [[query, key]] * 3
+
+
+def test_the_input_is_chosen(lab):
+    inputs = SETUP.replace("task_ids)", "[task_ids, task_ids[:, :40]])")
+    page = lab.run(inputs, "explorer")
+    shown(page, "Query 95: plan and prior")
+    page.get_by_role("combobox", name="Input").select_option(index=1)
+    agree(shown(page, "Query 39: plan and prior"), kernels(lab, page))
+    assert lab.ask("[explorer.input, explorer.map.size]") == [1, [40, 40]]

@@ -17,7 +17,7 @@ with capture(checkpoint.model, statistics=(), keep="projections") as record, tor
 tokens = ["<img src=x onerror=alert(1)>" if i == 2 else f"t{i}" for i in range(64)]
 levels = PlanLevels(record.calls[0], head=0)
 plan = record.plan(head=0).weights
-widget = PlanMap(ShownPlan(levels, "Head 0", tokens, tokens))
+widget = PlanMap(ShownPlan(levels, "Head 0", tokens, tokens), scale="linear")
 shown = Page({"map": Place(widget)}, label="One map")
 """
 
