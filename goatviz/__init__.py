@@ -47,6 +47,7 @@ _HOMES = {
     "doubly_stochastic": "goatviz.transport",
     "example_text": "goatviz.examples",
     "explain": "goatviz.analysis",
+    "explore_generation": "goatviz.explore",
     "explore_length": "goatviz.explore",
     "explore_plan": "goatviz.explore",
     "explore_prior": "goatviz.explore",

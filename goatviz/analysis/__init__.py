@@ -9,7 +9,7 @@ why a query attends where it does.
 
 from goatviz.analysis.compare import PlanDifference
 from goatviz.analysis.explain import explain
-from goatviz.analysis.generation import generation_steps
+from goatviz.analysis.generation import generation_steps, generation_thumbnails
 from goatviz.analysis.heads import heads_table, sink_table
 from goatviz.analysis.implied import fit_priors, implied_prior
 from goatviz.analysis.intervals import wilson_interval
@@ -42,6 +42,7 @@ __all__ = [
     "explain",
     "fit_priors",
     "generation_steps",
+    "generation_thumbnails",
     "implied_prior",
     "length_sweep",
     "load_runs",

@@ -1,4 +1,7 @@
-"""What a model attends to while it writes: the plan's row of every head at every new token."""
+"""What a model attends to while it writes: the plan's row of every head at every new token.
+
+`generation_thumbnails` shows all heads at a glance, `step_summary` says one row in words.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,26 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from scipy import special
 from torch import Tensor, nn
 
 from goatviz import checks
 from goatviz.adapters.capture import CapturedCall, Record, capture
 from goatviz.analysis.inputs import check_fits, forward_calls, text_array, token_ids, token_texts
-from goatviz.analysis.thumbnails import head_weights
+from goatviz.analysis.thumbnails import (
+    LayerThumbnails,
+    even_queries,
+    head_weights,
+    pooled_weights,
+    stacked_thumbnails,
+)
+from goatviz.bins import even_edges
 from goatviz.models import CausalLM
-from goatviz.results import GENERATION, make_result
+from goatviz.results import GENERATION, check_result, make_result, with_all_dimensions
 from goatviz.training.checkpoint import Checkpoint
+
+#: What a row of float32 weights without a sink's column lacks of 1, at most.
+_ROUNDING = 1e-4
 
 
 @torch.no_grad()
@@ -94,6 +108,110 @@ def generation_steps(
         text = _generated(model, arguments, ids, new, look)
     texts = None if tokenizer is None else token_texts(tokenizer, text)
     return _result(record.layers, steps, text[0].cpu().numpy(), texts)
+
+
+def generation_thumbnails(steps: xr.Dataset, *, cells: int = 32) -> xr.Dataset:
+    r"""Small pictures of every head's rows while a model wrote: steps by keys.
+
+    Parameters
+    ----------
+    steps : xarray.Dataset
+        From `generation_steps`.
+    cells : int
+        Largest number of rows and columns of a picture.
+
+    Returns
+    -------
+    xarray.Dataset
+        Schema "plan_thumbnails", as from `goatviz.analysis.plan_thumbnails`; its means are over
+        all steps whose query sees two keys or more, and entropy is relative to log(i + 1) of query
+        i. What a row lacks of 1 counts as one key: the column of a sink.
+
+    Raises
+    ------
+    TypeError
+        If `steps` is not a result of `generation_steps`.
+
+    Examples
+    --------
+    >>> from goatviz import load_pretrained
+    >>> steps = generation_steps(load_pretrained("passkey-goat"), torch.zeros(1, 9).long(),
+    ...     max_new_tokens=4)
+    >>> dict(generation_thumbnails(steps)["weights"].sizes)
+    {'layer': 3, 'head': 4, 'row': 4, 'column': 12}
+    """
+    steps = with_all_dimensions(check_result(steps, GENERATION), GENERATION)
+    cells = checks.positive_int("cells", cells)
+    rows = even_queries(steps.sizes["step"], cells)
+    edges = even_edges(steps.sizes["key"], cells)
+    query, numbers = steps["query"].values, steps["head"].values
+    used = query > 0
+    parts = {}
+    for at, layer in enumerate(steps["layer"].values.tolist()):
+        own = steps["present"].values[at]
+        weights = steps["weights"].values[:, at, own].swapaxes(0, 1).astype(np.float64)
+        entropy = _entropy(weights)[:, used] / np.log1p(query[used])
+        with np.errstate(invalid="ignore"):
+            measures = {
+                "relative_entropy": entropy.sum(-1) / used.sum(),
+                "first_mass": weights[:, used, 0].sum(-1) / used.sum(),
+            }
+        pictures = pooled_weights(weights[:, rows], edges)
+        parts[layer] = LayerThumbnails(numbers[own], pictures, measures, query[rows], edges)
+    attrs = {"prompt_tokens": steps.attrs["prompt_tokens"]}
+    return stacked_thumbnails(parts, steps["layer_name"].values, attrs)
+
+
+def step_summary(steps: xr.Dataset, *, layer: int, head: int, query: int) -> str:
+    """One row in words: what its query chose, and where it looked.
+
+    Parameters
+    ----------
+    steps : xarray.Dataset
+        From `generation_steps`.
+    layer, head, query : int
+        Numbers of the layer and head, and the query's place in the text.
+
+    Raises
+    ------
+    TypeError
+        If `steps` is not a result of `generation_steps`.
+    KeyError, ValueError
+        If there is no such head, or query.
+
+    Examples
+    --------
+    >>> from goatviz import load_pretrained
+    >>> steps = generation_steps(load_pretrained("passkey-goat"), torch.zeros(1, 9).long(),
+    ...     max_new_tokens=4)
+    >>> step_summary(steps, layer=0, head=0, query=8)[:35]
+    'Step 1 of 4: query 8 chooses token '
+    """
+    steps = with_all_dimensions(check_result(steps, GENERATION), GENERATION)
+    at = steps["query"].values.tolist().index(query)
+    row = steps.sel(layer=layer, head=head).isel(step=at)
+    weights = row["weights"].values[: query + 1].astype(np.float64)
+
+    def named(key: int) -> str:
+        return f"{key:,}" + (f" “{steps['token'].values[key]}”" if "token" in steps else "")
+
+    chosen = f"“{row['next_token'].item()}”" if "next_token" in row else str(int(row["next_id"]))
+    most = ", ".join(f"{named(key)} ({weights[key]:.3g})" for key in weights.argsort()[::-1][:3])
+    rest = 1.0 - weights.sum()
+    lacks = rest > _ROUNDING
+    column = f" A column without a key takes {rest:.3g}." if lacks else ""
+    return (
+        f"Step {at + 1} of {steps.sizes['step']}: query {named(query)} chooses token {chosen}. "
+        f"Layer {layer}, head {head} gives most to key {most}; entropy "
+        f"{float(_entropy(weights)):.3g} of at most {np.log1p(query + lacks):.3g} nats.{column}"
+    )
+
+
+def _entropy(weights: np.ndarray) -> np.ndarray:
+    """Entropy of rows along the last axis, nats; what they lack of 1 counts as one key."""
+    weights = np.nan_to_num(weights)
+    rest = np.clip(1.0 - weights.sum(-1, keepdims=True), 0.0, None)
+    return special.entr(np.concatenate([weights, rest], axis=-1)).sum(-1)
 
 
 def _one_text(prompt: Any, tokenizer: Any) -> tuple[dict[str, Any], Tensor]:

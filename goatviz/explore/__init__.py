@@ -3,6 +3,7 @@
 State lives in traits; numbers come from `goatviz.analysis`, pictures from `goatviz.plots`.
 """
 
+from goatviz.explore.generation import GenerationExplorer, explore_generation
 from goatviz.explore.length import LengthExplorer, explore_length
 from goatviz.explore.page import Page, Place
 from goatviz.explore.plan import PlanExplorer, explore_plan
@@ -12,6 +13,7 @@ from goatviz.explore.selection import Selection
 from goatviz.explore.sinks import SinkExplorer, explore_sinks
 
 __all__ = [
+    "GenerationExplorer",
     "LengthExplorer",
     "Page",
     "Place",
@@ -21,6 +23,7 @@ __all__ = [
     "Selection",
     "ShownPlan",
     "SinkExplorer",
+    "explore_generation",
     "explore_length",
     "explore_plan",
     "explore_prior",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import traitlets
@@ -19,9 +19,42 @@ DIRECTIONS = ("gives", "receives")
 MOST_TOKENS = 4096
 
 
+class Weighed(Protocol):
+    """What a passage shows: tokens that are queries and keys, and the mass between them.
+
+    Attributes
+    ----------
+    tokens : sequence of str
+        One text for each.
+    query, key : int
+        The chosen query and the chosen key.
+    sink : int
+        The key that the scale of colours leaves out.
+    """
+
+    @property
+    def tokens(self) -> Sequence[str]: ...
+
+    @property
+    def query(self) -> int: ...
+
+    @property
+    def key(self) -> int: ...
+
+    @property
+    def sink(self) -> int: ...
+
+    def weights(self, direction: str, at: int) -> np.ndarray:
+        """The mass that query `at` gives to each token, or that key `at` receives from each.
+
+        NaN where the pair is forbidden or unknown; shape (tokens,).
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class ShownPassage:
-    """What a passage shows.
+    """The plan of a head as a passage shows it; see `Weighed`.
 
     Parameters
     ----------
@@ -40,6 +73,15 @@ class ShownPassage:
     query: int
     key: int
     sink: int = 0
+
+    def weights(self, direction: str, at: int) -> np.ndarray:
+        levels = self.levels
+        rows, columns = (0, levels.queries), (0, levels.keys)
+        if direction == "gives":
+            view = levels.view((at, at + 1), columns, rows=1, columns=levels.keys)
+        else:
+            view = levels.view(rows, (at, at + 1), rows=levels.queries, columns=1)
+        return view.weights.ravel()
 
 
 class Passage(Part):
@@ -68,23 +110,23 @@ class Passage(Part):
     weights = traitlets.Bytes(b"").tag(sync=True)
     sink = traitlets.Int(0).tag(sync=True)
 
-    def __init__(self, content: ShownPassage) -> None:
+    def __init__(self, content: Weighed) -> None:
         super().__init__(direction="gives")
         self._shown = content
         self.observe(lambda _: self.show(self._shown), "direction")
         self.show(content)
 
-    def state_of(self, content: ShownPassage) -> dict[str, Any]:
+    def state_of(self, content: Weighed) -> dict[str, Any]:
         """The traits that show a passage."""
         at = content.query if self.direction == "gives" else content.key
         return {
             "tokens": list(content.tokens),
             "at": at,
             "sink": content.sink,
-            "weights": self._weights(content.levels, at),
+            "weights": self._weights(content, at),
         }
 
-    def show(self, content: ShownPassage) -> None:
+    def show(self, content: Weighed) -> None:
         self._shown = content
         super().show(content)
 
@@ -94,20 +136,16 @@ class Passage(Part):
             return
         try:
             at = checks.index("at", message.get("at"), len(self.tokens))
-            weights = self._weights(self._shown.levels, at)
+            weights = self._weights(self._shown, at)
             self.send({"kind": "weighed", "at": at}, [weights])
         except Exception:
             # The page waits for an answer, whatever happens.
             self.send({"kind": "weighed"})
             raise
 
-    def _weights(self, levels: PlanLevels, at: int) -> bytes:
-        rows, columns = (0, levels.queries), (0, levels.keys)
-        if self.direction == "gives":
-            view = levels.view((at, at + 1), columns, rows=1, columns=levels.keys)
-        else:
-            view = levels.view(rows, (at, at + 1), rows=levels.queries, columns=1)
-        return np.ascontiguousarray(view.weights, dtype=np.float32).tobytes()
+    def _weights(self, content: Weighed, at: int) -> bytes:
+        weights = content.weights(self.direction, at)
+        return np.ascontiguousarray(weights, dtype=np.float32).tobytes()
 
     def close(self) -> None:
         self._shown = None

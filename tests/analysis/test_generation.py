@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from goatviz.adapters import capture
-from goatviz.analysis import generation_steps
+from goatviz.analysis import generation_steps, generation_thumbnails, plan_thumbnails
+from goatviz.analysis.generation import step_summary
 from goatviz.attention import Attention
 from goatviz.results import load_result, save_result
 from tests.factories import ids, tiny_huggingface, tiny_lm
@@ -144,3 +145,59 @@ def test_what_cannot_be_generated():
     assert generation_steps(learned, ids(1, 30), max_new_tokens=3).sizes["step"] == 3
     with pytest.raises(ValueError, match="inputs must hold at most 32 tokens"):
         generation_steps(learned, ids(1, 30), max_new_tokens=4)
+
+
+# --- all heads at a glance, and one row in words ---
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt-oss"])
+def test_thumbnails_are_the_last_rows_of_the_plans(name):
+    model, prompt = tiny_huggingface(name, sliding_window=64), ids(1, 40)
+    model.generation_config.eos_token_id = None
+    steps = generation_steps(model, prompt, max_new_tokens=NEW)
+    text = torch.cat([prompt, torch.from_numpy(steps["next_id"].values)[None]], dim=1)[:, :-1]
+    with capture(model, statistics=(), keep="projections") as record, torch.no_grad():
+        model(text)
+    found, whole = generation_thumbnails(steps, cells=8), plan_thumbnails(record, cells=44)
+    assert found["weights"].shape[2:] == (NEW, 8)
+    edges = [*found["key_start"].values[0], 44]
+    rows = whole["weights"].values[:, :, -NEW:]
+    for at, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
+        wanted = np.fmax.reduce(rows[..., start:stop], axis=-1)
+        np.testing.assert_allclose(found["weights"][..., at], wanted, atol=1e-6)
+    assert found["query"].values.tolist() == [list(range(39, 44))] * 2
+    for layer in range(2):
+        for head in range(4):
+            plan = record.plan(layer=layer, head=head)
+            weights = plan.weights[39:].double()
+            np.testing.assert_allclose(
+                found["first_mass"][layer, head], weights[:, 0].mean(), atol=1e-6
+            )
+            rest = (1 - weights.sum(-1, keepdim=True)).clamp(min=0)
+            entropy = torch.special.entr(torch.cat([weights, rest], -1)).sum(-1)
+            share = (entropy / torch.arange(40, 45).double().log()).mean()
+            np.testing.assert_allclose(found["relative_entropy"][layer, head], share, atol=1e-4)
+
+
+def test_a_row_in_words(smollm2):
+    model, tokenizer = smollm2
+    prompt = "The capital of France is Paris, and the capital of Italy is"
+    steps = generation_steps(model, prompt, tokenizer=tokenizer, max_new_tokens=2, layers=[0, 29])
+    query = int(steps["query"][0])
+    said = step_summary(steps, layer=29, head=3, query=query)
+    row = steps["weights"].sel(layer=29, head=3, step=0).values
+    top = int(np.nanargmax(row))
+    assert said.startswith(f"Step 1 of 2: query {query} “␣is” chooses token “␣Rome”. Layer 29, ")
+    assert f"gives most to key {top} “{steps['token'].values[top]}” ({row[top]:.3g})" in said
+    known = row[: query + 1].astype(float)
+    entropy = -(known * np.log(np.where(known > 0, known, 1))).sum()
+    assert f"entropy {entropy:.3g} of at most {np.log(query + 1):.3g} nats." in said
+    with pytest.raises(ValueError, match=f"{query + 2}"):
+        step_summary(steps, layer=29, head=3, query=query + 2)
+
+
+def test_a_column_without_a_key_is_said():
+    steps = generation_steps(tiny_huggingface("gpt-oss"), ids(1, 6), max_new_tokens=1)
+    rest = 1 - float(steps["weights"].sel(layer=1, head=2, step=0).sum())
+    said = step_summary(steps, layer=1, head=2, query=5)
+    assert f"of at most {np.log(7):.3g} nats. A column without a key takes {rest:.3g}." in said

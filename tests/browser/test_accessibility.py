@@ -10,14 +10,21 @@ pytestmark = pytest.mark.browser
 SETUP = """
 import torch
 from goatviz import (
-    explore_length, explore_plan, explore_prior, explore_sinks, load_pretrained, load_shipped_result
+    explore_generation, explore_length, explore_plan, explore_prior, explore_sinks,
+    load_pretrained, load_shipped_result
 )
 ids = torch.randint(97, 123, (1, 64), generator=torch.Generator().manual_seed(0))
 model = load_pretrained("passkey-goat")
 sweep, grid = load_shipped_result("needle-sweep"), load_shipped_result("needle-grid")
+class Letters:
+    def __call__(self, text, return_tensors="pt"):
+        return {"ids": torch.tensor([[ord(letter) for letter in text]])}
+    def convert_ids_to_tokens(self, ids):
+        return [chr(each) for each in ids]
 """
 #: At least one cell for every `explore_...` there is.
 CELLS = (
+    "explore_generation(model, ids, tokenizer=Letters(), max_new_tokens=4)",
     "explore_length(sweep, grid=grid)",
     'explore_length(load_shipped_result("text-eltec"))',
     "explore_plan(model, ids)",

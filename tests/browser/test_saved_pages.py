@@ -8,6 +8,7 @@ import torch
 from plotly.offline import get_plotlyjs
 
 from goatviz import (
+    explore_generation,
     explore_length,
     explore_plan,
     explore_prior,
@@ -39,7 +40,23 @@ def lengths():
     )
 
 
+class Names:
+    """A tokenizer whose tokens must arrive as text."""
+
+    def __call__(self, text, return_tensors="pt"):
+        return {"ids": torch.tensor([[ord(letter) % 32 for letter in text]])}
+
+    def convert_ids_to_tokens(self, ids):
+        return [HOSTILE[each % len(HOSTILE)] for each in ids]
+
+
+def written():
+    model = load_pretrained("copy-mixture-4-goat")
+    return explore_generation(model, "a text of letters", tokenizer=Names(), max_new_tokens=5)
+
+
 EXPLORERS = {
+    "generation": written,
     "plan": plan,
     "prior": lambda: explore_prior(load_pretrained("copy-mixture-4-goat")),
     "sinks": lambda: explore_sinks(load_pretrained("copy-mixture-4-goat"), ids()),

@@ -77,7 +77,7 @@ export function renderPassage({ model, el, host }) {
     legend.textContent = `full colour: ${number(full)} or more`;
     const best = shown.reduce((top, weight, token) => (weight > shown[top] || Number.isNaN(shown[top]) ? token : top), 0);
     status.textContent = Number.isNaN(shown[best])
-      ? `${side().says(named(at))} nothing.`
+      ? `There are no weights of ${side().chosen} ${named(at)}.`
       : `${side().says(named(at))} most ${side().other} ${named(best)}: ${number(shown[best])}.`;
     root.dataset.painted = String(at);
   };
