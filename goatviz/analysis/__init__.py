@@ -14,7 +14,7 @@ from goatviz.analysis.heads import heads_table, sink_table
 from goatviz.analysis.implied import fit_priors, implied_prior
 from goatviz.analysis.intervals import wilson_interval
 from goatviz.analysis.length import length_sweep, needle_grid
-from goatviz.analysis.levels import PlanLevels, colour_scale
+from goatviz.analysis.levels import PlanLevels, colour_decades, colour_scale
 from goatviz.analysis.mass import mass_sweep
 from goatviz.analysis.perplexity import loss_difference, perplexity_sweep
 from goatviz.analysis.plan import plan_slice
@@ -37,6 +37,7 @@ __all__ = [
     "PlanLevels",
     "PriorSource",
     "Runs",
+    "colour_decades",
     "colour_scale",
     "heads_table",
     "explain",

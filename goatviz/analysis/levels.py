@@ -640,6 +640,30 @@ def colour_scale(weights: np.ndarray) -> str:
     return "log" if np.median(positive[positive > 0]) < _DARK * typical else "linear"
 
 
+def colour_decades(weights: np.ndarray) -> int:
+    """Decades below the largest weight that a logarithmic scale needs to show most of a view.
+
+    So many that three quarters of the positive weights lie in them, but 5 at least and 12 at most:
+    in the plan of a perfect sink, all other keys together get less than 1e-5.
+
+    Parameters
+    ----------
+    weights : array
+        Weights of a view, shape (rows, columns); NaN where nothing is visible.
+
+    Examples
+    --------
+    >>> colour_decades(np.array([[0.5, 0.1, 0.4]])), colour_decades(np.array([[1.0, 1e-8, 1e-8]]))
+    (5, 8)
+    """
+    values = np.asarray(weights, dtype=np.float64)
+    values = values[np.nan_to_num(values) > 0]
+    if not len(values):
+        return 5
+    floor = np.quantile(values, 0.25) / values.max()
+    return int(np.clip(np.ceil(-np.log10(floor) - 1e-9), 5, 12))
+
+
 def row_summary(row: xr.Dataset) -> str:
     """A row from `PlanLevels.row` in a sentence, for captions and screen readers."""
     attrs = row.attrs

@@ -89,7 +89,7 @@ class HeadsView(Part):
             "heads": content["head"].values.tolist(),
             "present": content["present"].values.tolist(),
             "cells": list(weights.shape[2:]),
-            "pixels": to_codes(weights, colour_range("log", 1.0)),
+            "pixels": to_codes(weights, colour_range("log", highest=1.0)),
             "measures": measures,
         }
 

@@ -16,13 +16,13 @@ import traitlets
 
 from goatviz import checks
 from goatviz.analysis.compare import PlanDifference
-from goatviz.analysis.levels import POOLS, PlanLevels, PlanView, colour_scale
+from goatviz.analysis.levels import POOLS, PlanLevels, PlanView, colour_decades, colour_scale
 from goatviz.explore.jobs import Job, Newest, running_loop
 from goatviz.explore.page import Part
 from goatviz.plots.style import colour_table, diverging_table
 
 SCALES = ("auto", "linear", "log")
-#: Decades below the largest weight that the logarithmic scale shows.
+#: Decades below the largest weight that a logarithmic scale shows, if no view asks for more.
 DECADES = 5
 #: Cells a side of the first view, before a page has said how much room it has.
 FIRST_VIEW = 256
@@ -151,7 +151,7 @@ class PlanMap(Part):
 
     def _forget_colours(self, _change: Any = None) -> None:
         """Begin a new scale of colours with the next view."""
-        self._highest, self._kind = 0.0, ""
+        self._highest, self._colours = 0.0, None
 
     @property
     def levels(self) -> PlanLevels | PlanDifference:
@@ -188,7 +188,7 @@ class PlanMap(Part):
         shown = levels.view(
             *window, rows=FIRST_VIEW, columns=FIRST_VIEW, pool=self.pool, without=out
         )
-        scale = colour_range(self._kind_of(shown), _highest(shown))
+        scale = colour_range(*self._colours_of(shown), highest=_highest(shown))
         return {
             "title": content.title,
             "summary": _summary(shown, self.signed),
@@ -211,19 +211,21 @@ class PlanMap(Part):
         """Put a view on the page, picture and description together."""
         # Colours keep their meaning while the window moves, until something larger is seen.
         self._highest = max(self._highest, _highest(shown))
-        self._kind = self._kind or self._kind_of(shown)
-        scale = colour_range(self._kind, self._highest)
+        self._colours = self._colours or self._colours_of(shown)
+        scale = colour_range(*self._colours, highest=self._highest)
         with self.together():
             self.pixels = to_codes(shown.weights, scale)
             self.view = _described(number, shown, scale, self._shown)
             self.summary = _summary(shown, self.signed)
             self.error = ""
 
-    def _kind_of(self, shown: PlanView) -> str:
-        """The scale of colours of a view."""
+    def _colours_of(self, shown: PlanView) -> tuple[str, int]:
+        """The scale of colours of a view, and its decades if it is logarithmic."""
         if self.signed:
-            return "signed"
-        return colour_scale(shown.weights) if self.scale == "auto" else self.scale
+            return "signed", 0
+        if self.scale != "auto":
+            return self.scale, DECADES
+        return colour_scale(shown.weights), colour_decades(shown.weights)
 
     def _view(
         self,
@@ -299,10 +301,10 @@ class PlanMap(Part):
         self.send({"kind": "viewed" if kind == "view" else "celled"})
 
 
-def colour_range(kind: str, highest: float) -> dict[str, Any]:
+def colour_range(kind: str, decades: int = DECADES, *, highest: float) -> dict[str, Any]:
     """The weights of the first and last colour, as the page needs them."""
     high = highest if highest > 0 else 1.0
-    low = {"linear": 0.0, "log": high * 10.0**-DECADES, "signed": -high}[kind]
+    low = {"linear": 0.0, "log": high * 10.0**-decades, "signed": -high}[kind]
     return {"kind": kind, "low": low, "high": high}
 
 

@@ -6,7 +6,7 @@ import torch
 
 from goatviz.adapters import capture
 from goatviz.adapters.capture import CapturedCall
-from goatviz.analysis.levels import PlanLevels, colour_scale
+from goatviz.analysis.levels import PlanLevels, colour_decades, colour_scale
 from goatviz.attention import Attention
 from goatviz.examples import example_text
 from goatviz.models import goat_prior
@@ -126,7 +126,7 @@ def test_a_window_is_cut_to_what_there_is():
         ({"rows": 0}, "rows must be an integer of at least 1, got 0"),
         ({"columns": 2.5}, "columns must be an integer of at least 1, got 2.5"),
         ({"without": [70]}, r"without must be an integer in 0 .. 69, got 70"),
-        ({"without": 0}, "without must be a list of places, got 0"),
+        ({"without": 0}, "without must be a list of integers, got 0"),
         ({"pool": "sum"}, "pool must be one of max, mean; got 'sum'"),
     ],
 )
@@ -245,3 +245,11 @@ def test_what_has_no_levels():
         PlanLevels(call, batch=-1)
     with pytest.raises(ValueError, match=r"key must be an integer in 0 .. 69, got 70"):
         PlanLevels(call).cell(0, 70)
+
+
+def test_a_logarithmic_scale_reaches_most_weights():
+    assert colour_decades(np.full((4, 4), 0.25)) == 5
+    assert colour_decades(np.full((4, 4), np.nan)) == 5
+    faint = np.array([1.0, *[10.0**-8.5] * 9])
+    assert colour_decades(faint) == 9  # rounded up
+    assert colour_decades(faint**4) == 12

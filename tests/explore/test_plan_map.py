@@ -65,11 +65,11 @@ def test_logarithmic_colours_keep_decades_apart(monkeypatch):
 
 
 def test_codes_at_the_ends_of_their_range():
-    scale = colour_range("linear", 0.5)
+    scale = colour_range("linear", highest=0.5)
     assert to_codes(np.array([0.0, 0.25, 0.5, 0.9, np.nan]), scale) == bytes([1, 128, 255, 255, 0])
-    scale = colour_range("log", 1.0)
+    scale = colour_range("log", highest=1.0)
     assert to_codes(np.array([0.0, 1e-5, 1.0, np.nan]), scale) == bytes([1, 1, 255, 0])
-    assert colour_range("linear", 0.0)["high"] == 1.0
+    assert colour_range("linear", highest=0.0)["high"] == 1.0
 
 
 def test_the_palette_gives_every_code_a_colour_of_its_own():
