@@ -1,10 +1,10 @@
 """Numbers about priors and plans, as results. Nothing here draws.
 
-`prior.prior_profile` takes a learned prior apart, `plan.plan_slice` shows a window of a plan and
-`thumbnails.plan_thumbnails` all of them, `sinks.sink_profile` finds attention sinks,
-`implied.implied_prior` fits the prior inside logits, `length.length_sweep` asks models for answers
-at many lengths, `mass.mass_sweep` measures where their attention goes, and `explain.explain` says
-why a query attends where it does.
+`prior.prior_profile` takes a learned prior apart, `plan.plan_slice` shows a window of a plan,
+`thumbnails.plan_thumbnails` all of them and `compare.PlanDifference` how two differ,
+`sinks.sink_profile` finds attention sinks, `implied.implied_prior` fits the prior inside logits,
+`length.length_sweep` asks models for answers at many lengths, `mass.mass_sweep` measures where
+their attention goes, and `explain.explain` says why a query attends where it does.
 """
 
 from goatviz.analysis.compare import PlanDifference

@@ -114,11 +114,11 @@ def explore_plan(
     >>> model = load_pretrained("copy-mixture-1-goat")
     >>> ids = torch.randint(32, (1, 64), generator=torch.Generator().manual_seed(0))
     >>> explorer = explore_plan(model, ids)
-    >>> explorer.draw(head=0, query=40).layout.title.text
+    >>> explorer.draw(head=1, query=40).layout.title.text
     'Plan and prior'
     >>> explorer = explore_plan(model, ids, against=Hide([0]))
     >>> list(explorer.parts)
-    ['map', 'against', 'difference', 'row', 'why']
+    ['heads', 'map', 'against', 'difference', 'row', 'why']
     """
     return PlanExplorer(
         model,
@@ -346,7 +346,10 @@ class PlanExplorer(Explorer):
 
     def _at_once(self, values: Mapping[str, Any]) -> dict[str, Any]:
         contents = self._contents(values)
-        return {name: each for name, each in contents.items() if name in self.parts and each}
+        if contents["passage"] is None:
+            # Nothing to read: another input was shorter, or named its tokens.
+            contents["passage"] = ShownPassage(self._levels(values), (), values["query"], 0)
+        return {name: content for name, content in contents.items() if name in self.parts}
 
     def _contents(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Contents of the parts that are no figures; those that do not fit are left out."""

@@ -65,6 +65,10 @@ export function renderPassage({ model, el, host }) {
   };
 
   const paint = () => {
+    if (!spans.length) {
+      legend.textContent = status.textContent = "";
+      return;
+    }
     const shown = hovered?.weights ?? asArray(model.get("weights"));
     const at = hovered?.weights ? hovered.at : model.get("at");
     const { full, shares } = shades(shown, model.get("sink"));
