@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,9 +64,16 @@ class PlotlyLibrary(anywidget.AnyWidget):
 _library: PlotlyLibrary | None = None
 
 
-def plotly_library() -> PlotlyLibrary:
-    """The one library; a new one only after that was closed."""
+def plotly_library() -> PlotlyLibrary | None:
+    """The one library; a new one only after that was closed.
+
+    None in marimo, where a model ends with its cell and belongs to one of several readers whom the
+    process serves: a page asks for plotly.js by message there.
+    """
     global _library
+    marimo = sys.modules.get("marimo")
+    if marimo is not None and marimo.running_in_notebook():
+        return None
     if _library is None or _library.comm is None:
         _library = PlotlyLibrary(source=get_plotlyjs())
     return _library

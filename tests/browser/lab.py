@@ -116,10 +116,13 @@ class Lab:
     server: Server
     page: Page
 
-    def open(self, name: str) -> None:
-        """Open a notebook in a kernel of its own, the only one from now on."""
+    def open(self, name: str, *, place: str = "lab/tree") -> None:
+        """Open a notebook in a kernel of its own, the only one from now on.
+
+        The place "notebooks" is Notebook 7, whose pages JupyterLab's server has, too.
+        """
         self.server.end_kernels()
-        self.page.goto(f"{self.server.url}/lab/tree/{name}?reset")
+        self.page.goto(f"{self.server.url}/{place}/{name}?reset")
         self.page.wait_for_function(
             "() => window.jupyterapp && window.jupyterapp.shell.currentWidget"
         )
@@ -236,6 +239,7 @@ def jupyterlab(home: Path) -> Iterator[Server]:
         "--ServerApp.password=",
         "--ServerApp.disable_check_xsrf=True",
         "--expose-app-in-browser",
+        "--JupyterNotebookApp.expose_app_in_browser=True",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         f"--ServerApp.root_dir={root}",
     ]

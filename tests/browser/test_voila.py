@@ -1,14 +1,13 @@
 """A notebook with an explorer as an app: Voila serves it, and its slider moves the figure."""
 
 import nbformat
-import numpy as np
 import pytest
 import torch
 
 from goatviz.explore import explore_plan
-from goatviz.plots.base import as_figure
 from goatviz.training import load_pretrained
 from tests.browser.lab import LOOPBACK, free_port, serving
+from tests.browser.numbers import agree, expected
 
 pytestmark = pytest.mark.browser
 
@@ -23,9 +22,6 @@ ICONS = {
     f"https://cdn.jsdelivr.net/npm/@fortawesome/fontawesome-free@%5E5/css/{name}.min.css"
     for name in ("all", "v4-shims")
 }
-DRAWN = """() => [...document.querySelectorAll('.goatviz-figure .js-plotly-plot')].map(graph =>
-    (graph._fullData ?? []).map(trace =>
-        [...trace.y].map(value => Number.isNaN(value) ? null : value)))"""
 
 
 @pytest.fixture
@@ -49,42 +45,18 @@ def served(tmp_path):
         yield url
 
 
-def expected(**values):
-    """Numbers of every line, and the sentence, as this process draws them."""
-    ids = torch.randint(32, (1, 48), generator=torch.Generator().manual_seed(0))
-    explorer = explore_plan(load_pretrained("copy-mixture-1-goat"), ids)
-    picture = explorer.picture(values)
-    lines = [
-        [
-            [None if value != value else float(value) for value in np.ravel(trace.y)]
-            for trace in figure.data
-        ]
-        for figure in map(as_figure, picture.figures.values())
-    ]
-    return lines, picture.summary
-
-
-def agree(page, lines, summary):
-    page.wait_for_function(
-        "words => document.querySelector('.goatviz-summary')?.textContent === words", arg=summary
-    )
-    for _ in range(200):
-        if page.evaluate(DRAWN) == lines:
-            break
-        page.wait_for_timeout(50)
-    assert page.evaluate(DRAWN) == lines
-
-
 def test_a_slider_moves_the_figure_in_voila(served, offline_context, offline_page):
     page = offline_page
     page.goto(served)
-    page.locator(".goatviz-figure .js-plotly-plot .main-svg").first.wait_for()
-    agree(page, *expected())
+    ids = torch.randint(32, (1, 48), generator=torch.Generator().manual_seed(0))
+    explorer = explore_plan(load_pretrained("copy-mixture-1-goat"), ids)
+    shown = page.locator(".goatviz-explorer")
+    agree(shown, expected(explorer))
     slider = page.locator(".goatviz-controls input[type=range]")
     slider.focus()
     for _ in range(6):
         page.keyboard.press("ArrowLeft")
     place = float(slider.input_value())
-    agree(page, *expected(temperature=float(f"{10**place:.12g}")))
+    agree(shown, expected(explorer, temperature=float(f"{10**place:.12g}")))
     assert place == pytest.approx(-0.3)
     assert set(offline_context.outside_requests) <= ICONS

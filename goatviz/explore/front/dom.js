@@ -9,12 +9,26 @@ export function make(tag, attributes, parent, text) {
 }
 
 export function listen(model, changes) {
-  // Call functions when traits change, [["label summary", act], ...]; returns how to stop.
-  const all = changes.flatMap(([names, act]) =>
-    names.split(" ").map((name) => [name.includes(":") ? name : `change:${name}`, act]),
-  );
+  // Call functions when traits change, [["label summary", act], ...]; returns how to stop. However
+  // many traits change together, even one after the other, a function is called once, and after them.
+  const waiting = new Set();
+  const flush = () => {
+    const acts = [...waiting];
+    waiting.clear();
+    for (const act of acts) act();
+  };
+  const all = changes.flatMap(([names, act]) => {
+    const later = () => {
+      if (!waiting.size) queueMicrotask(flush);
+      waiting.add(act);
+    };
+    return names
+      .split(" ")
+      .map((name) => (name.includes(":") ? [name, act] : [`change:${name}`, later]));
+  });
   for (const [event, act] of all) model.on(event, act);
   return () => {
+    waiting.clear();
     for (const [event, act] of all) model.off(event, act);
   };
 }
@@ -50,16 +64,17 @@ export function whenThemed(root, act) {
       attributes: true,
       attributeFilter: ["class", "data-theme", "data-jp-theme-light", "data-jp-theme-name"],
     });
-  // A theme's colours may arrive after its name, so watch the colour of the text itself.
+  // A theme's colours may arrive after its name, so watch the colour of the explorer's text itself.
+  const explorer = root.closest(".goatviz-explorer");
   const inked = (event) => {
-    if (event.target === root && event.propertyName === "color") act();
+    if (event.target === explorer && event.propertyName === "color") act();
   };
-  root.addEventListener("transitionend", inked);
+  explorer.addEventListener("transitionend", inked);
   const preference = window.matchMedia("(prefers-color-scheme: dark)");
   preference.addEventListener("change", act);
   return () => {
     watcher.disconnect();
-    root.removeEventListener("transitionend", inked);
+    explorer.removeEventListener("transitionend", inked);
     preference.removeEventListener("change", act);
   };
 }

@@ -14,32 +14,53 @@ const PARTS = {
   passage: renderPassage,
 };
 
-export async function librarySource(model) {
-  // The text of plotly.js: from the model that holds it, or else from the kernel.
+export async function librarySource(model, closed) {
+  // The text of plotly.js: from the model that holds it, or else from the kernel, unless the
+  // widget is closed before it answers.
   try {
     const name = model.get("library").replace("IPY_MODEL_", "");
     return (await model.widget_manager.get_model(name)).get("source");
   } catch {
     if (!model.send) throw new Error("There is no kernel to ask for it.");
-    return new Promise((resolve) => {
+    return new Promise((resolve, reject) => {
+      const end = () => model.off("msg:custom", received);
       const received = (content) => {
         if (content.kind !== "plotly") return;
-        model.off("msg:custom", received);
+        end();
         resolve(content.source);
       };
+      closed.addEventListener("abort", () => {
+        end();
+        reject(new Error("The widget was closed."));
+      });
       model.on("msg:custom", received);
       model.send({ kind: "plotly" });
     });
   }
 }
 
-export function render({ model, el }) {
+function keepKeys(root) {
+  // Jupyter takes keys such as arrows before they reach a slider, unless it has this attribute. Keys
+  // with Control and the like, and Shift+Enter, remain Jupyter's.
+  const look = (event) => {
+    const [target] = event.composedPath();
+    if (!root.contains(target)) return;
+    const { ctrlKey, metaKey, altKey, shiftKey, key } = event;
+    const jupyters = ctrlKey || metaKey || altKey || (shiftKey && key === "Enter");
+    target.toggleAttribute("data-lm-suppress-shortcuts", !jupyters);
+  };
+  window.addEventListener("keydown", look, true);
+  return () => window.removeEventListener("keydown", look, true);
+}
+
+function render({ model, el }) {
   const root = make("div", { class: "goatviz-explorer" }, el);
-  const stops = [];
+  const closed = new AbortController();
+  const stops = [() => closed.abort(), keepKeys(root)];
   if (model.get("control_specs").length) stops.push(renderControls({ model, el: root }));
   const pictures = make("div", { class: "goatviz-pictures" }, root);
   const summary = make("div", { class: "goatviz-summary", "aria-live": "polite" }, root);
-  const plotly = loadLibrary(() => librarySource(model));
+  const plotly = loadLibrary(() => librarySource(model, closed.signal));
   for (const { name, kind, least, wide } of model.get("place_specs")) {
     const place = make("div", { class: "goatviz-place" }, pictures);
     place.style.flex = wide ? "1 1 100%" : `1 1 ${least}px`;

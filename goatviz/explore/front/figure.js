@@ -1,5 +1,6 @@
-// A plotly figure. plotly.js is loaded once per page, arrays come as bytes, the newest figure wins, and text and grid follow the page's theme. Without a kernel the last
-// figure stays, as interactive as any plotly figure.
+// A plotly figure. plotly.js is loaded once per page, arrays come as bytes, the newest figure wins,
+// and text and grid follow the page's theme. Without a kernel the last figure stays, as interactive
+// as any plotly figure.
 
 import { colourOf, listen, make, whenThemed } from "./dom.js";
 
@@ -17,23 +18,31 @@ export function asModule(source) {
   return `const module = { exports: {} };\nconst define = undefined;\n${source}\nexport default module.exports;`;
 }
 
-export function loadLibrary(ask) {
-  // A promise of plotly.js, the same for every figure of this page; `ask` promises its source.
-  if (!globalThis[LIBRARY]) {
-    globalThis[LIBRARY] = ask().then(async (source) => {
-      const before = globalThis.Plotly;
-      const url = URL.createObjectURL(new Blob([asModule(source)], { type: "text/javascript" }));
-      const loaded = await import(url);
-      URL.revokeObjectURL(url);
-      // The page's own plotly.js, if it has one, keeps its name.
-      if (before === undefined) delete globalThis.Plotly;
-      else globalThis.Plotly = before;
-      return loaded.default;
-    });
-    // Another widget may be able to say what this one could not.
-    globalThis[LIBRARY].catch(() => delete globalThis[LIBRARY]);
+async function imported(source) {
+  const before = globalThis.Plotly;
+  const url = URL.createObjectURL(new Blob([asModule(source)], { type: "text/javascript" }));
+  const loaded = await import(url);
+  URL.revokeObjectURL(url);
+  // The page's own plotly.js, if it has one, keeps its name.
+  if (before === undefined) delete globalThis.Plotly;
+  else globalThis.Plotly = before;
+  return loaded.default;
+}
+
+export async function loadLibrary(ask) {
+  // plotly.js, the same for every figure of this page; `ask` promises its source. Who waits for
+  // another's answer asks for itself if that never comes, as when the other widget is closed.
+  for (;;) {
+    const first = !globalThis[LIBRARY];
+    if (first) globalThis[LIBRARY] = ask().then(imported);
+    const loading = globalThis[LIBRARY];
+    try {
+      return await loading;
+    } catch (error) {
+      if (globalThis[LIBRARY] === loading) delete globalThis[LIBRARY];
+      if (first) throw error;
+    }
   }
-  return globalThis[LIBRARY];
 }
 
 export function themed(layout, ink, grid) {

@@ -1,0 +1,39 @@
+"""An explorer in Notebook 7 is drawn; a control moves the kernel's value and its numbers."""
+
+import pytest
+
+from goatviz.explore import explore_prior
+from goatviz.training import load_pretrained
+from tests.browser.lab import Lab
+from tests.browser.numbers import agree, expected
+
+pytestmark = pytest.mark.browser
+
+MAKE = """
+from goatviz import explore_prior, load_pretrained
+explorer = explore_prior(load_pretrained("copy-mixture-1-goat"))
+explorer
+"""
+#: Notebook's own, of settings that only JupyterLab has.
+NO_SETTING = "(reading 'schema')"
+
+
+def test_a_control_moves_the_kernels_value_and_the_page_shows_its_numbers(
+    lab_server, offline_context, offline_page
+):
+    notebook = Lab(lab_server, offline_page)
+    notebook.open(lab_server.write("seven.ipynb", MAKE), place="notebooks")
+    notebook.run_all()
+    explorer = explore_prior(load_pretrained("copy-mixture-1-goat"))
+    shown = offline_page.locator(".goatviz-explorer")
+    agree(shown, expected(explorer))
+    slider = shown.locator("input[name=sink_scale]")
+    for _ in range(10):
+        # With the focus each time: Notebook takes it while outputs settle.
+        slider.press("ArrowLeft")
+    explorer.sink_scale = 0.5
+    agree(shown, expected(explorer))
+    assert notebook.ask("explorer.values()") == explorer.values()
+    lab_server.end_kernels()
+    assert offline_context.outside_requests == []
+    assert [each for each in offline_context.console_errors if NO_SETTING not in each] == []
