@@ -57,6 +57,7 @@ _HOMES = {
     "heads_table": "goatviz.analysis",
     "implied_prior": "goatviz.analysis",
     "incoming_mass": "goatviz.transport",
+    "judge_claims": "goatviz.paper",
     "interpolate_positions": "goatviz.models",
     "intervene": "goatviz.adapters",
     "length_sweep": "goatviz.analysis",

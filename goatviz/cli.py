@@ -33,7 +33,7 @@ _UNTYPED = ("folder", "task", "config", "execution")
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Draw the paper's figures that goatviz can reproduce, from the checkpoints it ships."""
+    """Judge the paper's claims by the checkpoints that goatviz ships, and draw its figures."""
 
     out: Path = Path("figures")
     """Folder for index.html and its figures; created if missing."""
@@ -42,7 +42,7 @@ class Reproduce:
         from goatviz.paper import reproduce
 
         with checks.output_folder("--out", self.out) as out:
-            print(reproduce(out))
+            print(reproduce(out, tell=print))
 
 
 @dataclass(frozen=True)

@@ -504,6 +504,14 @@ SINK_EFFECT = Schema(
     ),
 )
 
+SIGNAL_CORRELATION = Schema(
+    "signal_correlation",
+    {
+        **_interval("correlation", ("head",), "1", "correlation of content range and sink mass"),
+        **_interval("mean_correlation", (), "1", "its mean over heads"),
+    },
+)
+
 TRAINING_LOG = Schema(
     "training_log",
     {
@@ -531,6 +539,7 @@ SCHEMAS = {
         EXPLANATION,
         MASS_SWEEP,
         SINK_EFFECT,
+        SIGNAL_CORRELATION,
         TRAINING_LOG,
     )
 }

@@ -8,6 +8,7 @@ from hypothesis import settings
 
 from goatviz.examples import load_example
 from goatviz.paper import gallery
+from goatviz.paper.claims import Judged, judge_claims
 from goatviz.paper.exhibit import Exhibit
 
 # Derandomised, so that a red run is red again when repeated; no deadline, as no test may depend
@@ -44,6 +45,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def exhibits() -> list[Exhibit]:
     """Every exhibit of the gallery, computed once."""
     return gallery.make_exhibits()
+
+
+@pytest.fixture(scope="session")
+def judged() -> list[Judged]:
+    """Every claim of the paper, judged once."""
+    return judge_claims()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 
 from goatviz import analysis
 from goatviz.cli import main
-from goatviz.paper import copy_mixture, gallery
+from goatviz.paper import claims_text, copy_mixture, gallery
 from goatviz.results import load_result
 from goatviz.training import list_pretrained, load_checkpoint, load_pretrained, loop
 from goatviz.training.execution import Engine
@@ -21,11 +21,14 @@ from goatviz.training.execution import Engine
 TINY = ["--steps", "3", "--batch-size", "2", "--length", "8", "--vocab-size", "5"]
 
 
-def test_reproduce_prints_where_the_page_is(tmp_path, capsys, monkeypatch):
+def test_reproduce_prints_verdicts_and_where_the_page_is(tmp_path, capsys, monkeypatch, judged):
     exhibit = copy_mixture.kernel(load_pretrained("copy-mixture-4-goat"))
-    monkeypatch.setattr(gallery, "make_exhibits", lambda: [exhibit])
+    monkeypatch.setattr(gallery, "make_exhibits", lambda evidence: [exhibit])
+    monkeypatch.setattr(gallery, "judge_claims", lambda evidence: judged)
     assert main(["reproduce", "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "index.html")
+    *verdicts, page = capsys.readouterr().out.splitlines()
+    assert page == str(tmp_path / "index.html")
+    assert verdicts == claims_text(judged).splitlines()
     assert (tmp_path / "index.html").stat().st_size > 4_000_000
 
 

@@ -1,8 +1,9 @@
-"""Intervals of 95 %: Wilson's for shares, one percentile bootstrap for means."""
+"""Intervals of 95 %: Wilson's for shares, a percentile bootstrap for means, Student's for seeds."""
 
 from __future__ import annotations
 
 import numpy as np
+from scipy import stats
 
 #: 97.5 % quantile of the standard normal.
 _Z = 1.959963984540054
@@ -52,6 +53,65 @@ def share_fields(name: str, right: np.ndarray, count: np.ndarray) -> dict[str, n
         share = right / count
     low, high = wilson_interval(right, count)
     return {name: share, f"{name}_low": low, f"{name}_high": high}
+
+
+def difference_interval(
+    first: tuple[float, float, float], second: tuple[float, float, float]
+) -> tuple[float, float]:
+    r"""95 % interval of a difference of two shares from their own intervals (Newcombe 1998).
+
+    .. math::
+        d - \sqrt{(p_1 - l_1)^2 + (u_2 - p_2)^2} \;\ldots\; d + \sqrt{(u_1 - p_1)^2 + (p_2 - l_2)^2}
+
+    Parameters
+    ----------
+    first, second : tuple of float
+        Each share with the ends of its Wilson interval: (p, low, high).
+
+    Returns
+    -------
+    low, high : float
+        Ends for the first share less the second. Shares of the same questions go together, which
+        makes this interval too wide rather than too narrow.
+
+    Examples
+    --------
+    >>> low, high = difference_interval((1.0, 0.9, 1.0), (0.5, 0.4, 0.6))
+    >>> round(low, 3), round(high, 3)
+    (0.359, 0.6)
+    """
+    (p, low, high), (q, q_low, q_high) = first, second
+    difference = p - q
+    return (
+        float(difference - np.hypot(p - low, q_high - q)),
+        float(difference + np.hypot(high - p, q - q_low)),
+    )
+
+
+def student_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a mean over a few independent values, such as training seeds (Student's t).
+
+    Parameters
+    ----------
+    values : array
+        Values of shape (n,), for example one for each seed.
+
+    Returns
+    -------
+    low, high : float
+        Ends of the interval; NaN for fewer than two values.
+
+    Examples
+    --------
+    >>> low, high = student_interval(np.array([0.9, 1.0, 1.1]))
+    >>> round(low, 3), round(high, 3)
+    (0.752, 1.248)
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return np.nan, np.nan
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 def bootstrap_weights(count: int, resamples: int, seed: int) -> np.ndarray:

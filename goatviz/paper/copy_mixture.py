@@ -1,4 +1,4 @@
-"""Exhibits of the copy-mixture models: priors and their parts, a plan, sinks."""
+"""Exhibits of the copy-mixture models: priors and their parts, a plan, a sink."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from goatviz.analysis.heads import head_numbers
 from goatviz.analysis.plan import plan_slice
 from goatviz.analysis.prior import prior_profile, prior_summary
 from goatviz.analysis.sinks import sink_profile
 from goatviz.figures import plot_prior
-from goatviz.paper.exhibit import Exhibit, card_provenance, task_of
+from goatviz.paper.evidence import COPY_MODELS, Evidence
+from goatviz.paper.exhibit import (
+    Exhibit,
+    Table,
+    card_provenance,
+    interval_cells,
+    scale_text,
+    task_of,
+)
 from goatviz.plots.plan import draw_plan
 from goatviz.plots.prior import draw_prior
 from goatviz.plots.sinks import draw_sinks
@@ -25,15 +32,15 @@ PLAN_TOKENS = 16
 SINK_INPUTS = 64
 
 
-def exhibits(checkpoints: dict[tuple[int, str], Checkpoint]) -> list[Exhibit]:
-    """All exhibits of this module, from the shipped models by (offset, "goat" or "uniform")."""
+def exhibits(evidence: Evidence) -> list[Exhibit]:
+    """All exhibits of this module."""
+    checkpoints = {key: evidence.checkpoint(name) for key, name in COPY_MODELS.items()}
     return [
         *(decomposition(checkpoints[offset, "goat"], offset) for offset in (1, 4)),
         kernel(checkpoints[4, "goat"]),
         losses(checkpoints),
         plan(checkpoints[1, "goat"]),
         learned_sink(checkpoints[4, "goat"], checkpoints[4, "uniform"]),
-        signal(checkpoints[1, "goat"], checkpoints[1, "uniform"]),
         beyond(checkpoints[1, "goat"]),
     ]
 
@@ -54,6 +61,8 @@ def decomposition(checkpoint: Checkpoint, offset: int) -> Exhibit:
         ),
         summary=prior_summary(profile),
         figure=draw_prior(profile),
+        scale=scale_text(checkpoint),
+        paper_scale="copy",
         provenance=card_provenance(checkpoint),
         claim=(
             "Figure 1 shows the same four panels for a small causal language model on a copy "
@@ -75,6 +84,8 @@ def kernel(checkpoint: Checkpoint) -> Exhibit:
         ),
         summary=prior_summary(profile),
         figure=draw_prior(profile, kind="kernel"),
+        scale=scale_text(checkpoint),
+        paper_scale="theory",
         provenance=card_provenance(checkpoint),
         claim=(
             "The paper derives this form: a finite dot-product factorisation, translation "
@@ -103,11 +114,16 @@ def losses(checkpoints: dict[tuple[int, str], Checkpoint]) -> Exhibit:
             "which knows no positions. The optimum is exact: the entropy of the task. Points are "
             "means over held-out sequences, whiskers two standard errors; one seed each."
         ),
-        summary=[
-            f"{group}, {name}: {loss:.4f} ± {error:.4f}, optimum {bayes:.4f} nats per token"
-            for group, name, loss, error, bayes in rows
-        ],
+        table=Table(
+            ["task", "prior", "held-out loss ± standard error", "optimum [nats/token]"],
+            [
+                [group, name, f"{loss:.4f} ± {error:.4f}", f"{bayes:.4f}"]
+                for group, name, loss, error, bayes in rows
+            ],
+        ),
         figure=draw_losses(rows),
+        scale=scale_text(checkpoints[1, "goat"]),
+        paper_scale="c4",
         provenance=[
             line for checkpoint in checkpoints.values() for line in card_provenance(checkpoint)[:2]
         ],
@@ -140,6 +156,8 @@ def plan(checkpoint: Checkpoint) -> Exhibit:
             f"(uniform would be {1 / PLAN_TOKENS:.3f})",
         ],
         figure=draw_plan(slice_),
+        scale=scale_text(checkpoint),
+        paper_scale="theory",
         provenance=card_provenance(checkpoint),
         claim=(
             "The paper reads attention as one-sided entropic optimal transport: the source "
@@ -161,56 +179,21 @@ def learned_sink(goat: Checkpoint, uniform: Checkpoint) -> Exhibit:
             "prior puts it. The twin with a uniform prior knows no positions and stays near "
             "uniform attention (dashed). Choose the head in the menu."
         ),
-        summary=[
-            *_sink_lines(profile, "GOAT"),
-            *_sink_lines(twin, "uniform prior"),
-            *prior_summary(prior_profile(goat.model)),
-        ],
+        summary=prior_summary(prior_profile(goat.model)),
+        table=Table(
+            ["model", "head", "importance of key 0", "mean content range"],
+            [*_sink_rows(profile, "GOAT"), *_sink_rows(twin, "uniform prior")],
+        ),
         figure=draw_sinks(
             profile.sel(head=[head, *(h for h in profile["head"].values if h != head)]),
             kind="profile",
         ),
+        scale=scale_text(goat),
+        paper_scale="copy",
         provenance=[*card_provenance(goat), _sample_line(goat, profile)],
         claim=(
-            "In the last layer of the paper's language models the learned key-only term has a "
-            "sharp spike at key 0 and a rise towards recent keys. Here it is a toy of one layer, "
-            "and the spike is what its task asks for."
-        ),
-    )
-
-
-def signal(goat: Checkpoint, uniform: Checkpoint) -> Exhibit:
-    profile, twin = (_held_out_sinks(each) for each in (goat, uniform))
-    head = _sink_head(goat)
-    correlations = {
-        name: head_numbers(each)["rank_correlation"].values[0]
-        for name, each in (("GOAT", profile), ("uniform prior", twin))
-    }
-    return Exhibit(
-        slug="signal-sink",
-        title="Signal versus sink",
-        caption=(
-            "Every query by its content range (how much its scores differ over the keys that it "
-            "sees) and its mass on key 0. The theory allows everything between the envelopes; a "
-            "query without content range has the mass of its prior. Choose a head in the menu: "
-            f"head {head} is a sink by its prior and stays one at every observed range; the other "
-            "head never is one. The mean over all heads falls because the two heads differ, not "
-            "because either of them changes."
-        ),
-        summary=[
-            f"{name}, head {number}: rank correlation of content range and sink mass "
-            + (f"{value:+.2f}" if value == value else "undefined (one bin of mass)")
-            for name, values in correlations.items()
-            for number, value in enumerate(values)
-        ]
-        + _sink_lines(profile, "GOAT"),
-        figure=draw_sinks(profile, kind="signal"),
-        provenance=[*card_provenance(goat), _sample_line(goat, profile)],
-        claim=(
-            "The paper draws mass on token 0, largest mass and mass on the last 128 keys against "
-            "the content range, last layer, 8 validation batches of C4: sink mass falls as "
-            "the signal grows. This toy's heads divide the work instead, and its values are not "
-            "comparable."
+            "Standard attention must emulate a sink inside its content scores; GOAT has a lane for "
+            "it. Here it is a toy of one layer, and a sink is what its task asks for."
         ),
     )
 
@@ -243,6 +226,8 @@ def beyond(checkpoint: Checkpoint) -> Exhibit:
         ),
         summary=prior_summary(profile),
         figure=plot_prior(checkpoint, length=length),
+        scale=scale_text(checkpoint),
+        paper_scale="c4",
         provenance=card_provenance(checkpoint),
         claim=(
             "The paper reports priors that extrapolate: on C4, trained at 2,048 tokens, "
@@ -262,16 +247,13 @@ def _held_out_sinks(checkpoint: Checkpoint) -> xr.Dataset:
     return sink_profile(checkpoint, _held_out(checkpoint, SINK_INPUTS)[:, :-1])
 
 
-def _sink_lines(profile: xr.Dataset, name: str) -> list[str]:
-    lines = []
+def _sink_rows(profile: xr.Dataset, name: str) -> list[list[str]]:
+    rows = []
     for head in profile["head"].values:
-        one = profile.sel(layer=0, head=head)
-        low, high = (float(one[f"importance_{end}"][0]) for end in ("low", "high"))
-        lines.append(
-            f"{name}, head {head}: importance of key 0 {float(one['importance'][0]):.3f} "
-            f"[{low:.3f}, {high:.3f}], mean content range {float(one['content_range']):.2f}"
-        )
-    return lines
+        one = profile.sel(layer=0, head=[head])
+        (cell,) = interval_cells(one.isel(key=0), "importance", ".3f")
+        rows.append([name, str(head), cell, f"{float(one['content_range'][0]):.2f}"])
+    return rows
 
 
 def _sample_line(checkpoint: Checkpoint, profile: xr.Dataset) -> str:

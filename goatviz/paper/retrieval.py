@@ -7,17 +7,18 @@ import xarray as xr
 
 from goatviz.analysis.mass import mass_sweep
 from goatviz.models import interpolate_positions
+from goatviz.paper.evidence import Evidence
 from goatviz.paper.exhibit import (
     Exhibit,
-    by_length,
+    Table,
     card_provenance,
+    length_table,
     recipe_provenance,
+    scale_text,
     task_of,
 )
 from goatviz.plots.length import draw_length, draw_needle
 from goatviz.plots.mass import draw_mass
-from goatviz.results import load_shipped_result
-from goatviz.training.checkpoint import load_pretrained
 
 #: Lengths and number of sequences at which the masses behind an answer are measured.
 MASS_LENGTHS = (64, 128, 256, 512, 1024)
@@ -25,19 +26,19 @@ MASS_EXAMPLES = 16
 
 _PASSKEY_SCHEMES = ("goat", "rope", "alibi", "sinusoidal")
 _NEEDLE_CLAIM = (
-    "Needle in a haystack with 12 letters of a four-letter alphabet, trained at 256 tokens, token "
-    "accuracy over depths 10 to 90 % and lengths 512 to 16,384: the paper reports near-perfect "
-    "retrieval far beyond the training length with GOAT. Its numbers are not known here."
+    "Token accuracy over depths 10 to 90 % and lengths to 64 times that of training: the paper "
+    "reports near-perfect retrieval far beyond the training length with GOAT. Its numbers are not "
+    "known here."
 )
 
 
-def exhibits() -> list[Exhibit]:
-    """All exhibits of this module, from shipped tables and weights."""
-    return [passkey(), passkey_mass(), needle(), needle_depth()]
+def exhibits(evidence: Evidence) -> list[Exhibit]:
+    """All exhibits of this module."""
+    return [passkey(evidence), passkey_mass(evidence), needle(evidence), needle_depth(evidence)]
 
 
-def passkey() -> Exhibit:
-    sweep = load_shipped_result("passkey-sweep")
+def passkey(evidence: Evidence) -> Exhibit:
+    sweep = evidence.result("passkey-sweep")
     return Exhibit(
         slug="passkey",
         title="Passkey: answers beyond the training length",
@@ -47,34 +48,33 @@ def passkey() -> Exhibit:
             "in the same order, and are asked the same questions; small marks are single runs. "
             f"{_verdict(sweep, 'strict')}"
         ),
-        summary=_sweep_lines(sweep, "strict"),
+        table=_sweep_table(sweep, "strict"),
         figure=draw_length(sweep),
+        scale=scale_text(evidence.checkpoint("passkey-goat")),
+        paper_scale="passkey",
         provenance=_sweep_provenance("passkey", sweep),
         claim=(
-            "Passkey retrieval with eight digits, d = 512, 12 layers, 8 heads, R = M = 8, trained "
-            "at 1,024 tokens for 2,000 steps of 32 sequences: the paper reports near-perfect "
-            "retrieval far beyond the training length with GOAT, against RoPE, ALiBi, sinusoidal "
-            "and interpolated positions. Its numbers are not known here. This model has 3 layers "
-            "and d = 128."
+            "The paper reports near-perfect retrieval far beyond the training length with GOAT, "
+            "against RoPE, ALiBi, sinusoidal and interpolated positions. Its numbers are not known "
+            "here."
         ),
     )
 
 
-def passkey_mass() -> Exhibit:
-    checkpoints = {name: load_pretrained(f"passkey-{name}") for name in _PASSKEY_SCHEMES}
+def passkey_mass(evidence: Evidence) -> Exhibit:
+    checkpoints = {name: evidence.checkpoint(f"passkey-{name}") for name in _PASSKEY_SCHEMES}
     models = {name: checkpoint.model for name, checkpoint in checkpoints.items()}
     models["rope-interpolated"] = interpolate_positions(models["rope"])
     task = task_of(checkpoints["goat"])
     sweep = mass_sweep(models, task, lengths=MASS_LENGTHS, examples=MASS_EXAMPLES)
-    lines = []
+    rows = []
     for scheme in models:
         one = sweep.sel(scheme=scheme, run=0)
-        parts = [f"answer tokens right {_arrows(one['token'].values)}"]
+        rows.append([scheme, "answer tokens right", *_cells(one["token"].values)])
         for group, where in (("answer", "the answer"), ("recent", "recent keys")):
             layer, head = int(one[f"{group}_layer"]), int(one[f"{group}_head"])
-            masses = _arrows(one[f"run_{group}_mass"].values)
-            parts.append(f"mass on {where} {masses} (layer {layer}, head {head})")
-        lines.append(f"{scheme}: {'; '.join(parts)}")
+            what = f"mass on {where}, layer {layer}, head {head}"
+            rows.append([scheme, what, *_cells(one[f"run_{group}_mass"].values)])
     sink = float(sweep["first_mass"].max())
     goat = checkpoints["goat"]
     return Exhibit(
@@ -89,8 +89,10 @@ def passkey_mass() -> Exhibit:
             "recency does the work, and length changes nothing. The largest mass of any head on "
             f"the first key is {sink:.2f}: sinks play no part in this task."
         ),
-        summary=[f"lengths: {', '.join(f'{n:,}' for n in MASS_LENGTHS)}", *lines],
+        table=Table(["scheme", "share at", *(f"{n:,}" for n in MASS_LENGTHS)], rows),
         figure=draw_mass(sweep),
+        scale=scale_text(goat),
+        paper_scale="passkey",
         provenance=[
             *card_provenance(goat),
             f"Weights of seed 0 of {', '.join(models)}; {MASS_EXAMPLES} sequences a length, seed "
@@ -106,8 +108,8 @@ def passkey_mass() -> Exhibit:
     )
 
 
-def needle() -> Exhibit:
-    sweep = load_shipped_result("needle-sweep")
+def needle(evidence: Evidence) -> Exhibit:
+    sweep = evidence.result("needle-sweep")
     return Exhibit(
         slug="needle",
         title="Needle: letters found beyond the training length",
@@ -116,15 +118,17 @@ def needle() -> Exhibit:
             "loss that counts the answer alone. A guess is right for one letter in four. "
             f"{_verdict(sweep, 'token')}"
         ),
-        summary=_sweep_lines(sweep, "token"),
+        table=_sweep_table(sweep, "token"),
         figure=draw_length(sweep, measure="token"),
+        scale=scale_text(evidence.checkpoint("needle-goat")),
+        paper_scale="needle",
         provenance=_sweep_provenance("needle", sweep),
         claim=_NEEDLE_CLAIM,
     )
 
 
-def needle_depth() -> Exhibit:
-    grid = load_shipped_result("needle-grid")
+def needle_depth(evidence: Evidence) -> Exhibit:
+    grid = evidence.result("needle-grid")
     worst = grid["token"].isel(length=-1)
     return Exhibit(
         slug="needle-depth",
@@ -135,24 +139,23 @@ def needle_depth() -> Exhibit:
             "depths up to 80 %: the last row was never seen, and sinusoidal positions miss it even "
             "at the training length."
         ),
-        summary=[
-            f"{scheme}, {int(grid['length'][-1]):,} tokens: "
-            + ", ".join(
-                f"{share:.2f} at depth {100 * depth:g} %"
-                for depth, share in zip(
-                    grid["depth"].values, worst.sel(scheme=scheme).values, strict=True
-                )
-            )
-            for scheme in grid["scheme"].values
-        ],
+        table=Table(
+            [
+                f"letters right at {int(grid['length'][-1]):,} tokens, depth",
+                *(f"{100 * depth:g} %" for depth in grid["depth"].values),
+            ],
+            [[str(s), *_cells(worst.sel(scheme=s).values)] for s in grid["scheme"].values],
+        ),
         figure=draw_needle(grid),
+        scale=scale_text(evidence.checkpoint("needle-goat")),
+        paper_scale="needle",
         provenance=_sweep_provenance("needle", grid),
         claim=_NEEDLE_CLAIM,
     )
 
 
-def _arrows(values: np.ndarray) -> str:
-    return " → ".join(f"{value:.2f}" for value in values)
+def _cells(values: np.ndarray) -> list[str]:
+    return [f"{value:.2f}" for value in values]
 
 
 def _verdict(sweep: xr.Dataset, measure: str) -> str:
@@ -181,11 +184,9 @@ def _verdict(sweep: xr.Dataset, measure: str) -> str:
     )
 
 
-def _sweep_lines(sweep: xr.Dataset, measure: str) -> list[str]:
-    return [
-        f"{scheme}: {by_length(sweep.sel(scheme=scheme), f'mean_{measure}', '.3f')}"
-        for scheme in sweep["scheme"].values
-    ]
+def _sweep_table(sweep: xr.Dataset, measure: str) -> Table:
+    what = {"strict": "whole answers right", "token": "letters right"}[measure]
+    return length_table(sweep, f"mean_{measure}", ".3f", what=what)
 
 
 def _sweep_provenance(task: str, result: xr.Dataset) -> list[str]:
