@@ -641,10 +641,10 @@ def colour_scale(weights: np.ndarray) -> str:
 
 
 def colour_decades(weights: np.ndarray) -> int:
-    """Decades below the largest weight that a logarithmic scale needs to show most of a view.
+    """Decades below the largest weight that a logarithmic scale needs to show much of a view.
 
-    So many that three quarters of the positive weights lie in them, but 5 at least and 12 at most:
-    in the plan of a perfect sink, all other keys together get less than 1e-5.
+    So many that a quarter of the positive weights lie in them, but 5 at least and 12 at most: in
+    the plan of a perfect sink, all other keys together get less than 1e-5.
 
     Parameters
     ----------
@@ -660,7 +660,7 @@ def colour_decades(weights: np.ndarray) -> int:
     values = values[np.nan_to_num(values) > 0]
     if not len(values):
         return 5
-    floor = np.quantile(values, 0.25) / values.max()
+    floor = np.quantile(values, 0.75) / values.max()
     return int(np.clip(np.ceil(-np.log10(floor) - 1e-9), 5, 12))
 
 

@@ -247,7 +247,7 @@ def test_what_has_no_levels():
         PlanLevels(call).cell(0, 70)
 
 
-def test_a_logarithmic_scale_reaches_most_weights():
+def test_a_logarithmic_scale_reaches_many_weights():
     assert colour_decades(np.full((4, 4), 0.25)) == 5
     assert colour_decades(np.full((4, 4), np.nan)) == 5
     faint = np.array([1.0, *[10.0**-8.5] * 9])

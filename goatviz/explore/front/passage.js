@@ -171,7 +171,8 @@ export function renderPassage({ model, el, host }) {
   ]);
   build();
   chosen();
-  reveal(model.get("at"));
+  // The passage has a place on the page only after this.
+  requestAnimationFrame(() => reveal(model.get("at")));
   return () => {
     stop();
     root.remove();
