@@ -172,3 +172,23 @@ def test_the_map_of_a_saved_page_is_the_plan(tmp_path, offline_context, offline_
         )
         assert abs(value - weights[query, key]) <= step
     offline_context.assert_quiet()
+
+
+def test_a_pair_of_a_saved_map_opens_the_nearest_query(tmp_path, offline_context, offline_page):
+    explorer = plan()
+    vary = {"head": [0, 1], "query": [5, 20, 40]}
+    offline_page.goto(explorer.save_html(tmp_path / "page.html", vary=vary).as_uri())
+    offline_page.wait_for_function(DRAWN)
+    bounds = offline_page.locator(".goatviz-map-canvas").bounding_box()
+    for query, nearest in ((27, 20), (33, 40), (8, 5)):
+        y = bounds["y"] + 10 + (bounds["height"] - 94) * (query + 0.5) / 48
+        offline_page.mouse.click(bounds["x"] + 100, y)
+        offline_page.wait_for_function(
+            "query => document.querySelector('.goatviz-summary').textContent.startsWith(query)",
+            arg=f"Query {nearest} ",
+        )
+        assert offline_page.locator("[name='query']").input_value() == str(
+            [5, 20, 40].index(nearest)
+        )
+    compare(offline_page, explorer, {"head": 0, "query": 5})
+    offline_context.assert_quiet()

@@ -567,6 +567,11 @@ export function renderMap({ model, el, host }) {
 
   const select = () => {
     for (const each of new Set([mine, ...linked])) each.choose([...state.cursor]);
+    // Without a kernel, nobody else moves the explorer to this pair.
+    if (!model.send)
+      ["query", "key"].forEach((name, at) => {
+        if (host?.get(name) !== undefined) host.set(name, state.cursor[at]);
+      });
     model.save_changes();
   };
 

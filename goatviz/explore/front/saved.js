@@ -14,10 +14,12 @@ class Model {
   }
 
   set(name, value) {
-    // A value that was not computed is not shown.
+    // A value that was not computed is not shown; of a slider's, the nearest one is.
     const options = content.choices[content.names.indexOf(name)];
-    if (content.held.includes(name) || (options && !options.includes(value))) return;
-    this.assign({ [name]: value });
+    const spec = content.model.control_specs.find((each) => each.name === name);
+    const chosen = spec?.choices.length ? spec.choices[toSlider(value, spec)] : value;
+    if (content.held.includes(name) || (options && !options.includes(chosen))) return;
+    this.assign({ [name]: chosen });
   }
 
   assign(values) {
