@@ -27,7 +27,7 @@ CELLS = (
     "explore_generation(model, ids, tokenizer=Letters(), max_new_tokens=4)",
     "explore_length(sweep, grid=grid)",
     'explore_length(load_shipped_result("text-eltec"))',
-    "explore_plan(model, ids)",
+    "explore_plan(model, ids, tokens=[chr(each) for each in ids[0]])",
     "explore_prior(model)",
     "explore_sinks(model, ids)",
 )
