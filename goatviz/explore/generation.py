@@ -14,7 +14,7 @@ from torch import nn
 
 from goatviz import checks
 from goatviz.analysis.generation import generation_steps, generation_thumbnails, step_summary
-from goatviz.analysis.thumbnails import structured_head
+from goatviz.analysis.thumbnails import even_queries, structured_head
 from goatviz.explore.base import Explorer, Picture
 from goatviz.explore.controls import Control
 from goatviz.explore.heads import HeadsView
@@ -23,14 +23,16 @@ from goatviz.explore.page import Place
 from goatviz.explore.passage import MOST_TOKENS, Passage
 from goatviz.explore.plan import RULE, SINK
 from goatviz.explore.selection import Selection
-from goatviz.plots.generation import step_panels, steps_panel
+from goatviz.plots.generation import MAX_KEYS, step_panels, steps_panel
 from goatviz.results import GENERATION, check_result, with_all_dimensions
 from goatviz.training.checkpoint import Checkpoint
 
 #: New tokens of a text whose number nobody named.
 NEW_TOKENS = 16
-#: Most states of an exported page whose values nobody named.
-_STATES = 160
+#: Most states and bytes of an exported page whose values nobody named.
+_STATES, _BYTES = 160, 4_000_000
+#: Bytes of a state without its row.
+_FIXED = 8_000
 
 
 def explore_generation(
@@ -226,9 +228,19 @@ class GenerationExplorer(Explorer):
             self.query = round(float(message["y"]))
 
     def _default_vary(self) -> dict[str, list[Any]]:
-        """Every step, and as many heads of the layer as a page can hold."""
-        most = max(1, _STATES // len(self._queries))
-        return {"head": list(self._heads[self.layer])[:most], "query": list(self._queries)}
+        """Every step, or some of many, and as many heads of the layer as a page can hold."""
+        # A row of float32 stands in the panel and in the text; a head has a map.
+        state, steps = _FIXED + 12 * self._steps.sizes["key"], self._steps.sizes["step"]
+        of_head = 6 * steps * min(MAX_KEYS, self._steps.sizes["key"])
+        most = max(1, min(_STATES, (_BYTES - of_head) // state))
+        queries = [self._queries[at] for at in even_queries(steps, most)]
+        of_head += state * len(queries)
+        count = max(1, min(_STATES // len(queries), _BYTES // of_head))
+        heads = self._heads[self.layer]
+        # Those around the chosen one.
+        near = sum(head < self.head for head in heads)
+        start = max(0, min(near - count // 2, len(heads) - count))
+        return {"head": heads[start : start + count], "query": queries}
 
     def _forget(self) -> None:
         self._steps = None

@@ -7,17 +7,22 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from goatviz import bins
 from goatviz.plots import marks, style
 from goatviz.plots.base import Panel
 from goatviz.results import GENERATION, check_result
 
 #: Number of keys whose tokens stand beside their weights.
 TOP = 10
+#: Largest number of keys along the map; more are pooled.
+MAX_KEYS = 400
 _MASS = {"title": "weight [1]", "rangemode": "tozero"}
 
 
 def steps_panel(head: xr.Dataset, query: int) -> Panel:
     """The rows of one head, query by key, with a frame around the chosen one.
+
+    More than 400 keys are pooled: their masses are summed.
 
     Parameters
     ----------
@@ -32,17 +37,23 @@ def steps_panel(head: xr.Dataset, query: int) -> Panel:
         If `head` is not such a result.
     """
     check_result(head, GENERATION)
-    queries, keys, weights = head["query"].values, head["key"].values, head["weights"].values
-    seen = keys <= queries[:, None]
-    traces = marks.probability_map(
-        keys, queries, weights, seen, name="weights", hover=f"{marks.PAIR}<br>weight {{value}}"
-    )
+    queries, edges = head["query"].values, bins.step_edges(head.sizes["key"], MAX_KEYS)
+    width = int(np.diff(edges).max())
+    # Evenly spaced centres of bins.
+    keys = edges[:-1] + (width - 1) / 2 if width > 1 else edges[:-1]
+    masses = bins.bin_sum(np.nan_to_num(head["weights"].values), edges)
+    seen = edges[:-1] <= queries[:, None]
+    hover = f"{marks.PAIR}<br>weight {{value}}"
+    if width > 1:
+        hover = f"query %{{y}}, {width} keys around %{{x:,.0f}}<br>mass {{value}}"
+    traces = marks.probability_map(keys, queries, masses, seen, name="weights", hover=hover)
     chosen = np.broadcast_to((queries == query)[:, None], seen.shape)
     traces += marks.double_frame(keys, queries, chosen & seen, name="chosen step")
-    x: dict[str, Any] = {"title": "key [tokens]", "tickformat": marks.tick_format(keys)}
+    unit = "tokens" if width == 1 else f"tokens, bins of {width}"
+    x: dict[str, Any] = {"title": f"key [{unit}]", "tickformat": marks.tick_format(keys)}
     y: dict[str, Any] = {"title": "query [tokens]", "autorange": "reversed", "tickformat": ",d"}
     if "token" in head.variables:
-        x |= marks.token_ticks(keys, head["token"].values, "key")
+        x |= marks.token_ticks(head["key"].values, head["token"].values, "key")
         y |= marks.token_ticks(queries, head["token"].values[queries], "query")
     return Panel("Steps: rows of the plan", traces, x, y, masked=True, height=400)
 

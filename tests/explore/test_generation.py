@@ -138,6 +138,30 @@ def test_a_page_holds_every_step(explorer, tmp_path):
     assert explorer._steps is None
 
 
+def test_a_page_of_many_steps_holds_some_and_the_heads_around_the_chosen_one(tmp_path):
+    model = tiny_lm(num_heads=12, embed_dim=144)
+    explorer = explore_generation(model, ids(1, 8), max_new_tokens=40)
+    explorer.head = 11
+    assert explorer._default_vary()["head"] == [8, 9, 10, 11]
+    long = explore_generation(tiny_lm(), ids(1, 3000), max_new_tokens=170)
+    vary = long._default_vary()
+    assert vary["query"][0] == 2999 and vary["query"][-1] == 3168 and len(vary["query"]) < 170
+    assert long.save_html(tmp_path / "steps.html").stat().st_size < 11e6
+
+
+def test_many_keys_are_pooled_in_the_map_and_keep_their_mass():
+    explorer = explore_generation(tiny_lm(), ids(1, 1000), max_new_tokens=3)
+    masses = trace(explorer, "weights")
+    assert np.asarray(masses.z).shape == (3, 334)
+    np.testing.assert_allclose(np.nansum(masses.z, axis=1), 1, atol=1e-5)
+    row = explorer._steps["weights"].sel(layer=explorer.layer, head=explorer.head, step=0)
+    np.testing.assert_allclose(np.asarray(masses.z)[0, 7], row.values[21:24].sum(), atol=1e-7)
+    assert masses.x[7] == 22
+    view = explorer.parts["steps"]
+    view.received({"kind": "click", "trace": "weights", "x": 22, "y": 1001, "index": [2, 7]})
+    assert (explorer.query, explorer.key) == (1001, 22)
+
+
 def test_what_is_refused(explorer):
     explorer.query = 3
     assert "query must be an integer in 11 .. 15, got 3" in explorer.error
