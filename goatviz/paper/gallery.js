@@ -72,8 +72,8 @@ document.addEventListener("click", event => {
   if (button) actions[button.dataset.action](button);
 });
 
-// Figures are as wide as the paper while it is printed, where they are drawn at 4/5.
-const PAPER = 850;
+// Figures are as wide as the paper while it is printed, where they are drawn at 3/4.
+const PAPER = 906;
 const graphs = () => document.querySelectorAll(".js-plotly-plot");
 addEventListener("beforeprint", () => graphs().forEach(graph =>
   Plotly.relayout(graph, {autosize: false, width: PAPER})));

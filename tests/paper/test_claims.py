@@ -1,10 +1,13 @@
 """The claims: each has a rule or a reason, and its verdict follows the results that it reads."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from goatviz.analysis import loss_difference
 from goatviz.paper import CLAIMS, claim_named, claims_text, judge_claims
+from goatviz.paper.claims import counts_text
 from goatviz.paper.exhibit import PAPER_SCALES
 from goatviz.paper.measures import BLAGPT_SINK, BLAGPT_SPECTRAL
 from goatviz.results import list_results, load_shipped_result
@@ -133,6 +136,11 @@ def test_seeds_are_three_where_results_have_them_and_one_where_weights_do(judged
     assert seeds["four-panels"] == seeds["signal-sheds-sink"] == {1}
     for one in judged:
         assert all(len(m.intervals) == 2 for m in one.measured if m.seeds == 3)
+
+
+def test_the_readme_counts_the_verdicts(judged):
+    readme = " ".join((Path(__file__).parents[2] / "README.md").read_text("utf-8").split())
+    assert counts_text([one for one in judged if not one.claim.beside]) in readme
 
 
 def test_the_verdicts_are_told_in_lines(judged):
