@@ -19,7 +19,7 @@ from goatviz.priors.base import Prior
 from goatviz.results import EXPLANATION, make_result
 from goatviz.training.checkpoint import Checkpoint, model_of
 from goatviz.transport.call import AttentionCall
-from goatviz.transport.rows import solve_rows
+from goatviz.transport.rows import TransportPlan, solve_rows
 
 #: Descriptions of the parts of scores, by name.
 _SCORES = {
@@ -133,14 +133,7 @@ def explain(
             f"tokens must hold {call.shape[3] + call.gone} texts, one for each key, "
             f"got {len(tokens)}"
         )
-    if not bool(call.has_keys(batch, head, slice(query, query + 1))):
-        raise ValueError(f"query must be one that may use a key, got {query}")
-    plan = call.solve(batch, head, torch.tensor([query]))
-    if temperature != 1:
-        plan = solve_rows(
-            plan.scores, log_prior=plan.log_prior, temperature=temperature, mask=plan.allowed
-        )
-    count = call.shape[3]
+    plan, count = _row(call, batch, head, query, temperature), call.shape[3]
     allowed = plan.allowed[0, :count]
     weights = torch.where(allowed, plan.weights[0, :count], -1.0)
     order = weights.argsort(descending=True, stable=True)[: min(top, int(allowed.sum()))]
@@ -173,6 +166,21 @@ def explain(
         attrs["query_token"] = str(texts[min(attrs["query"], len(texts) - 1)])
     coords = {"part": list(values), "place": np.arange(len(order))}
     return make_result(EXPLANATION, data, coords=coords, attrs=attrs)
+
+
+def _row(
+    call: AttentionCall, batch: int, head: int, query: int, temperature: float
+) -> TransportPlan:
+    """One row of the plan, with the extra column behind its keys if there is one."""
+    row = torch.tensor([query])
+    if not bool(call.has_keys(batch, head, row)):
+        raise ValueError(f"query must be one that may use a key, got {query}")
+    plan = call.solve(batch, head, row)
+    if temperature == 1:
+        return plan
+    return solve_rows(
+        plan.scores, log_prior=plan.log_prior, temperature=temperature, mask=plan.allowed
+    )
 
 
 def _parts(

@@ -140,6 +140,15 @@ def test_compared_maps_move_together(lab):
     wanted = [cell["difference"], cell["weight"], cell["other"]]
     assert found == pytest.approx(wanted, rel=1e-5)
     assert lab.ask("[list(one.selection) for one in explorer._maps()]") == [[query, key]] * 3
+    # Another head: its map is whole again, and so is the one that stays.
+    page.get_by_role("combobox", name="Head").select_option(index=1)
+    for at in range(3):
+        page.wait_for_function(
+            """at => document.querySelectorAll('.goatviz-map-rule')[at].textContent
+                .includes('queries 0\u201395, keys 0\u201395')""",
+            arg=at,
+        )
+    assert lab.ask("[explorer.key_range, explorer.error]") == [[], ""]
 
 
 def test_the_input_is_chosen(lab):

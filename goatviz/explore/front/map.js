@@ -513,6 +513,11 @@ export function renderMap({ model, el, host }) {
   };
   const mine = {
     show,
+    reset() {
+      const size = count();
+      if ([state.queries, state.keys].some(([low, high], at) => low > 0 || high < size[at]))
+        show([0, size[0]], [0, size[1]]);
+    },
     choose(pair) {
       model.set("selection", pair);
       redraw();
@@ -727,6 +732,7 @@ export function renderMap({ model, el, host }) {
     state.cursor = null;
     state.exact = null;
     if (!fine()) ask();
+    for (const other of linked) if (other !== mine) other.reset();
   };
   const received = (message) => {
     if (message.kind === "viewed") questions.answered();
