@@ -35,6 +35,8 @@ def drawn(explorer: Locator) -> tuple[list, str]:
 
 def agree(explorer: Locator, wanted: tuple[list, str]) -> None:
     """Wait until the page shows exactly these numbers and this sentence."""
+    # A busy machine takes long to start a kernel and import torch.
+    explorer.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=180_000)
     for _ in range(200):
         if drawn(explorer) == wanted:
             break
