@@ -5,8 +5,7 @@ Some queries stand for all, so that hundreds of heads take a moment beside the f
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from goatviz import checks
 from goatviz.adapters.capture import CapturedCall, Record
 from goatviz.analysis.levels import first_key
 from goatviz.analysis.prior import prior_sources
-from goatviz.analysis.prior_curves import PriorSource, require_sequence
+from goatviz.analysis.prior_curves import PriorCurves, PriorSource
 from goatviz.bins import even_edges
 from goatviz.priors.base import Prior
 from goatviz.results import PLAN_THUMBNAILS, check_result, make_result, with_all_dimensions
@@ -274,17 +273,16 @@ def _of_call(captured: CapturedCall, cells: int, batch: int) -> LayerThumbnails:
 
 
 def _of_prior(source: PriorSource, length: int, cells: int) -> LayerThumbnails:
-    require_sequence(source)
     length = min(length, source.fitted_length or length)
-    prior = copy.deepcopy(source.prior).to(device="cpu", dtype=torch.float64)
+    rows_of = _rows_of(PriorCurves(source, source.heads, length))
     queries, edges = even_queries(length, cells), even_edges(length, cells)
-    own, keys = list(source.heads), torch.arange(length)
+    keys = torch.arange(length)
     pictures, entropies, firsts, lead = [], [], [], np.zeros(0)
-    step = max(1, _PAIRS // (prior.num_heads * length))
+    step = max(1, _PAIRS // (len(source.heads) * length))
     for start in range(0, len(queries), step):
         rows = torch.from_numpy(queries[start : start + step])
         hidden = keys > rows.unsqueeze(-1) if source.causal else torch.zeros(1, 1, dtype=bool)
-        log_prior = prior.log_prior(rows, length)[own].double().masked_fill(hidden, -torch.inf)
+        log_prior = rows_of(rows).masked_fill(hidden, -torch.inf)
         weights = log_prior.softmax(-1)
         pictures.append(pooled_weights(weights.masked_fill(hidden, torch.nan).numpy(), edges))
         entropies.append(torch.special.entr(weights).sum(-1).numpy())
@@ -299,9 +297,29 @@ def _of_prior(source: PriorSource, length: int, cells: int) -> LayerThumbnails:
         measures = {
             "relative_entropy": entropy[:, used].sum(-1) / used.sum(),
             "first_mass": np.concatenate(firsts, axis=1)[:, used].sum(-1) / used.sum(),
-            "margin": lead if length > 1 else np.full(len(own), np.nan),
+            "margin": lead if length > 1 else np.full(len(source.heads), np.nan),
         }
-    return LayerThumbnails(own, np.concatenate(pictures, axis=1), measures, queries, edges)
+    weights = np.concatenate(pictures, axis=1)
+    return LayerThumbnails(source.heads, weights, measures, queries, edges)
+
+
+def _rows_of(curves: PriorCurves) -> Callable[[Tensor], Tensor]:
+    """How to get rows of the log-prior, float64, (heads, rows, keys), up to row constants."""
+    if curves.misfit() or not curves.finite:
+        heads = curves.heads if curves.prior.num_heads > 1 else [0] * len(curves.heads)
+        return lambda rows: curves.prior.log_prior(rows, curves.length)[heads].double()
+    # A prior of waves is evaluated once at each lag, and not at each pair.
+    sink = torch.from_numpy(curves.sink().copy()).unsqueeze(1)
+    kernel, keys = (
+        torch.from_numpy(curves.relative() + curves.recency()),
+        torch.arange(curves.length),
+    )
+
+    def summed(rows: Tensor) -> Tensor:
+        places = rows.unsqueeze(-1) - keys - curves.first_lag
+        return sink + kernel[:, places.clamp(min=0)]
+
+    return summed
 
 
 def head_weights(

@@ -49,7 +49,7 @@ RULE = (
     "average over queries."
 )
 #: Rows and columns of a thumbnail, and log-priors that are evaluated for all of them.
-_CELLS, _PAIRS = 32, 1 << 25
+_CELLS, _PAIRS = 32, 1 << 24
 #: Tokens of the longest text.
 MAX_LENGTH = 1_000_000
 #: Ranges of the sliders: scales of components, content range and temperature.

@@ -339,7 +339,7 @@ def test_it_opens_on_the_head_that_departs_most_from_uniform_and_shows_all():
 def test_one_head_alone_has_no_overview_and_long_texts_a_shorter_one():
     assert "heads" not in explore_prior(ALiBiPrior(1), length=8).parts
     view = explore_prior(ALiBiPrior(2), length=1_000_000).parts["heads"]
-    assert view.title == "Priors of all heads at 524,288 tokens" and view.cells == [32, 32]
+    assert view.title == "Priors of all heads at 262,144 tokens" and view.cells == [32, 32]
 
 
 # --- implied priors ---
