@@ -41,19 +41,20 @@ SHOWN = """() => {
     }
     return found;
 }"""
-#: The same from the kernel's side: every FigureView that is open.
+#: The same from the kernel's side: every FigureView of every explorer that is open.
 KERNEL = """
-(lambda base64, json, np, widgets: {
+(lambda json, np, widgets: {
     view.label: [
         [trace.get("name", ""), (lambda packed: np.frombuffer(
-            base64.b64decode(packed["bdata"]), packed["dtype"]).reshape(
+            view.figure["buffers"][packed["bdata"]], packed["dtype"]).reshape(
                 [int(n) for n in str(packed.get("shape", "-1")).split(",")]).astype(str).tolist()
             if isinstance(packed, dict) else [[str(v) for v in row] if isinstance(row, list)
                 else str(row) for row in packed])(
             trace.get("z") if trace.get("z") is not None else trace.get("y", []))]
-        for trace in json.loads(view.figure)["data"]]
-    for view in widgets if type(view).__name__ == "FigureView" and view.label})(
-    __import__("base64"), __import__("json"), __import__("numpy"),
+        for trace in json.loads(view.figure["text"])["data"]]
+    for page in widgets for view in getattr(page, "parts", {}).values()
+    if type(view).__name__ == "FigureView" and view.label and view.figure})(
+    __import__("json"), __import__("numpy"),
     list(__import__("ipywidgets").widgets.widget._instances.values()))
 """
 SETTLED = """() => [...document.querySelectorAll('.goatviz-figure')].every(
