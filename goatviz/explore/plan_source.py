@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
+import xarray as xr
 from torch import nn
 
 from goatviz import checks
@@ -14,7 +15,7 @@ from goatviz.adapters.capture import Record, capture
 from goatviz.adapters.intervene import Changes, capture_changed
 from goatviz.analysis.inputs import forward_calls, run_model, sequences, token_texts
 from goatviz.analysis.levels import PlanLevels
-from goatviz.training.checkpoint import Checkpoint
+from goatviz.training.checkpoint import Checkpoint, model_of
 from goatviz.transport.changes import Change, changed_call
 
 #: The largest plan of a changed head, which is held dense, in pairs.
@@ -36,6 +37,10 @@ class PlanSource:
         One text for each position, of all sequences or of each.
     changes : Change, sequence of Change, or mapping, optional
         Changes that the model runs with, as in `goatviz.intervene`.
+    layers : int, str or sequence of them, optional
+        Layers that are captured, as in `goatviz.capture`; default all.
+    first : Record, optional
+        The record of the first forward pass, which need not be run again.
 
     Raises
     ------
@@ -51,9 +56,12 @@ class PlanSource:
         tokenizer: Any = None,
         tokens: Sequence[str] | Sequence[Sequence[str]] | None = None,
         changes: Changes | None = None,
+        layers: Any = None,
+        first: Record | None = None,
     ) -> None:
-        self.model = source.model if isinstance(source, Checkpoint) else source
+        self.model = model_of(source)
         self._tokenizer, self._changes = tokenizer, changes
+        self._layers, self._first = layers, first
         if isinstance(source, Record):
             checks.not_given("a Record", inputs=inputs, changes=changes)
             self._passes: list[Any] = [None]
@@ -89,11 +97,14 @@ class PlanSource:
     def _capture(self, number: int) -> tuple[Record, dict[int, tuple[Change, ...]]]:
         if isinstance(self.model, Record):
             return self.model, {}
+        if number == 0 and self._first is not None:
+            return self._first, {}
         if self._changes is not None:
             with capture_changed(self.model, self._changes) as (record, changes):
                 run_model(self.model, self._passes[number])
             return record, changes
-        with capture(self.model, statistics=(), keep="projections") as record:
+        options = {"layers": self._layers, "statistics": (), "keep": "projections"}
+        with capture(self.model, **options) as record:
             run_model(self.model, self._passes[number])
         return record, {}
 
@@ -122,7 +133,7 @@ class PlanSource:
         """Drop the model, its inputs and all that was captured."""
         for cached in (self._captured, self.levels, self.tokens):
             cached.cache_clear()
-        self.model, self._passes, self._changes = None, [], None
+        self.model, self._passes, self._changes, self._first = None, [], None, None
 
 
 def _by_sequence(
@@ -218,3 +229,28 @@ def _named(changes: Changes) -> str:
     each = changes.values() if isinstance(changes, Mapping) else [changes]
     flat = [one for value in each for one in ([value] if isinstance(value, Change) else value)]
     return ", ".join(dict.fromkeys(type(one).__name__ for one in flat))
+
+
+def while_unchanged(
+    model: nn.Module, steps: Generator[float, None, xr.Dataset]
+) -> Generator[float, None, xr.Dataset]:
+    """The same steps, and an error if a cell that runs between them changes the model."""
+    before = _fingerprint(model)
+    while True:
+        if _fingerprint(model) != before:
+            raise RuntimeError(
+                "the model was changed while it was being profiled: explore_sinks(...) again"
+            )
+        try:
+            share = next(steps)
+        except StopIteration as end:
+            return end.value
+        yield share
+
+
+def _fingerprint(model: nn.Module) -> tuple[Any, ...]:
+    """A cheap fingerprint of a model: its mode, and identities and versions of its weights."""
+    return (
+        model.training,
+        *((id(p), 0 if p.is_inference() else p._version) for p in model.parameters()),
+    )

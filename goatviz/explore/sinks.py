@@ -5,7 +5,7 @@ The numbers are those of `sink_profile`, computed once; moving a control draws t
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,9 +15,7 @@ import xarray as xr
 from torch import nn
 
 from goatviz import checks
-from goatviz.adapters.capture import CapturedCall, Record
-from goatviz.analysis.inputs import forward_calls, token_texts
-from goatviz.analysis.levels import PlanLevels
+from goatviz.adapters.capture import Record
 from goatviz.analysis.sink_text import above_text, at_threshold, sink_sentence
 from goatviz.analysis.sinks import sink_profile_steps
 from goatviz.analysis.thumbnails import plan_thumbnails
@@ -27,6 +25,7 @@ from goatviz.explore.heads import HeadsView
 from goatviz.explore.jobs import Job, Steps, running_loop
 from goatviz.explore.page import Place
 from goatviz.explore.plan_map import PlanMap, ShownPlan
+from goatviz.explore.plan_source import PlanSource, while_unchanged
 from goatviz.explore.selection import Selection
 from goatviz.plots.base import as_figure
 from goatviz.plots.sink_curves import importance_panel, key_places, rate_panel, signal_panel
@@ -59,7 +58,7 @@ def explore_sinks(
     """Explore in JupyterLab where a model's attention sinks are, and what makes them.
 
     All heads are shown at a glance; a click on one shows the importance of its keys, its sink mass
-    against the content range, and its plan of the first input. The widget appears at once; the
+    against the content range, and its plan of an input. The widget appears at once; the
     forward passes run one by one while the kernel stays free, and can be stopped.
 
     Parameters
@@ -129,8 +128,11 @@ class SinkExplorer(Explorer):
     follow : bool
         Whether the overview compares the importance of that key between heads, and not that of the
         first key.
+    input : int
+        The sequence, counted over all inputs, whose plans are shown; it runs when it is first
+        chosen.
     map : PlanMap or None
-        The plan of this head for the first input, if queries and keys are known.
+        The plan of this head for this input, if queries and keys are known.
     """
 
     threshold = traitlets.Float(0.3).tag(sync=True)
@@ -138,6 +140,7 @@ class SinkExplorer(Explorer):
     head = traitlets.Int(0).tag(sync=True)
     key = traitlets.Int(0).tag(sync=True)
     follow = traitlets.Bool(False).tag(sync=True)
+    input = traitlets.Int(0).tag(sync=True)
 
     shown = ("threshold", "layer", "head", "key", "follow")
     map: PlanMap | None = None
@@ -159,9 +162,8 @@ class SinkExplorer(Explorer):
             raise TypeError(f"profile takes {', '.join(_OPTIONS)}, got {', '.join(unknown)}")
         if threshold is not None:
             threshold = checks.number("threshold", threshold, low=0, below=1)
-        self._calls: dict[int, CapturedCall] = {}
+        self._plans: PlanSource | None = None
         self._profile: xr.Dataset | None = None
-        self._thumbnails: xr.Dataset | None = None
         self._tokens = tokens
         # The loop that runs cells: messages of a page may be answered in another thread.
         self._loop = running_loop()
@@ -177,14 +179,16 @@ class SinkExplorer(Explorer):
             names = self._adopt_model(source, inputs, tokenizer, threshold, profile)
         if threshold is not None:
             self.threshold = threshold
+        self._thumbnails = lru_cache(2)(self._new_thumbnails)
+        if self._plans is not None and self._plans.count > 1:
+            self.shown = (*self.shown, "input")
         self.layer, self.head = self._strongest()
-        self._levels = lru_cache(4)(self._new_levels)
         places: dict[str, Place | int] = {}
-        if self._thumbnails is not None and int(self._thumbnails["present"].sum()) > 1:
-            view = HeadsView(self._thumbnails, title="Plans of the first input", rule=RULE)
+        if self._plans is not None and sum(map(len, self._heads.values())) > 1:
+            view = HeadsView(self._thumbnails(0), title="Plans of all heads", rule=RULE)
             places["thumbnails"] = Place(view, wide=True)
         places["heads"] = 340
-        if self._calls:
+        if self._plans is not None:
             self.map = PlanMap(self._shown_plan(self.values()))
             self.map.observe(self._pair_chosen, "selection")
             places["map"] = Place(self.map)
@@ -195,8 +199,9 @@ class SinkExplorer(Explorer):
 
     def _strongest(self) -> tuple[int, int]:
         """The head with the largest weight on the first key; the first head where none is known."""
-        if self._thumbnails is not None:
-            result, weight = self._thumbnails, self._thumbnails["first_mass"].values
+        if self._plans is not None:
+            result = self._thumbnails(0)
+            weight = result["first_mass"].values
         elif self._profile is not None:
             result = self._whole
             weight = result["first_importance"].mean("input").values
@@ -212,6 +217,13 @@ class SinkExplorer(Explorer):
         return layer, head
 
     def _make_controls(self, names: Mapping[int, str]) -> list[Control]:
+        count = 1 if self._plans is None else self._plans.count
+        inputs = Control(
+            "input",
+            "Plans of input",
+            options=[(n, str(n)) for n in range(count)],
+            hint="the sequence whose plans are shown; all count in the profile",
+        )
         return [
             Control(
                 "threshold",
@@ -239,6 +251,7 @@ class SinkExplorer(Explorer):
                 "toggle",
                 hint="compare the importance of this key between heads, not that of the first",
             ),
+            *([inputs] if count > 1 else []),
         ]
 
     # --- sources ---
@@ -284,18 +297,26 @@ class SinkExplorer(Explorer):
         next(steps)
         if not isinstance(source, Record):
             model = model_of(source)
-            steps = _while_unchanged(model, steps)
+            steps = while_unchanged(model, steps)
             next(steps)
-            if self._tokens is None:
-                self._tokens = token_texts(tokenizer, next(forward_calls(inputs, tokenizer)))
         record = records[0] if records else source
         layers = sorted({call.layer for call in record.check_calls()})
         self._steps = Steps(steps)
         calls = {layer: record.of(layer)[0] for layer in layers}
         self._heads = {layer: tuple(range(call.shape[1])) for layer, call in calls.items()}
         if all(call.call.q is not None for call in calls.values()):
-            self._calls = calls
-            self._thumbnails = plan_thumbnails(Record(record.layers, list(calls.values())))
+            first = Record(record.layers, list(calls.values()))
+            if isinstance(source, Record):
+                self._plans = PlanSource(first, tokens=self._tokens)
+            else:
+                self._plans = PlanSource(
+                    source,
+                    inputs,
+                    tokenizer=tokenizer,
+                    tokens=self._tokens,
+                    layers=options.get("layers"),
+                    first=first,
+                )
         self._first_keys = max(call.shape[3] for call in calls.values())
         return {layer: record.layers[layer] for layer in layers}
 
@@ -320,6 +341,8 @@ class SinkExplorer(Explorer):
         if not 0 <= values["threshold"] < 1:
             raise ValueError(f"threshold must be in [0, 1), got {values['threshold']!r}")
         super()._check(values)
+        if "input" in values:
+            checks.index("input", values["input"], self._plans.count)
         key = values["key"]
         if self._profile is None:
             if key < 0:
@@ -351,7 +374,7 @@ class SinkExplorer(Explorer):
             "signal": signal_panel(profile, layer, head, shape=BINS),
         }
         sentence = sink_sentence(profile, layer, head, key)
-        if not self._calls:
+        if self._plans is None:
             sentence += (
                 " No plan is shown, since queries and keys are missing: explore the model with its "
                 'inputs, or a record captured with keep="projections".'
@@ -359,7 +382,13 @@ class SinkExplorer(Explorer):
         return Picture(panels, sentence)
 
     def _at_once(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {"map": self._shown_plan(values)} if self._calls else {}
+        if self._plans is None:
+            return {}
+        contents = {
+            "map": self._shown_plan(values),
+            "thumbnails": self._thumbnails(values.get("input", 0)),
+        }
+        return {name: content for name, content in contents.items() if name in self.parts}
 
     def _changed_controls(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         # Before the profile, the longest input is not known.
@@ -439,14 +468,16 @@ class SinkExplorer(Explorer):
 
     # --- the map ---
 
-    def _new_levels(self, layer: int, head: int) -> PlanLevels:
-        return PlanLevels(self._calls[layer], head=head)
+    def _new_thumbnails(self, number: int) -> xr.Dataset:
+        return plan_thumbnails(self._plans.record(number), batch=self._plans.row(number))
 
     def _shown_plan(self, values: Mapping[str, Any]) -> ShownPlan:
-        levels = self._levels(values["layer"], values["head"])
-        fits = self._tokens is not None and len(self._tokens) == levels.queries == levels.keys
-        tokens = self._tokens if fits else None
-        title = f"Plan of layer {levels.call.layer}, head {levels.head}, first input"
+        number = values.get("input", 0)
+        levels = self._plans.levels(number, values["layer"], values["head"])
+        tokens = self._plans.tokens(number)
+        tokens = tokens if tokens and len(tokens) == levels.queries == levels.keys else None
+        which = "first input" if number == 0 else f"input {number}"
+        title = f"Plan of layer {levels.call.layer}, head {levels.head}, {which}"
         return ShownPlan(levels, title, tokens, tokens, levels.first_key)
 
     # --- without a kernel, and the end ---
@@ -469,36 +500,12 @@ class SinkExplorer(Explorer):
         return {"head": heads[first : first + most]}
 
     def _forget(self) -> None:
-        self._levels.cache_clear()
-        self._calls.clear()
-        self._profile = self._whole = self._steps = self._thumbnails = self.map = None
+        self._thumbnails.cache_clear()
+        if self._plans is not None:
+            self._plans.forget()
+        self._profile = self._whole = self._steps = self._plans = self.map = None
 
 
 def _place(value: Any) -> int | None:
     """A place along an axis as an integer, from what a page sends; None for anything else."""
     return round(value) if isinstance(value, int | float) and np.isfinite(value) else None
-
-
-def _while_unchanged(
-    model: nn.Module, steps: Generator[float, None, xr.Dataset]
-) -> Generator[float, None, xr.Dataset]:
-    """The same steps, and an error if a cell that runs between them changes the model."""
-    before = _state(model)
-    while True:
-        if _state(model) != before:
-            raise RuntimeError(
-                "the model was changed while it was being profiled: explore_sinks(...) again"
-            )
-        try:
-            share = next(steps)
-        except StopIteration as end:
-            return end.value
-        yield share
-
-
-def _state(model: nn.Module) -> tuple[Any, ...]:
-    """A cheap fingerprint of a model: its mode, and identities and versions of its weights."""
-    return (
-        model.training,
-        *((id(p), 0 if p.is_inference() else p._version) for p in model.parameters()),
-    )

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from goatviz import explore_sinks as public
 from goatviz.adapters import capture
-from goatviz.analysis import plan_thumbnails, sink_profile
+from goatviz.analysis import PlanLevels, plan_thumbnails, sink_profile
 from goatviz.explore import Selection, SinkExplorer, explore_sinks
 from goatviz.explore.plan_map import PlanMap
 from goatviz.models import CausalLM, ModelConfig
@@ -192,6 +192,33 @@ def test_it_opens_on_the_strongest_sink(explorer, model):
     first = explorer.profile()["first_importance"].mean("input").values
     assert (finished.layer, finished.head) == np.unravel_index(first.argmax(), first.shape)
     assert "thumbnails" not in finished.parts
+
+
+def test_any_input_has_its_plans(explorer, model):
+    explorer.input = 2
+    with capture(model, statistics=(), keep="projections") as record, torch.no_grad():
+        model(INPUTS[2])
+    layer, head = explorer.layer, explorer.head
+    assert explorer.map.title == f"Plan of layer {layer}, head {head}, input 2"
+    assert explorer.map.size == [32, 32]
+    assert explorer.map.levels.cell(31, 3) == PlanLevels(record.of(layer)[0], head=head).cell(31, 3)
+    masses = plan_thumbnails(record)["first_mass"].values.tolist()
+    assert explorer.parts["thumbnails"].measures[1]["values"] == masses
+    explorer.input = 3
+    assert explorer.error == "ValueError: input must be an integer in 0 .. 2, got 3"
+    assert "input" not in explore_sinks(model, INPUTS[0]).controls
+
+
+def test_an_input_can_be_chosen_while_the_profile_is_made(model):
+    async def main():
+        explorer = explore_sinks(model, INPUTS)
+        explorer.input = 1
+        assert explorer.map.size == [48, 48] and explorer.progress >= 0
+        while explorer.progress >= 0:
+            await asyncio.sleep(0.005)
+        return explorer
+
+    assert asyncio.run(main()).profile().identical(sink_profile(model, INPUTS))
 
 
 def test_keys_on_a_logarithmic_axis_begin_at_one():
@@ -476,7 +503,7 @@ def test_a_page_moves_through_all_heads_if_they_fit(explorer, tmp_path):
 
 def test_closed_it_lets_go(explorer):
     explorer.close()
-    assert explorer.map is None and not explorer._calls
+    assert explorer.map is None and explorer.parts == {}
 
 
 def test_a_checkpoint():
