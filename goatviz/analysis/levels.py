@@ -653,7 +653,7 @@ def colour_decades(weights: np.ndarray) -> int:
 
     Examples
     --------
-    >>> colour_decades(np.array([[0.5, 0.1, 0.4]])), colour_decades(np.array([[1.0, 1e-8, 1e-8]]))
+    >>> colour_decades(np.array([0.5, 0.1, 0.4])), colour_decades(np.array([1.0, *[1e-8] * 9]))
     (5, 8)
     """
     values = np.asarray(weights, dtype=np.float64)
