@@ -73,7 +73,7 @@ def test_names_are_text(name, tmp_path, offline_context, offline_page):
     for x, y in places:
         page.mouse.move(x, y)
         page.mouse.click(x, y)
-    for element in page.locator("select:enabled").all():
+    for element in page.locator("select:enabled:visible").all():
         for at in range(element.locator("option").count()):
             element.select_option(index=at)
     page.wait_for_timeout(300)
