@@ -8,8 +8,9 @@ from hypothesis import settings
 
 from goatviz.examples import load_example
 from goatviz.paper import gallery
-from goatviz.paper.claims import Judged, judge_claims
+from goatviz.paper.claims import judge_claims
 from goatviz.paper.exhibit import Exhibit
+from goatviz.paper.judging import Judged
 
 # Derandomised, so that a red run is red again when repeated; no deadline, as no test may depend
 # on the speed of the machine. HYPOTHESIS_PROFILE=thorough hunts with fresh examples.

@@ -6,221 +6,15 @@ finds another fairer can judge again. The paper's values are given only where th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import xarray as xr
 
 from goatviz.paper import measures
 from goatviz.paper.evidence import Evidence
-from goatviz.paper.exhibit import scale_text
-from goatviz.paper.verdicts import Criterion, Measured, Outcome, Verdict, judge
-
-_WORDS = "its value is not known here"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim, and the rule that judges it.
-
-    Attributes
-    ----------
-    slug : str
-        Name and anchor.
-    words : str
-        The claim in one sentence.
-    place : str
-        Where the paper makes it, or who does.
-    paper_scale : str
-        Key of `PAPER_SCALES`.
-    paper_value : str
-        The paper's number, where it is known here.
-    figure : str
-        Slug of the exhibit that shows the numbers; "" for none.
-    reads : tuple of str
-        Names of the shipped results and weights behind the numbers; the first tells our scale.
-    rule : tuple of Criterion
-        One limit for each number.
-    measure : callable, optional
-        Numbers from the evidence; None for a claim that is not tested.
-    note : str
-        What the numbers do not say, or why nothing is tested.
-    beside : bool
-        True for evidence beside the paper's claims.
-    scale : str
-        Our scale, where no checkpoint tells it.
-    """
-
-    slug: str
-    words: str
-    place: str
-    paper_scale: str
-    paper_value: str = _WORDS
-    figure: str = ""
-    reads: tuple[str, ...] = ()
-    rule: tuple[Criterion, ...] = ()
-    measure: Callable[[Evidence], list[Measured]] | None = None
-    note: str = ""
-    beside: bool = False
-    scale: str = "nothing was trained"
-
-
-class Number(NamedTuple):
-    """A number that decides, as text: its limit, value, intervals, count, and what it says."""
-
-    limit: str
-    value: str
-    intervals: list[str]
-    count: str
-    outcome: str
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A claim with its numbers and verdict.
-
-    Attributes
-    ----------
-    claim : Claim
-        The claim.
-    measured : tuple of Measured
-        Its numbers, in the order of the rule.
-    verdict : Verdict
-        What follows from them.
-    scale : str
-        Scale of our models.
-    """
-
-    claim: Claim
-    measured: tuple[Measured, ...]
-    verdict: Verdict
-    scale: str
-
-    @property
-    def outcomes(self) -> tuple[Outcome, ...]:
-        """What each number says of its limit."""
-        pairs = zip(self.claim.rule, self.measured, strict=True)
-        return tuple(limit.outcome(one) for limit, one in pairs) if self.measured else ()
-
-    def numbers(self) -> list[Number]:
-        """Each number as text, in the order of the rule."""
-        if not self.measured:
-            return []
-        rows = zip(self.claim.rule, self.measured, self.outcomes, strict=True)
-        return [
-            Number(
-                str(limit),
-                f"{limit.text(one.value)} {limit.unit}".rstrip(),
-                _intervals(limit, one),
-                _counts(one),
-                outcome.value,
-            )
-            for limit, one, outcome in rows
-        ]
-
-
-def judge_claims(
-    results: Mapping[str, xr.Dataset] | Evidence | None = None, claims: Sequence[Claim] = ()
-) -> list[Judged]:
-    """Judge claims of the paper by the numbers of this package.
-
-    Parameters
-    ----------
-    results : mapping of str to xarray.Dataset, or Evidence, optional
-        Results that take the place of the shipped ones of the same name (`goatviz.list_results`).
-    claims : sequence of Claim, optional
-        Claims to judge; default `CLAIMS`.
-
-    Returns
-    -------
-    list of Judged
-        In the order of the claims.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If a shipped checkpoint or result is missing or damaged.
-
-    Examples
-    --------
-    >>> judged = judge_claims(claims=[claim_named("goat-flat")])
-    >>> judged[0].verdict.value
-    'reproduced'
-    """
-    evidence = results if isinstance(results, Evidence) else Evidence(results)
-    return [_judged(claim, evidence) for claim in claims or CLAIMS]
-
-
-def claim_named(slug: str) -> Claim:
-    """A claim by its slug.
-
-    Raises
-    ------
-    KeyError
-        If there is none; the message lists them.
-
-    Examples
-    --------
-    >>> claim_named("needle").figure
-    'needle'
-    """
-    known = {claim.slug: claim for claim in CLAIMS}
-    if slug not in known:
-        raise KeyError(f"slug must be one of {', '.join(known)}; got {slug!r}")
-    return known[slug]
-
-
-def counts_text(judged: Sequence[Judged]) -> str:
-    """How many claims have each verdict.
-
-    Examples
-    --------
-    >>> counts_text(judge_claims(claims=[claim_named("goat-flat")]))
-    '1 reproduced'
-    """
-    counts = {verdict: sum(one.verdict is verdict for one in judged) for verdict in Verdict}
-    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-
-
-def claims_text(judged: Sequence[Judged]) -> str:
-    """Verdicts as lines of text: verdict, how many limits hold, and the claim.
-
-    Examples
-    --------
-    >>> print(claims_text(judge_claims(claims=[claim_named("goat-flat")])))
-    reproduced       2 of 2  GOAT's perplexity stays flat to 16 times the training length.
-    """
-    lines = []
-    for one in judged:
-        hold = sum(outcome is Outcome.HOLDS for outcome in one.outcomes)
-        limits = f"{hold} of {len(one.measured)}" if one.measured else ""
-        lines.append(f"{one.verdict:<16} {limits:<6}  {one.claim.words}")
-    return "\n".join(lines)
-
-
-def _judged(claim: Claim, evidence: Evidence) -> Judged:
-    measured = claim.measure(evidence) if claim.measure else []
-    scale = scale_text(evidence.checkpoint(claim.reads[0])) if claim.reads else claim.scale
-    return Judged(claim, tuple(measured), judge(claim.rule, measured), scale)
-
-
-def _intervals(limit: Criterion, one: Measured) -> list[str]:
-    """The intervals that are known, as text."""
-    parts = []
-    for what, *ends in (("examples", one.low, one.high), ("seeds", one.seed_low, one.seed_high)):
-        low, high = map(limit.text, ends)
-        if low and high:
-            parts.append(f"{what} [{low}, {high}]")
-    return parts
-
-
-def _counts(one: Measured) -> str:
-    seeds = "one seed" if one.seeds == 1 else f"{one.seeds} seeds"
-    parts = [one.over or ("exact" if one.exact else "no interval is known")]
-    return "; ".join([*parts, seeds] if one.seeds else parts)
-
+from goatviz.paper.judging import UNKNOWN, Claim, Judged, judged_by
+from goatviz.paper.verdicts import Criterion
 
 _at_least = partial(Criterion, side="at least")
 _LOSS = {"unit": "nats/token", "digits": "+.4f"}
@@ -318,7 +112,7 @@ CLAIMS: tuple[Claim, ...] = (
         slug="sink-term",
         words="In the last layer of a language model u(j) spikes at key 0 and rises towards "
         "recent keys.",
-        place="Figure 2",
+        place="figure of the learned sink",
         paper_scale="c4",
         figure="language-sink-term",
         reads=("text-goat",),
@@ -334,7 +128,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         slug="sink-cost",
         words="A sink needs no content: the prior has a lane for it, and nothing is lost.",
-        place="Attention Sinks in the EOT View",
+        place="on attention sinks",
         paper_scale="copy",
         figure="learned-sink",
         reads=("copy-mixture-1-goat", "copy-mixture-4-goat"),
@@ -356,7 +150,7 @@ CLAIMS: tuple[Claim, ...] = (
         words="GOAT answers a passkey nearly perfectly far beyond its training length.",
         place="Experiments (passkey)",
         paper_scale="passkey",
-        paper_value="near-perfect; " + _WORDS,
+        paper_value="near-perfect; " + UNKNOWN,
         figure="passkey",
         reads=("passkey-goat", "passkey-sweep"),
         rule=tuple(_at_least(f"whole answers right at {n} x", limit=0.95)
@@ -379,7 +173,7 @@ CLAIMS: tuple[Claim, ...] = (
         words="GOAT finds a needle nearly perfectly far beyond its training length.",
         place="Experiments (needle in a haystack)",
         paper_scale="needle",
-        paper_value="near-perfect; " + _WORDS,
+        paper_value="near-perfect; " + UNKNOWN,
         figure="needle",
         reads=("needle-goat", "needle-sweep"),
         rule=tuple(_at_least(f"letters right at {n} x", limit=0.95) for n in measures.MULTIPLES),
@@ -410,7 +204,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         slug="rope-degrades",
         words="RoPE degrades catastrophically beyond its training length.",
-        paper_value="catastrophic; " + _WORDS,
+        paper_value="catastrophic; " + UNKNOWN,
         reads=("text-rope", "text-eltec", "text-wikitext2"),
         rule=tuple(_at_least(f"{text}: change of RoPE's loss to 16 x", limit=0.693, **_LOSS)
                    for text in _TEXTS),
@@ -440,7 +234,7 @@ CLAIMS: tuple[Claim, ...] = (
         slug="flash",
         words="The prior becomes lanes of queries and keys: attention stays one unmodified call of "
         "a flash kernel.",
-        place="Parameterizing the Prior",
+        place="on the lanes of the prior",
         paper_scale="theory",
         paper_value="exact; the text counts 2R + 2 lanes, the public code 2R + 1",
         figure="kernel-4",
@@ -571,3 +365,54 @@ CLAIMS: tuple[Claim, ...] = (
         beside=True,
     ),
 )  # fmt: skip
+
+
+def judge_claims(
+    results: Mapping[str, xr.Dataset] | Evidence | None = None, claims: Sequence[Claim] = ()
+) -> list[Judged]:
+    """Judge claims of the paper by the numbers of this package.
+
+    Parameters
+    ----------
+    results : mapping of str to xarray.Dataset, or Evidence, optional
+        Results that take the place of the shipped ones of the same name (`goatviz.list_results`).
+    claims : sequence of Claim, optional
+        Claims to judge; default `CLAIMS`.
+
+    Returns
+    -------
+    list of Judged
+        In the order of the claims.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If a shipped checkpoint or result is missing or damaged.
+
+    Examples
+    --------
+    >>> judged = judge_claims(claims=[claim_named("goat-flat")])
+    >>> judged[0].verdict.value
+    'reproduced'
+    """
+    evidence = results if isinstance(results, Evidence) else Evidence(results)
+    return [judged_by(claim, evidence) for claim in claims or CLAIMS]
+
+
+def claim_named(slug: str) -> Claim:
+    """A claim by its slug.
+
+    Raises
+    ------
+    KeyError
+        If there is none; the message lists them.
+
+    Examples
+    --------
+    >>> claim_named("needle").figure
+    'needle'
+    """
+    known = {claim.slug: claim for claim in CLAIMS}
+    if slug not in known:
+        raise KeyError(f"slug must be one of {', '.join(known)}; got {slug!r}")
+    return known[slug]

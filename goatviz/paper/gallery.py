@@ -13,9 +13,10 @@ from pathlib import Path
 from goatviz import checks
 from goatviz.files import whole_files
 from goatviz.paper import copy_mixture, documents, language_sinks, retrieval
-from goatviz.paper.claims import claims_text, judge_claims
+from goatviz.paper.claims import judge_claims
 from goatviz.paper.evidence import Evidence
 from goatviz.paper.exhibit import Exhibit
+from goatviz.paper.judging import claims_text
 from goatviz.paper.page import MARK, gallery_page
 from goatviz.results import load_result, save_result
 

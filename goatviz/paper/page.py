@@ -9,8 +9,8 @@ import plotly.io as pio
 from plotly.offline import get_plotlyjs
 
 from goatviz.pages import page_text
-from goatviz.paper.claims import Judged, counts_text
 from goatviz.paper.exhibit import PAPER_SCALES, Exhibit
+from goatviz.paper.judging import Judged, counts_text
 from goatviz.plots.figure import CONFIG
 
 PAPER = "Litman and Guo, You Need Better Attention Priors, ICML 2026 (arXiv 2601.15380)"

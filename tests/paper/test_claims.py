@@ -7,8 +7,8 @@ import pytest
 
 from goatviz.analysis import loss_difference
 from goatviz.paper import CLAIMS, claim_named, claims_text, judge_claims
-from goatviz.paper.claims import counts_text
 from goatviz.paper.exhibit import PAPER_SCALES
+from goatviz.paper.judging import counts_text
 from goatviz.paper.measures import BLAGPT_SINK, BLAGPT_SPECTRAL
 from goatviz.results import list_results, load_shipped_result
 from goatviz.training import list_pretrained
