@@ -279,7 +279,7 @@ def test_compared_maps_move_together():
     assert cell["difference"] == cell["weight"] - cell["other"] and cell["allowed"]
 
 
-def test_what_cannot_be_compared(tmp_path):
+def test_what_cannot_be_compared(tmp_path, monkeypatch):
     model, record = small_model(), captured(small_model(), ids())
     with pytest.raises(ValueError, match="other must have 48 queries and 48 keys .* got 20 and 20"):
         explore_plan(model, [ids(), ids(20)], against={"input": 1})
@@ -293,6 +293,9 @@ def test_what_cannot_be_compared(tmp_path):
         explore_plan(record, against=Hide([0]))
     with pytest.raises(TypeError, match="inputs must be given with a model"):
         explore_plan(record, against=small_model())
+    monkeypatch.setattr("goatviz.explore.plan_source.MAX_PAIRS", 47 * 48)
+    with pytest.raises(ValueError, match="changes must be of plans of at most 2,256 pairs"):
+        explore_plan(model, ids(), against=Hide([0]))
     fewer = small_model(num_layers=1)
     explorer = explore_plan(fewer, ids(), against=model)
     explorer.save_html(tmp_path / "plan.html")
