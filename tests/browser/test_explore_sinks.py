@@ -22,6 +22,7 @@ in_main = set()
 model.register_forward_pre_hook(
     lambda *_: in_main.add(threading.current_thread() is threading.main_thread()))
 explorer = explore_sinks(model, inputs)
+explorer.set(layer=0, head=0)
 
 
 def trace(panel, name):
