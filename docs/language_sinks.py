@@ -1,6 +1,6 @@
 """What the gallery shows of sinks in language models that is too slow to measure when it is drawn.
 
-Run with ``python docs/language_sinks.py`` (ten minutes on two cores); it writes results into
+Run with ``python docs/language_sinks.py`` (a few minutes on two cores); it writes results into
 goatviz/checkpoints: what hidden keys cost each text model, and the last layer of SmolLM2-135M.
 """
 

@@ -43,8 +43,8 @@ CLAIMS: tuple[Claim, ...] = (
             )
         ),
         measure=measures.four_panels,
-        note="ln 64 = 4.16 nats protect the training length. One model of each task, as in the "
-        "paper; other seeds that failed are in the log of the checkpoints.",
+        note="ln 64 = 4.16 nats protect the training length. One model of each task; "
+        "seeds that failed are in the log of the checkpoints.",
     ),
     Claim(
         slug="transport",

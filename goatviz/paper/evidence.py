@@ -112,11 +112,14 @@ class Evidence:
         return self._once(f"prior of {name}", lambda: prior_profile(self.checkpoint(name).model))
 
     def sinks(self, name: str) -> xr.Dataset:
-        """The sink profile of a text model on the example text."""
-        return self._once(
-            f"sinks of {name}",
-            lambda: sink_profile(self.checkpoint(name), text_pieces(), batch_size=8),
-        )
+        """The sink profile of a text model's last layer on the example text."""
+
+        def measure() -> xr.Dataset:
+            checkpoint = self.checkpoint(name)
+            last = checkpoint.model.config.num_layers - 1
+            return sink_profile(checkpoint, text_pieces(), layers=[last], batch_size=8)
+
+        return self._once(f"sinks of {name}", measure)
 
     def signal(self, name: str) -> xr.Dataset:
         """How content range and the first key's mass go together in a text model's last layer."""

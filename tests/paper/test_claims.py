@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from goatviz.analysis import loss_difference
+from goatviz.analysis.sink_effect import next_token_losses
 from goatviz.paper import CLAIMS, claim_named, claims_text, judge_claims
+from goatviz.paper.evidence import TEXT_SCHEMES, text_pieces
 from goatviz.paper.exhibit import PAPER_SCALES
 from goatviz.paper.judging import counts_text
 from goatviz.paper.measures import BLAGPT_SINK, BLAGPT_SPECTRAL
 from goatviz.results import list_results, load_shipped_result
-from goatviz.training import list_pretrained
+from goatviz.training import list_pretrained, load_pretrained
 
 
 def verdict_of(slug, **results):
@@ -116,6 +118,14 @@ def test_a_sink_that_is_put_in_by_hand_reproduces_the_figure():
         signal[f"mean_correlation{end}"] = signal[f"mean_correlation{end}"] * 0 - 0.5
     assert judge_claims(None, [claim])[0].verdict == "partly"
     assert judge_claims({"smollm2-signal": signal}, [claim])[0].verdict == "reproduced"
+
+
+@pytest.mark.parametrize("scheme", TEXT_SCHEMES)
+def test_shipped_effects_are_of_the_weights_and_text_of_the_page(scheme):
+    effect = load_shipped_result(f"text-{scheme}-sink-effect")
+    losses = next_token_losses(load_pretrained(f"text-{scheme}").model, text_pieces())
+    np.testing.assert_allclose(effect["loss"].values, losses.mean(axis=-1), rtol=1e-5)
+    assert {"first key hidden", "sinks hidden"} <= set(effect["change"].values)
 
 
 def test_what_others_found_is_typed_and_has_no_interval(judged):
