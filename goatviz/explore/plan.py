@@ -464,14 +464,14 @@ class PlanExplorer(Explorer):
         """Queries, then heads of this layer, then temperatures, as far as the page has room."""
         count = self._levels(self.values()).queries
         heads = [head for head in self._heads[self.layer] if self._accepts("head", head)]
-        # What another query adds, and another head with its map.
-        states = [{}, {"query": self.query - 1 if self.query else count - 1}]
-        states.append({"head": heads[heads.index(self.head) - 1]})
-        first, query, head = sizes(self, states)
+        # What another query adds, another head with its map, and a query of that head.
+        elsewhere = {"query": self.query - 1 if self.query else count - 1}
+        other = {"head": heads[heads.index(self.head) - 1]}
+        first, query, head, both = sizes(self, [{}, elsewhere, other, elsewhere | other])
 
         def fits(heads: int, queries: int, temperatures: int = 1) -> bool:
-            states = heads * queries * temperatures
-            size = first + (heads - 1) * head + (states - heads) * query
+            states, rows = heads * queries * temperatures, queries * temperatures - 1
+            size = first + rows * query + (heads - 1) * (head + rows * both)
             return states <= _MOST_STATES and size <= _MOST_BYTES
 
         wanted = range(1, min(MOST_QUERIES, count) + 1)
