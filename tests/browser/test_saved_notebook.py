@@ -39,7 +39,7 @@ LAST = {"scheme": "rope", "length": 256, "depth": 0.3, "measure": "token"}
 OTHERS = {
     "Learned prior": "as learned",
     "Attention sinks": "Layer 1, head 2",
-    "Length extrapolation: text": "goat in windows of 16,384",
+    "Length extrapolation: text": "rope-interpolated in windows of 16,384",
 }
 #: Of a notebook with five explorers; README states it.
 LIMIT_BYTES = 6_000_000
