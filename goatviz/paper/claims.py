@@ -1,7 +1,8 @@
 """The claims of the paper, and other evidence: words, place, scale, rule, and the verdict.
 
-Limits are round numbers that follow from the words of a claim, and stand beside every number: who
-finds another fairer can judge again. The paper's values are given only where they are known here.
+Limits are round numbers that follow from the words of a claim; most results were known when they
+were set, so they stand beside every number, and who finds another fairer can judge again. The
+paper's values are given only where they are known here.
 """
 
 from __future__ import annotations
