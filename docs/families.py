@@ -277,8 +277,7 @@ def reading(family: str, model: nn.Module, record: Record) -> str:
 
 def measure(family: str) -> Outcome:
     """Build a family, capture it, and compare."""
-    name = MODEL_MAPPING_NAMES[family]
-    name = name if isinstance(name, str) else name[0]
+    name = _class_name(family)
     try:
         model = build(family)
         name = type(model).__name__
@@ -301,6 +300,11 @@ def measure(family: str) -> Outcome:
         deviation = max(record.residuals().values())
     why = "unknown" if deviation is None else f"{deviation:.0e}"
     return Outcome(family, name, "captured", why, reading(family, model, record))
+
+
+def _class_name(family: str) -> str:
+    name = MODEL_MAPPING_NAMES[family]
+    return name if isinstance(name, str) else name[0]
 
 
 def _short(error: BaseException) -> str:
@@ -327,7 +331,8 @@ def _within_time(family: str) -> Outcome:
     try:
         return measure(family)
     except NotBuiltError as error:
-        return Outcome(family, "", "not built", str(error))
+        # Wherever it was stopped.
+        return Outcome(family, _class_name(family), "not built", str(error))
     finally:
         signal.alarm(0)
 
