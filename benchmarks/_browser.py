@@ -20,14 +20,19 @@ _PLACE = Path(__file__).parents[1] / "tests" / "browser" / "conftest.py"
 
 #: Key presses and paints in milliseconds: our widgets count theirs, plotly has an event.
 CLOCK = """() => {
-    const clock = { pressed: null, painted: null, map: null };
+    const clock = { pressed: null, painted: null, map: null, seen: null };
     window.goatvizClock = clock;
     document.addEventListener('keydown', () => {
         clock.pressed = performance.now();
-        clock.painted = clock.map = null;
+        clock.painted = clock.map = clock.seen = null;
     }, true);
+    const inView = ({ target }) => {
+        const { top, bottom } = target.getBoundingClientRect();
+        return bottom > 0 && top < window.innerHeight;
+    };
     const paint = records => setTimeout(() => {
         clock.painted = performance.now();
+        if (!records || records.some(inView)) clock.seen = clock.painted;
         if (records && records.some(record => record.attributeName === 'data-painted'))
             clock.map = clock.painted;
     }, 0);
@@ -70,7 +75,8 @@ def press(
 ) -> float:
     """Milliseconds from this key press to the last paint that it caused.
 
-    With `of="map"`, to the last one of a map.
+    With `of="map"`, to the last one of a map; with `of="seen"`, to the last one in the window:
+    figures outside it wait for a pause.
     """
     page.keyboard.press(key)
     page.wait_for_function(

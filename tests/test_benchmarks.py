@@ -15,9 +15,15 @@ RUNS = {
         ("one SDPA forward", "cheap set, GOAT prior", "block-wise dense, full", "targets:", "MiB"),
     ),
     "explorers": (
-        ["--sizes", "40", "--plain-sizes", "--prior-lengths", "--long", "300"]
+        ["--sizes", "40", "--plain-sizes", "--prior-lengths", "--long", "300", "--real", "40"]
         + ["--presses", "1", "--updates", "2", "--steps", "1", "--peer-length", "16"],
-        ("another head, its map", "zoom in, 1 steps", "memory of the page", "goatviz save_html"),
+        (
+            "another head, its map",
+            "270 thumbnails",
+            "zoom in, 1 steps",
+            "memory of the page",
+            "goatviz save_html",
+        ),
     ),
     "imports": (["--repeats", "1"], ("above bare", "target: import goatviz", ": none")),
     "plots": (
