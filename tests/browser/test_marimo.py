@@ -1,4 +1,4 @@
-"""Four explorers in marimo, where no Jupyter is: controls, numbers and messages, offline.
+"""Every explorer in marimo, where no Jupyter is: controls, numbers and messages, offline.
 
 marimo draws widgets in shadow roots, sets one trait after the other, and each reader of an app is a
 session of its own.
@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from goatviz.explore import explore_length, explore_plan, explore_prior, explore_sinks
+from goatviz.explore import (
+    explore_generation,
+    explore_length,
+    explore_plan,
+    explore_prior,
+    explore_sinks,
+)
 from goatviz.results import load_shipped_result
 from goatviz.training import load_pretrained
 from tests.browser.lab import LOOPBACK, free_port, serving
@@ -26,8 +32,8 @@ def _():
     import marimo as mo
     import torch
     from goatviz import (
-        explore_length, explore_plan, explore_prior, explore_sinks, load_pretrained,
-        load_shipped_result,
+        explore_generation, explore_length, explore_plan, explore_prior, explore_sinks,
+        load_pretrained, load_shipped_result,
     )
     ids = torch.randint(97, 123, (1, 48), generator=torch.Generator().manual_seed(0))
     model = load_pretrained("passkey-goat")
@@ -65,8 +71,15 @@ def _():
 
 @app.cell
 def _():
+    generation = mo.ui.anywidget(explore_generation(model, ids[:, :16], max_new_tokens=6))
+    generation
+    return
+
+
+@app.cell
+def _():
     # Runs again whenever a control of one of them moves.
-    explorers = (plan, prior, sinks, length)
+    explorers = (plan, prior, sinks, length, generation)
     values = json.dumps([each.widget.values() for each in explorers])
     mo.Html(f"<output id='kernel'>{values}</output>")
     return
@@ -96,7 +109,7 @@ def ids():
 
 
 def explorers():
-    """The same four, in this process."""
+    """The same, in this process."""
     model = load_pretrained("passkey-goat")
     sweep, grid = load_shipped_result("needle-sweep"), load_shipped_result("needle-grid")
     return (
@@ -104,6 +117,7 @@ def explorers():
         explore_prior(load_pretrained("copy-mixture-1-goat")),
         explore_sinks(model, ids()),
         explore_length(sweep, grid=grid),
+        explore_generation(model, ids()[:, :16], max_new_tokens=6),
     )
 
 
@@ -131,11 +145,13 @@ def moved(page, shown, explorers):
     press(shown.nth(1).locator("input[name=sink_scale]"), "ArrowLeft", 10)
     shown.nth(2).locator("select[name=head]").select_option("2")
     shown.nth(3).locator("select[name=scheme]").select_option("rope")
+    shown.nth(4).locator("select[name=head]").select_option("1")
     values = (
         {"temperature": float(f"{10**-0.3:.12g}")},
         {"sink_scale": 0.5},
         {"head": 2},
         {"scheme": "rope"},
+        {"head": 1},
     )
     for at, explorer in enumerate(explorers):
         explorer.set(**values[at])

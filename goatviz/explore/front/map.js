@@ -731,6 +731,8 @@ export function renderMap({ model, el, host }) {
     state.keys = [0, count()[1]];
     state.cursor = null;
     state.exact = null;
+    say();
+    redraw();
     if (!fine()) ask();
     for (const other of linked) if (other !== mine) other.reset();
   };
