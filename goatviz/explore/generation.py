@@ -122,9 +122,13 @@ class WrittenPassage:
         return self.head["token"].values.tolist()
 
     def weights(self, direction: str, at: int) -> np.ndarray:
-        rows = np.full((len(self.tokens),) * 2, np.nan, np.float32)
-        rows[self.head["query"].values] = self.head["weights"].values
-        return rows[at] if direction == "gives" else rows[:, at]
+        queries, rows = self.head["query"].values, self.head["weights"].values
+        weights = np.full(self.head.sizes["key"], np.nan, np.float32)
+        if direction == "receives":
+            weights[queries] = rows[:, at]
+        elif at in queries:
+            weights = rows[queries.tolist().index(at)]
+        return weights
 
 
 class GenerationExplorer(Explorer):

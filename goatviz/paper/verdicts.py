@@ -1,4 +1,4 @@
-"""How a claim is judged: limits that are fixed beforehand, numbers with intervals, a verdict.
+"""How a claim is judged: limits, numbers with intervals, and the verdict that follows from them.
 
 Nothing here knows any claim. A number counts for a claim only if its value and every interval of it
 lie on the claimed side of the limit; a sampled number without any interval never does.
