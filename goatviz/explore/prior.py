@@ -36,6 +36,8 @@ from goatviz.explore.controls import Control
 from goatviz.explore.heads import HeadsView
 from goatviz.explore.jobs import Job
 from goatviz.explore.page import Place
+from goatviz.explore.plan import RULE as STRUCTURED
+from goatviz.explore.plan import SINK
 from goatviz.explore.selection import Selection
 from goatviz.plots.base import Panel
 from goatviz.plots.prior import MIX_PANELS, explained_text
@@ -243,11 +245,13 @@ class PriorExplorer(Explorer):
             return {}
         length = min(self.length, max(1, _PAIRS // (_CELLS * total)))
         thumbnails = prior_thumbnails(list(sources.values()), length=length, cells=_CELLS)
+        # The implied prior of a perfect sink is one column, which shows nothing else.
+        sink, rule = (None, RULE) if self._profile is None else (SINK, STRUCTURED)
         with suppress(ValueError):
             # Single tokens, and numbers that are not finite, have no entropy to choose by.
-            self.layer, self.head = structured_head(thumbnails, None)
+            self.layer, self.head = structured_head(thumbnails, sink)
         title = f"Priors of all heads at {checks.count_text(length, 'token')}"
-        return {"heads": Place(HeadsView(thumbnails, title=title, rule=RULE), wide=True)}
+        return {"heads": Place(HeadsView(thumbnails, title=title, rule=rule), wide=True)}
 
     @traitlets.validate(*_COMPONENTS, *(f"{name}_scale" for name in _COMPONENTS))
     def _is_there(self, proposal: Any) -> Any:

@@ -459,3 +459,13 @@ def test_bad_sources():
         with pytest.raises(error, match="length must be"):
             PriorExplorer(ALiBiPrior(1), length=length)
     assert explore_prior(ALiBiPrior(1), causal=False, length=8).result()["lag"].size == 15
+
+
+def test_an_implied_prior_opens_on_a_head_that_is_no_sink():
+    profile = implied_prior(tiny_huggingface("llama"), [ids(1, 20), ids(1, 24, seed=1)])
+    explorer = explore_prior(profile)
+    first, entropy = (np.array(each["values"]) for each in explorer.parts["heads"].measures[1::-1])
+    left = np.where(first < 0.3, entropy, np.inf)
+    left = entropy if np.isinf(left).all() else left
+    assert (explorer.layer, explorer.head) == np.unravel_index(left.argmin(), left.shape)
+    assert "less than 0.3 of their mass on the first key" in explorer.parts["heads"].rule
