@@ -17,16 +17,16 @@ READY = .venv/.ready
 MINUTES ?= 10
 SEED ?= 0
 
-.PHONY: demo test test-notebooks fuzz lab lint format clean
+.PHONY: demo test test-notebooks test-gpu fuzz lab lint format clean
 
 # The figures and tables of the paper, in figures/index.html.
 demo: $(READY)
 	.venv/bin/goatviz reproduce --out figures
 
 # Every test but the slow ones, and those: every notebook, the gallery, benchmarks. Together they are
-# all there is.
-test: TESTS = not notebooks
-test-notebooks: TESTS = notebooks
+# all there is without a GPU.
+test: TESTS = not notebooks and not gpu
+test-notebooks: TESTS = notebooks and not gpu
 test test-notebooks: $(READY)
 ifeq ($(BROWSER),no)
 	@echo "*** BROWSER=no: THE BROWSER TESTS ARE LEFT OUT OF THIS RUN ***"
@@ -35,6 +35,10 @@ endif
 ifeq ($(BROWSER),no)
 	@echo "*** BROWSER=no: THE BROWSER TESTS WERE LEFT OUT OF THIS RUN ***"
 endif
+
+# What needs an NVIDIA GPU; where there is none, every test of it is named as skipped.
+test-gpu: $(READY)
+	$(RUN) pytest -rs -m gpu tests/gpu
 
 # Random calls against plain formulas, damaged files, and text on pages, for so many minutes.
 fuzz: $(READY)

@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 #: Marks, and the fixtures whose tests have them, so that no test can forget to.
 MARKS = {
     "browser": {"offline_context", "offline_page", "lab", "own_lab"},
-    "notebooks": {"own_lab", "served", "kernel", "benchmark", "exhibits"},
+    "notebooks": {"own_lab", "served", "kernel", "benchmark", "exhibits", "slow"},
 }
 
 
@@ -40,6 +40,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if fixtures & set(getattr(item, "fixturenames", ())):
                 item.add_marker(mark)
     items.sort(key=lambda item: "browser" not in item.keywords)
+
+
+@pytest.fixture
+def slow() -> None:
+    """For a test that takes as long as a notebook."""
 
 
 @pytest.fixture(scope="session")

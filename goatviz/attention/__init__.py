@@ -4,6 +4,7 @@
 Priors are defined in `goatviz.priors`.
 """
 
+from goatviz.attention.backends import BACKENDS, Backend
 from goatviz.attention.functional import attention_plan, prior_attention
 from goatviz.attention.layer import Attention, LayerCache
 from goatviz.attention.positions import (
@@ -15,8 +16,10 @@ from goatviz.attention.positions import (
 from goatviz.transport.call import AttentionCall
 
 __all__ = [
+    "BACKENDS",
     "Attention",
     "AttentionCall",
+    "Backend",
     "InterpolatedRotaryEmbedding",
     "LayerCache",
     "LearnedEmbedding",

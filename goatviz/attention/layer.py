@@ -5,17 +5,20 @@ The computation itself is `functional.attend`; the layer owns weights and shapes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from goatviz import checks
-from goatviz.attention.functional import IMPLEMENTATIONS, attend
+from goatviz.attention.backends import BACKENDS, IMPLEMENTATIONS, attend, default_impl
+from goatviz.attention.inputs import AttentionInputs
 from goatviz.attention.positions import RotaryEmbedding
 from goatviz.priors.base import PositionsLike, Prior, as_positions
 from goatviz.priors.fixed import UniformPrior
+from goatviz.priors.separable import is_separable, key_table, lag_table
 
 
 @dataclass
@@ -43,6 +46,8 @@ class LayerCache:
     padding_mask: Tensor | None = None
     end: int = field(default=0, init=False)
     consecutive: bool = field(default=True, init=False)
+    _rooms: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _tables: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.positions is not None:
@@ -64,7 +69,9 @@ class LayerCache:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Add the newest keys and values; return everything held.
 
-        `following` says that they are at `end`, `end` + 1, ..., so that no value need be read.
+        Without gradients they are written into room that doubles when it is full, so that a
+        token of decoding copies one row. `following` says that they are at `end`, `end` + 1, ...,
+        so that no value need be read.
         """
         if self.k is not None and k.shape[0] != self.k.shape[0]:
             raise ValueError(f"cache holds a batch of {self.k.shape[0]}, got {k.shape[0]}")
@@ -84,16 +91,54 @@ class LayerCache:
             if now is None:
                 now = k.new_ones(k.shape[0], k.shape[2], dtype=torch.bool)
             self.padding_mask = torch.cat([before, now], dim=1)
-        self.k = torch.cat([self.k, k], dim=2)
-        self.v = torch.cat([self.v, v], dim=2)
+        self.k, self.v = self._joined("k", self.k, k), self._joined("v", self.v, v)
         self.positions = torch.cat([self.positions, positions])
         return self.k, self.v, self.positions, self.padding_mask
+
+    def row_of(self, prior: Prior, q: Tensor) -> Tensor | None:
+        """K of the newest token over all keys, shape (heads, 1, length), from tables that grow.
+
+        None unless there is one query without gradients, at the end of keys 0, 1, ..., and the
+        prior is separable. The parameters must not change while the cache is in use, as for the
+        keys themselves.
+        """
+        if q.shape[2] != 1 or not self.consecutive or not _in_place() or q.is_meta:
+            return None
+        if isinstance(prior, UniformPrior) or not is_separable(prior):
+            return None
+        if self._tables is None or self._tables[0].shape[1] < self.length:
+            index = torch.arange(2 * self.length, dtype=torch.float64, device=q.device)
+            # Lags from large to small: keys in their order, as they are seen from the last one.
+            self._tables = lag_table(prior, index.flip(0)), key_table(prior, index)
+        by_lag, by_key = self._tables
+        return (by_lag[:, -self.length :] + by_key[:, : self.length]).unsqueeze(1)
+
+    def _joined(self, name: str, held: Tensor, new: Tensor) -> Tensor:
+        """`held` with `new` behind it, in place where there is room."""
+        if not _in_place() or held.is_meta:
+            return torch.cat([held, new], dim=2)
+        length, total = held.shape[2], held.shape[2] + new.shape[2]
+        room = self._rooms.get(name)
+        # The keys held may have been replaced from outside, by those of chosen beams.
+        # And what inference mode made cannot be written into outside it.
+        usable = room is not None and room.is_inference() == torch.is_inference_mode_enabled()
+        if not usable or room.shape[2] < total or room.data_ptr() != held.data_ptr():
+            room = held.new_empty(*held.shape[:2], 2 * total, held.shape[3])
+            room[:, :, :length] = held
+            self._rooms[name] = room
+        room[:, :, length:total] = new
+        return room[:, :, :total]
 
     def _read(self, positions: Tensor, start: int) -> None:
         index = positions[:, 0]
         counted = torch.arange(start, start + len(index), dtype=index.dtype, device=index.device)
         self.consecutive = self.consecutive and torch.equal(index, counted)
         self.end = max(self.end, int(index.max()) + 1)
+
+
+def _in_place() -> bool:
+    """Whether tensors may be written into: no gradient is recorded, and no graph."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class Attention(nn.Module):
@@ -110,8 +155,10 @@ class Attention(nn.Module):
     head_dim : int, optional
         Size of values for each head; default embed_dim / num_heads.
     content_dim : int, optional
-        Size of content queries and keys. Default: head_dim minus the prior's lanes, so that the
-        fused call is as wide as without a prior (Litman and Guo 2026, d_c = d - 2R - 1).
+        Size of content queries and keys. Default: head_dim minus the prior's lanes, which then
+        stand inside the head, and the fused call is as wide as without a prior (Litman and Guo
+        2026, d_c = d - 2R - 1). With head_dim they stand beside the content: it keeps its size,
+        and the call is as wide as both, to a multiple of 8.
     prior : Prior, optional
         1 or `num_kv_heads` heads; default uniform.
     rotary : RotaryEmbedding, optional
@@ -121,7 +168,8 @@ class Attention(nn.Module):
     bias : bool
         Give the projections biases.
     impl : str, optional
-        As in `prior_attention`; default "sdpa", or "sdpa_bias" for a prior without lanes.
+        A backend, as in `prior_attention`; default "sdpa", or "sdpa_bias" for a prior without
+        lanes.
 
     Raises
     ------
@@ -193,10 +241,10 @@ class Attention(nn.Module):
         if rotary is not None and rotary.dim != content_dim:
             raise ValueError(f"rotary.dim must be content_dim={content_dim}, got {rotary.dim}")
         if impl is None:
-            impl = "sdpa" if prior.has_lanes else "sdpa_bias"
+            impl = default_impl(prior)
         checks.one_of("impl", impl, IMPLEMENTATIONS)
-        if impl == "sdpa" and not prior.has_lanes:
-            raise ValueError(f"impl='sdpa' needs lanes, but {type(prior).__name__} has none")
+        if BACKENDS[impl].needs_lanes and not prior.has_lanes:
+            raise ValueError(f"impl={impl!r} needs lanes, but {type(prior).__name__} has none")
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
@@ -253,12 +301,30 @@ class Attention(nn.Module):
             points = as_positions(positions).to(x.device)
             if len(points) != length:
                 raise ValueError(f"positions must hold {length} positions, got {len(points)}")
-        q = self.q_proj(x).view(batch, length, self.num_heads, self.content_dim).transpose(1, 2)
-        k = self.k_proj(x).view(batch, length, self.num_kv_heads, self.content_dim).transpose(1, 2)
-        v = self.v_proj(x).view(batch, length, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        q, k, v = (
+            each.view(batch, length, heads, -1).transpose(1, 2)
+            for each, heads in zip(
+                self._projected(x),
+                (self.num_heads, self.num_kv_heads, self.num_kv_heads),
+                strict=True,
+            )
+        )
         if self.rotary is not None:
             q, k = (self.rotary(each, points[:, 0], last=last) for each in (q, k))
         return q, k, v, points
+
+    def _projected(self, x: Tensor) -> Iterable[Tensor]:
+        """Queries, keys and values, all heads side by side: one product for several tokens."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        if x.shape[1] == 1:
+            # Joining the weights would cost more than the products.
+            return [projection(x) for projection in projections]
+        weight = torch.cat([projection.weight for projection in projections])
+        bias = None
+        if self.q_proj.bias is not None:
+            bias = torch.cat([projection.bias for projection in projections])
+        sizes = [projection.out_features for projection in projections]
+        return F.linear(x, weight, bias).split(sizes, dim=-1)
 
     def _rotary_frequencies(self) -> Tensor:
         """Rotation of each channel of queries and keys in radians per token, shape (d,)."""
@@ -323,7 +389,10 @@ class Attention(nn.Module):
                 query_mask=None if padding_mask is None else padding_mask[:, -q.shape[2] :],
                 rotary=self._rotary_frequencies(),
             )
-        out = attend(
+        # The definition keeps to the prior itself.
+        known = cache is not None and self.impl != "reference"
+        row = cache.row_of(self.prior, q) if known else None
+        inputs = AttentionInputs(
             q,
             k,
             v,
@@ -333,8 +402,9 @@ class Attention(nn.Module):
             consecutive=consecutive,
             causal=self.causal,
             padding_mask=padding_mask,
-            impl=self.impl,
+            log_prior=row,
         )
+        out = attend(inputs, self.impl)
         if answer is not None and (changed := answer(out)) is not None:
             out = changed
         return self.out_proj(out.transpose(1, 2).flatten(2))

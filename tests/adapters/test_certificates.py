@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -118,7 +119,9 @@ def test_a_planted_fault_is_a_number(monkeypatch, fault, model):
 def test_a_planted_fault_of_ours(monkeypatch):
     attend = attention_layer.attend
     monkeypatch.setattr(
-        attention_layer, "attend", lambda q, *args, **options: attend(1.1 * q, *args, **options)
+        attention_layer,
+        "attend",
+        lambda inputs, impl: attend(replace(inputs, q=1.1 * inputs.q), impl),
     )
     assert residual(tiny_lm(), ids(2, 24)) > 1e-3
 

@@ -84,6 +84,42 @@ def test_cached_is_full(name, chunks):
     torch.testing.assert_close(torch.cat(parts, dim=1), full, rtol=0, atol=1e-5)
 
 
+def test_beams_may_change_places_between_tokens():
+    """Keys and values that were chosen anew are not those that the cache has room behind."""
+    attention, x = layer(), tokens()
+    cache = LayerCache()
+    with torch.no_grad():
+        for part in x[:, :7].split([4, 1, 1, 1], dim=1):
+            attention(part, cache=cache)
+        cache.k, cache.v = cache.k[[1, 0]], cache.v[[1, 0]]
+        parts = [attention(part, cache=cache) for part in x[[1, 0], 7:].split(1, dim=1)]
+        full = attention(x)[[1, 0], 7:]
+    torch.testing.assert_close(torch.cat(parts, dim=1), full, rtol=0, atol=1e-5)
+
+
+def test_a_prompt_may_be_read_in_inference_mode():
+    attention, x = layer(), tokens()
+    cache = LayerCache()
+    with torch.inference_mode():
+        for part in x[:, :7].split([5, 1, 1], dim=1):
+            attention(part, cache=cache)
+    with torch.no_grad():
+        parts = [attention(part, cache=cache) for part in x[:, 7:].split(1, dim=1)]
+        full = attention(x)[:, 7:]
+    torch.testing.assert_close(torch.cat(parts, dim=1), full, rtol=0, atol=1e-5)
+
+
+def test_a_cache_with_gradients_has_those_of_the_full_pass():
+    attention, x = layer(), tokens().requires_grad_()
+    cache = LayerCache()
+    parts = [attention(part, cache=cache) for part in x.split([9, 1, 1, 2], dim=1)]
+    leaves = [x, *attention.parameters()]
+    ours = torch.autograd.grad(torch.cat(parts, dim=1).square().sum(), leaves)
+    wanted = torch.autograd.grad(attention(x).square().sum(), leaves)
+    for each, other in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(each, other, rtol=1e-4, atol=1e-5)
+
+
 def test_cached_is_full_with_padding_that_comes_and_goes():
     attention, x = layer(), tokens()
     keep = torch.ones(2, LENGTH, dtype=torch.bool)
@@ -251,7 +287,12 @@ def test_every_parameter_learns():
         ({"prior": SpectralPrior(2, rank=4)}, ValueError, "8 lanes leave no content in head_dim=8"),
         ({"content_dim": 0}, ValueError, "content_dim and head_dim must be positive"),
         ({"rotary": RotaryEmbedding(6)}, ValueError, "rotary.dim must be content_dim=8, got 6"),
-        ({"impl": "flash"}, ValueError, "impl must be one of"),
+        ({"impl": "dense"}, ValueError, "impl must be one of"),
+        (
+            {"impl": "sdpa_flash", "prior": BucketPrior(2)},
+            ValueError,
+            "needs lanes, but BucketPrior",
+        ),
         ({"impl": "sdpa", "prior": BucketPrior(2)}, ValueError, "needs lanes, but BucketPrior"),
     ],
 )

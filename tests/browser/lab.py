@@ -24,8 +24,8 @@ from playwright.sync_api import Page
 LOOPBACK = "127.0.0.1"
 VIEWPORT = {"width": 1280, "height": 1000}
 
-#: Finds the notebook that is open. While the focus is in a side bar Lab has no current widget, and its
-#: commands run nothing: then the notebook is made the current one.
+#: Finds the notebook that is open. While the focus is in a side bar Lab has no current widget, and
+#: its commands run nothing: then the notebook is made the current one.
 PANEL = """
     const shell = window.jupyterapp?.shell;
     const panel = [...(shell?.widgets('main') ?? [])].find(each => each.context?.sessionContext);
