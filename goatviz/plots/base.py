@@ -35,7 +35,6 @@ _EDGE = 10  # Pixels between text and the edge of the figure.
 _LINE = 15  # Height of a line of small text in pixels.
 _ROW = 20  # Height of a row of a legend in pixels.
 _SYMBOL = 46  # Pixels that plotly adds to the text of a legend entry for its symbol.
-_TEMPLATE = style.TEMPLATE.to_plotly_json()
 # Types of numbers that plotly reads in binary form.
 _BINARY = ("f4", "f8", "i1", "i2", "i4", "u1", "u2", "u4")
 
@@ -163,7 +162,7 @@ def as_json(drawn: Panel | Sequence[Panel] | go.Figure, buffers: list[bytes] | N
     def plain(value: Any) -> Any:
         if isinstance(value, np.ndarray):
             return _packed(value, buffers)
-        return _TEMPLATE if value is style.TEMPLATE else value.item()
+        return style.TEMPLATE if value is style.template() else value.item()
 
     content = {"data": data, "layout": layout}
     return json.dumps(content, default=plain, separators=(",", ":"), allow_nan=False)
@@ -407,7 +406,7 @@ class _Place:
 
     def _frame(self, words: Words) -> dict[str, Any]:
         layout: dict[str, Any] = {
-            "template": style.TEMPLATE,
+            "template": style.template(),
             "height": self.top + self.plot_height + self.bottom,
             "margin": {
                 "t": self.top,

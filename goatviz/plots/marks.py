@@ -6,6 +6,7 @@ heads or results. Names and hover texts must be escaped by the caller.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,6 @@ HOVERED_CHARACTERS = 60
 #: A query and a key as hovering names them.
 PAIR = "query %{y}, key %{x}"
 _STEPS = np.linspace(0.0, 1.0, 49)
-_LOG_COLORS = [
-    [0.0, sample_colorscale(style.SEQUENTIAL, 0.0)[0]],
-    *(
-        [float(FLOOR ** (1.0 - step)), sample_colorscale(style.SEQUENTIAL, float(step))[0]]
-        for step in _STEPS
-    ),
-]
 
 
 # --- curves and points ---
@@ -213,7 +207,7 @@ def probability_map(
     a trace of its own. Cells that are not allowed stay empty, see `special_cells`.
     """
     shown = np.where(allowed, values, np.nan)
-    scale = {"colorscale": _LOG_COLORS, "zmin": 0.0, "zmax": 1.0}
+    scale = {"colorscale": _log_colors(), "zmin": 0.0, "zmax": 1.0}
     cells = heatmap(x, y, shown, name=name, hover=hover, **scale, **trace)
     decades = np.arange(round(np.log10(FLOOR)), 1)
     ticks = [f"≤{FLOOR:g}"] + [f"{10.0**d:g}" for d in decades[1:]]
@@ -225,6 +219,14 @@ def probability_map(
         colorbar={"tickvals": decades.tolist(), "ticktext": ticks, "title": {"text": unit}},
     )
     return [cells, bar, *special_cells(x, y, values, allowed, where=where, **trace)]
+
+
+@cache
+def _log_colors() -> list[list[float | str]]:
+    """The sequential scale for values whose colours are spaced logarithmically above `FLOOR`."""
+    colors = [sample_colorscale(style.SEQUENTIAL, float(step))[0] for step in _STEPS]
+    stops = [float(FLOOR ** (1.0 - step)) for step in _STEPS]
+    return [[0.0, colors[0]], *map(list, zip(stops, colors, strict=True))]
 
 
 def count_map(

@@ -9,6 +9,7 @@ on dark pages, since no single colour has a contrast of 4.5:1 on both.
 from __future__ import annotations
 
 import html
+from functools import cache
 
 import numpy as np
 import plotly.graph_objects as go
@@ -51,8 +52,9 @@ body:is([data-jp-theme-light="false"], .vscode-dark) {{ --goatviz-text: {TEXT["d
 @media (prefers-color-scheme: dark) {{ :root.goatviz-page {{ --goatviz-text: {TEXT["dark"]}; }} }}
 """
 
-TEMPLATE = go.layout.Template(
-    layout={
+#: Template of every figure, as plain data; `template` is the object that plotly expects.
+TEMPLATE = {
+    "layout": {
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": FONT, "size": 12, "color": TEXT["light"]},
@@ -82,8 +84,14 @@ TEMPLATE = go.layout.Template(
         "hoverlabel": {"font": {"family": "Menlo, Consolas, monospace", "size": 12}},
         "legend": {"bgcolor": "rgba(0,0,0,0)"},
         "margin": {"l": 60, "r": 30, "t": 80, "b": 60},
-    }
-)
+    },
+}
+
+
+@cache
+def template() -> go.layout.Template:
+    """The template of every figure, made once: plotly takes long to read its own schema for it."""
+    return go.layout.Template(TEMPLATE)
 
 
 def colour_table() -> list[tuple[int, int, int]]:
