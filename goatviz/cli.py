@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, dataclass, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union
 
 import tyro
 
@@ -185,6 +185,10 @@ class _Headline(NamedTuple):
     values: xr.DataArray
 
 
+# A union with `|` would make tyro import typeguard, which takes longer than all the rest.
+_Command = Union[Reproduce, Train, Sweep, Pretrained]  # noqa: UP007
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
@@ -199,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if len(given) > 1 and given[0] == "train" and not given[1].startswith("-"):
             _train(given[1:], command_line)
         else:
-            command = tyro.cli(Reproduce | Train | Sweep | Pretrained, args=given, prog="goatviz")
+            command = tyro.cli(_Command, args=given, prog="goatviz")
             with _naming_options(type(command)):
                 return command.run(command_line) or 0
     except _ERRORS as error:
