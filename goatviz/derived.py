@@ -8,12 +8,14 @@ derived fields. It needs numpy alone, so that it works without torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from goatviz import bins
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Arrays = Mapping[str, Any]
 
@@ -78,6 +80,8 @@ def completed(dataset: xr.Dataset, schema: Any) -> xr.Dataset:
     schema : Schema
         The schema of the result.
     """
+    import xarray as xr
+
     derive = DERIVED.get(schema.name)
     if derive is None or all(name in dataset.variables for name in schema.fields):
         return dataset

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import xarray as xr
 from torch import nn
 
 from goatviz import checks
@@ -30,9 +29,12 @@ from goatviz.plots.sink_effect import draw_sink_effect
 from goatviz.plots.sinks import SINK_KINDS, draw_sinks
 from goatviz.plots.training import draw_training
 from goatviz.priors.base import Prior
-from goatviz.results import SINK_PROFILE, check_result
+from goatviz.results import SINK_PROFILE, check_result, is_dataset
 from goatviz.training.checkpoint import Checkpoint, model_of
 from goatviz.training.loop import TrainResult
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _SINK_OPTIONS = (
     "min_observers",
@@ -103,7 +105,7 @@ def plot_prior(
     """
     checks.one_of("kind", kind, PRIOR_KINDS)
     given = {"length": length, "layers": layers, "heads": heads, **options}
-    if isinstance(source, xr.Dataset):
+    if is_dataset(source):
         checks.not_given("a finished profile", inputs=inputs, **given)
         return draw_prior(source, kind=kind)
     model = model_of(source)
@@ -157,7 +159,7 @@ def plot_plan(source: Any, inputs: Any = None, **slice_options: Any) -> Figure:
     >>> plot_plan(torch.full((4, 4), 0.25)).layout.title.text
     'A transport plan'
     """
-    if isinstance(source, xr.Dataset):
+    if is_dataset(source):
         checks.not_given("a finished plan slice", inputs=inputs, **slice_options)
         return draw_plan(source)
     return draw_plan(plan_slice(source, inputs, **slice_options))
@@ -216,7 +218,7 @@ def plot_sinks(
     checks.one_of("kind", kind, SINK_KINDS)
     if threshold is not None:
         threshold = checks.number("threshold", threshold, low=0, below=1)
-    if isinstance(source, xr.Dataset):
+    if is_dataset(source):
         check_result(source, SINK_PROFILE)
         checks.not_given("a finished profile", inputs=inputs, **profile)
         if threshold is not None:
@@ -265,7 +267,7 @@ def plot_sink_effect(source: Any, inputs: Any = None, **options: Any) -> Figure:
     >>> plot_sink_effect(load_pretrained("copy-mixture-1-goat"), ids).layout.title.text
     'What sinks do for this model'
     """
-    if isinstance(source, xr.Dataset):
+    if is_dataset(source):
         checks.not_given("a finished result", inputs=inputs, **options)
         return draw_sink_effect(source)
     return draw_sink_effect(sink_effect(source, inputs, **options))
@@ -301,7 +303,7 @@ def plot_explanation(source: Any, inputs: Any = None, **options: Any) -> Figure:
     >>> plot_explanation(model, torch.arange(24)[None], head=1).layout.title.text
     'Why this query attends there'
     """
-    if isinstance(source, xr.Dataset):
+    if is_dataset(source):
         checks.not_given("a finished explanation", inputs=inputs, **options)
         return draw_explanation(source)
     return draw_explanation(explain(source, inputs, **options))
@@ -476,7 +478,7 @@ def plot_training(
     >>> plot_training(load_pretrained("copy-mixture-4-goat")).layout.title.text
     'Training'
     """
-    return draw_training(runs if isinstance(runs, xr.Dataset) else training_log(runs))
+    return draw_training(runs if is_dataset(runs) else training_log(runs))
 
 
 def _count(chosen: Sequence[int] | int | None, available: int) -> int:

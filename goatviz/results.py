@@ -12,15 +12,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-import h5py
 import numpy as np
-import xarray as xr
 
 from goatviz import checks
 from goatviz.derived import completed
 from goatviz.files import check_shipped, shipped_file, shipped_names, whole_file
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Attribute of files that end in the sha256 of everything before it; absent in memory.
 _SUM = "goatviz_file_sha256"
@@ -570,6 +571,8 @@ def make_result(
     ValueError
         If a field is missing or unknown, or an array does not have the schema's dimensions.
     """
+    import xarray as xr
+
     unknown = set(data) - set(schema.fields)
     if unknown:
         raise ValueError(f"data holds fields {schema.name} does not have: {sorted(unknown)}")
@@ -592,6 +595,13 @@ def make_result(
     return dataset
 
 
+def is_dataset(value: object) -> TypeGuard[xr.Dataset]:
+    """Whether this is a labelled dataset, as every result is."""
+    import xarray as xr
+
+    return isinstance(value, xr.Dataset)
+
+
 def check_result(dataset: object, schema: Schema) -> xr.Dataset:
     """Return `dataset` if it is a result of this schema, or say what it is instead.
 
@@ -602,7 +612,7 @@ def check_result(dataset: object, schema: Schema) -> xr.Dataset:
     ValueError
         If fields are missing or have other dimensions.
     """
-    if not isinstance(dataset, xr.Dataset):
+    if not is_dataset(dataset):
         raise TypeError(f"expected a {schema.name} Dataset, got {type(dataset).__name__}")
     name = dataset.attrs.get("schema")
     if name != schema.name:
@@ -626,6 +636,8 @@ def check_result(dataset: object, schema: Schema) -> xr.Dataset:
 
 def with_all_dimensions(dataset: xr.Dataset, schema: Schema) -> xr.Dataset:
     """A result with the dimensions that a selection dropped, each of length 1."""
+    import xarray as xr
+
     coords, data = {}, {}
     for name, field in schema.fields.items():
         if name not in dataset.variables:
@@ -672,7 +684,7 @@ def save_result(dataset: xr.Dataset, path: str | os.PathLike) -> Path:
     ...     load_result(path).identical(profile)
     True
     """
-    schema = dataset.attrs.get("schema") if isinstance(dataset, xr.Dataset) else None
+    schema = dataset.attrs.get("schema") if is_dataset(dataset) else None
     if schema not in SCHEMAS:
         raise TypeError(f"dataset must be a goatviz result, got {type(dataset).__name__}")
     _check_fields(check_result(dataset, SCHEMAS[schema]), SCHEMAS[schema])
@@ -742,6 +754,9 @@ def _check_sum(path: Path) -> None:
 
 def _read(path: Path) -> xr.Dataset:
     """The content of a netCDF-4 file; a ValueError if it is not one or claims too much data."""
+    import h5py
+    import xarray as xr
+
     try:
         # Damage at the root is found here: h5netcdf would print errors when it closes the file.
         with h5py.File(path) as file:

@@ -4,14 +4,21 @@ import importlib
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import goatviz
 
+ROOT = Path(__file__).parents[1]
+RULES = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"][
+    "lint"
+]["flake8-tidy-imports"]
 PLOTS = Path(goatviz.__file__).parent / "plots"
 HEAVY = {"torch", "plotly", "ipywidgets", "anywidget", "xarray", "ot", "numpy"}
+#: What no module may import at its top, and what it brings along.
+DEFERRED = {*RULES["banned-module-level-imports"], "h5netcdf", "pandas"}
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -31,7 +38,8 @@ def test_listing_the_names_is_light():
 
 
 def test_results_need_no_torch():
-    loaded = loaded_by("import goatviz.results")
+    assert loaded_by("import goatviz.results") & (HEAVY | DEFERRED) == {"numpy"}
+    loaded = loaded_by("import goatviz; goatviz.load_shipped_result('passkey-sweep')")
     assert "xarray" in loaded
     assert "torch" not in loaded
 
@@ -40,7 +48,24 @@ def test_plots_need_no_torch():
     modules = ["goatviz.plots", *(f"goatviz.plots.{path.stem}" for path in PLOTS.glob("[!_]*.py"))]
     loaded = loaded_by(f"import {', '.join(modules)}")
     assert "plotly" in loaded
-    assert "torch" not in loaded
+    assert loaded & {"torch", *DEFERRED} == set()
+
+
+def test_the_first_use_of_a_name_loads_nothing_that_can_wait():
+    loaded = loaded_by("import goatviz.figures, goatviz.paper, goatviz.training.presets")
+    assert {"torch", "plotly"} <= loaded
+    assert loaded & DEFERRED == set()
+
+
+@pytest.mark.parametrize("command", ["", "reproduce", "train", "sweep", "pretrained"])
+def test_help_is_light(command):
+    call = f"main({[*command.split(), '--help']})"
+    loaded = loaded_by(
+        f"from goatviz.cli import main\ntry: {call}\nexcept SystemExit as end: assert not end.code"
+    )
+    assert loaded & (HEAVY | DEFERRED) == set()
+    # tyro asks it about every type that is not plain, and it takes longer than all the rest.
+    assert command or "typeguard" not in loaded
 
 
 def test_one_name_does_not_load_another_subject():

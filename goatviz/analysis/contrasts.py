@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import xarray as xr
 
 from goatviz import bins, checks
 from goatviz.analysis.intervals import (
@@ -15,6 +14,9 @@ from goatviz.analysis.intervals import (
     student_interval,
 )
 from goatviz.results import LENGTH_SWEEP, PERPLEXITY_SWEEP, check_result
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 class Contrast(NamedTuple):

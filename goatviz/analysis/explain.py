@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor, nn
 
 from goatviz import checks
@@ -20,6 +19,9 @@ from goatviz.results import EXPLANATION, make_result
 from goatviz.training.checkpoint import Checkpoint, model_of
 from goatviz.transport.call import AttentionCall
 from goatviz.transport.rows import TransportPlan, solve_rows
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Descriptions of the parts of scores, by name.
 _SCORES = {

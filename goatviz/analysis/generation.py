@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import xarray as xr
-from scipy import special
 from torch import Tensor, nn
 
 from goatviz import checks
@@ -28,6 +26,9 @@ from goatviz.bins import even_edges
 from goatviz.models import CausalLM
 from goatviz.results import GENERATION, check_result, make_result, with_all_dimensions
 from goatviz.training.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: What a row of float32 weights without a sink's column lacks of 1, at most.
 _ROUNDING = 1e-4
@@ -209,9 +210,11 @@ def step_summary(steps: xr.Dataset, *, layer: int, head: int, query: int) -> str
 
 def _entropy(weights: np.ndarray) -> np.ndarray:
     """Entropy of rows along the last axis, nats; what they lack of 1 counts as one key."""
+    from scipy.special import entr
+
     weights = np.nan_to_num(weights)
     rest = np.clip(1.0 - weights.sum(-1, keepdims=True), 0.0, None)
-    return special.entr(np.concatenate([weights, rest], axis=-1)).sum(-1)
+    return entr(np.concatenate([weights, rest], axis=-1)).sum(-1)
 
 
 def _one_text(prompt: Any, tokenizer: Any) -> tuple[dict[str, Any], Tensor]:

@@ -7,12 +7,12 @@ import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 
 from goatviz.results import SINK_PROFILE, check_result, with_all_dimensions
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
 
 #: Fields of a profile that are numbers of a head, in the order of the table.
 _FIELDS = (
@@ -85,6 +85,8 @@ def heads_table(profile: xr.Dataset) -> pd.DataFrame:
 
 def head_numbers(profile: xr.Dataset) -> xr.Dataset:
     """The numbers of `heads_table` over (layer, head); NaN where a profile lacks them."""
+    import xarray as xr
+
     unknown = xr.full_like(profile["first_mass"], np.nan, dtype=float)
     table = xr.Dataset({name: profile.get(name, unknown) for name in _FIELDS}).reset_coords(
         drop=True

@@ -10,23 +10,25 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import nan
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-import xarray as xr
-from scipy import stats
 from torch import Tensor, nn
 
 from goatviz import bins, checks
 from goatviz.adapters.capture import Record, capture, find_attention
 from goatviz.analysis.inputs import check_fits, forward_calls, named_model, run_model
+from goatviz.analysis.intervals import student_quantile
 from goatviz.analysis.prior import PriorSource, prior_profile
 from goatviz.priors.base import Prior
 from goatviz.priors.table import KeyTablePrior, LagTablePrior
 from goatviz.results import PRIOR_PROFILE, check_result
 from goatviz.training.checkpoint import Checkpoint
 from goatviz.transport.call import AttentionCall
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Logits of all heads that are held together, and the most rows among them: a cache holds a few.
 _PAIRS, _ROWS = 2**19, 64
@@ -270,7 +272,7 @@ def _half_width(replicates: np.ndarray) -> np.ndarray:
     if count < 2:
         return np.full(replicates.shape[1:], np.nan)
     spread = ((replicates - replicates.mean(0)) ** 2).sum(0) * (count - 1) / count
-    return stats.t.ppf(0.975, count - 1) * np.sqrt(spread)
+    return student_quantile(count) * np.sqrt(spread)
 
 
 def _by_head(values: Tensor | np.ndarray, heads: np.ndarray) -> np.ndarray:
@@ -525,7 +527,7 @@ class _Fit:
         total = variances.sum(0)
         mean = torch.where(total > 0, explained.sum(0) / total.clamp(min=1e-300), nan).numpy()
         by_group = explained / variances.clamp(min=1e-300)
-        half = by_group.std(0).numpy() * stats.t.ppf(0.975, count - 1) / math.sqrt(count)
+        half = by_group.std(0).numpy() * student_quantile(count) / math.sqrt(count)
         return mean, mean - half, mean + half
 
     def _gauged(

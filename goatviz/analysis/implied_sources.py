@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
-import xarray as xr
 
 from goatviz.analysis.prior_curves import PriorSource
 from goatviz.priors.table import KeyTablePrior, LagTablePrior
-from goatviz.results import PRIOR_PROFILE, check_result, with_all_dimensions
+from goatviz.results import PRIOR_PROFILE, check_result, is_dataset, with_all_dimensions
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def is_implied(profile: object) -> bool:
     """Whether this is a profile that `implied_prior` made."""
-    return isinstance(profile, xr.Dataset) and "explained_variance" in profile.variables
+    return is_dataset(profile) and "explained_variance" in profile.variables
 
 
 def implied_sources(profile: xr.Dataset) -> list[PriorSource]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
 
 #: 97.5 % quantile of the standard normal.
 _Z = 1.959963984540054
@@ -110,8 +109,21 @@ def student_interval(values: np.ndarray) -> tuple[float, float]:
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return np.nan, np.nan
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = student_quantile(len(values)) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)
+
+
+def student_quantile(count: int) -> float:
+    """97.5 % quantile of Student's t for the mean of `count` independent values.
+
+    Examples
+    --------
+    >>> round(student_quantile(3), 3)
+    4.303
+    """
+    from scipy.special import stdtrit
+
+    return float(stdtrit(count - 1, 0.975))
 
 
 def bootstrap_weights(count: int, resamples: int, seed: int) -> np.ndarray:

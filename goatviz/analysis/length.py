@@ -12,10 +12,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import xarray as xr
 from tqdm.auto import tqdm
 
 from goatviz import checks
@@ -35,6 +34,9 @@ from goatviz.models import CausalLM
 from goatviz.results import LENGTH_SWEEP, NEEDLE_GRID, check_result, make_result
 from goatviz.tasks import Task
 from goatviz.training.evaluation import CHUNK, HELD_OUT_STREAM, AnswerAccuracy, evaluate_answers
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 # Tokens of a batch: memory stays the same at every length.
 _BATCH_TOKENS = 2**15
@@ -217,6 +219,8 @@ def over_depths(grid: xr.Dataset) -> xr.Dataset:
     >>> int(pooled["examples"].sel(scheme="goat", length=64))
     480
     """
+    import xarray as xr
+
     check_result(grid, NEEDLE_GRID)
     data = {name: grid[name].sum("depth").values for name in ("examples", "tokens")}
     for measure, (_, unit) in _MEASURES.items():

@@ -9,11 +9,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 
 from goatviz import checks
@@ -24,6 +23,9 @@ from goatviz.transport.call import AttentionCall
 from goatviz.transport.rows import TransportPlan, solve_rows
 from goatviz.transport.solvers import SolverReport, Verdict, cross_check, doubly_stochastic
 from goatviz.transport.visibility import entry_of
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Rules by which the weights of several keys become one cell.
 POOLS = ("max", "mean")

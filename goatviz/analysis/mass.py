@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 
 from goatviz import checks
@@ -34,6 +33,9 @@ from goatviz.results import MASS_GROUPS, MASS_SWEEP, make_result
 from goatviz.tasks import Needle, Passkey
 from goatviz.training.evaluation import HELD_OUT_STREAM, squeezed_to
 from goatviz.transport.call import AttentionCall
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Resamples of the bootstrap.
 RESAMPLES = 1000

@@ -10,11 +10,10 @@ import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -36,6 +35,9 @@ from goatviz.models import CausalLM
 from goatviz.results import LOSS_DIFFERENCE, PERPLEXITY_SWEEP, check_result, make_result
 from goatviz.tasks import DNA, Text
 from goatviz.training.evaluation import CHUNK, counts, sequence_loss
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Resamples of the bootstrap.
 RESAMPLES = 2000

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor, nn
 
 from goatviz import checks
@@ -31,6 +30,9 @@ from goatviz.transport.call import AttentionCall
 from goatviz.transport.rows import TransportPlan
 from goatviz.transport.solvers import cross_check
 from goatviz.transport.statistics import incoming_of
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Largest number of pairs of a window's rows with all keys: 4,096^2 float64 scores are 128 MiB.
 MAX_PAIRS = 4096**2

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from torch import nn
 
 from goatviz import checks
@@ -35,6 +34,9 @@ from goatviz.models import CausalLM
 from goatviz.priors.base import Prior
 from goatviz.priors.sink import SinkPrior
 from goatviz.results import PRIOR_PROFILE, check_result, make_result
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Positions of the widest window.
 _WINDOW = 1024

@@ -7,9 +7,9 @@ them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 
 from goatviz import checks
 from goatviz.analysis.prior_curves import (
@@ -29,6 +29,9 @@ from goatviz.analysis.prior_curves import (
 from goatviz.bins import bin_sum, curve_edges
 from goatviz.results import PRIOR_MIX, check_result, make_result
 from goatviz.transport.bounds import protected_length
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Cells of the plan that are visited, as long as that leaves `_LEAST_ROWS` queries.
 _CELLS = 1 << 22

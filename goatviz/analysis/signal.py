@@ -6,9 +6,10 @@ whatever the model does. Comparing queries at the same position takes that away.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor, nn
 
 from goatviz import bins, checks
@@ -17,6 +18,9 @@ from goatviz.analysis.inputs import run_model
 from goatviz.analysis.intervals import bootstrap_interval, bootstrap_weights
 from goatviz.results import SIGNAL_CORRELATION, make_result
 from goatviz.training.checkpoint import Checkpoint, model_of
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Number of sequences in a forward pass.
 _BATCH = 8

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.nn.functional as F
-import xarray as xr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -20,6 +19,9 @@ from goatviz.analysis.intervals import bootstrap_interval, bootstrap_weights
 from goatviz.results import SINK_EFFECT, make_result
 from goatviz.training.checkpoint import Checkpoint, model_of
 from goatviz.transport.changes import Change, Hide
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: The default changes.
 CHANGES: Mapping[str, Change] = {"first key hidden": Hide([0]), "sinks hidden": Hide("sinks")}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from goatviz.analysis.inputs import text_array
 from goatviz.analysis.intervals import bootstrap_interval, bootstrap_weights
@@ -16,6 +15,9 @@ from goatviz.analysis.sink_text import at_threshold, margin_texts
 from goatviz.bins import mean_of_finite
 from goatviz.results import SINK_PROFILE, make_result
 from goatviz.transport.bounds import protected_length
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _THRESHOLDS = np.round(np.linspace(0.0, 1.0, 101), 2)
 _RANGE_BINS = 240

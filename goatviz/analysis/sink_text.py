@@ -6,10 +6,14 @@ one is drawn with them and without torch.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import xarray as xr
 
 from goatviz.checks import count_text
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Below this many tokens a uniform head looks like a sink (its first key has importance 0.34 at 8).
 SHORTEST = 16

@@ -11,9 +11,8 @@ import os
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import xarray as xr
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -27,6 +26,9 @@ from goatviz.analysis.sink_passes import HIDDEN, Gathered, gather_record
 from goatviz.analysis.sink_text import shortness
 from goatviz.training.checkpoint import Checkpoint
 from goatviz.training.execution import Execution
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def sink_profile(

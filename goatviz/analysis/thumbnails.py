@@ -6,11 +6,10 @@ Some queries stand for all, so that hundreds of heads take a moment beside the f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor, nn
 
 from goatviz import checks
@@ -23,6 +22,9 @@ from goatviz.priors.base import Prior
 from goatviz.results import PLAN_THUMBNAILS, check_result, make_result, with_all_dimensions
 from goatviz.transport.call import AttentionCall
 from goatviz.transport.visibility import entry_of
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 # Number of pairs whose float64 logits are held at a time.
 _PAIRS = 2**23

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 
 from goatviz import checks
 from goatviz.results import TRAINING_LOG, make_result
 from goatviz.training import Checkpoint, TrainResult
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def training_log(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import traitlets
-import xarray as xr
 from torch import nn
 
 from goatviz import checks
@@ -24,8 +23,11 @@ from goatviz.explore.passage import MOST_TOKENS, Passage
 from goatviz.explore.plan import RULE, SINK
 from goatviz.explore.selection import Selection
 from goatviz.plots.generation import MAX_KEYS, step_panels, steps_panel
-from goatviz.results import GENERATION, check_result, with_all_dimensions
+from goatviz.results import GENERATION, check_result, is_dataset, with_all_dimensions
 from goatviz.training.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: New tokens of a text whose number nobody named.
 NEW_TOKENS = 16
@@ -86,7 +88,7 @@ def explore_generation(
     >>> explorer.summary[:36]
     'Step 3 of 4: query 21 chooses token '
     """
-    if isinstance(model, xr.Dataset):
+    if is_dataset(model):
         given = {"prompt": prompt, "tokenizer": tokenizer, "layers": layers}
         checks.not_given("a finished generation", **given, max_new_tokens=max_new_tokens)
         return GenerationExplorer(model, selection=selection)

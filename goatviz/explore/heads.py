@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import traitlets
-import xarray as xr
 
 from goatviz.explore.page import Part
 from goatviz.explore.plan_map import colour_range, to_codes
 from goatviz.plots.style import colour_table
 from goatviz.results import PLAN_THUMBNAILS, check_result, with_all_dimensions
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Numbers of a head that are said beside its picture.
 _MEASURES = {

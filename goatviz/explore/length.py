@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import traitlets
-import xarray as xr
 
 from goatviz import checks
 from goatviz.analysis.length import farthest_scheme, over_depths
@@ -33,7 +32,11 @@ from goatviz.results import (
     PERPLEXITY_SWEEP,
     Schema,
     check_result,
+    is_dataset,
 )
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Results that can be explored.
 SCHEMAS = (LENGTH_SWEEP, NEEDLE_GRID, MASS_SWEEP, PERPLEXITY_SWEEP)
@@ -78,7 +81,7 @@ def explore_length(
     >>> [trace.name for trace in explorer.draw(runs=False).data]
     ['rope', 'chance (0.0001)', 'chosen']
     """
-    schema = result.attrs.get("schema") if isinstance(result, xr.Dataset) else None
+    schema = result.attrs.get("schema") if is_dataset(result) else None
     if schema not in {each.name for each in SCHEMAS}:
         came = type(result).__name__ if schema is None else f"a {schema}"
         wanted = ", ".join(each.name for each in SCHEMAS)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import traitlets
-import xarray as xr
 from torch import nn
 
 from goatviz import checks
@@ -31,6 +30,9 @@ from goatviz.explore.selection import Selection
 from goatviz.plots.explanation import why_panel
 from goatviz.plots.plan import row_panels
 from goatviz.training.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Mean weight of the first key from which a head counts as a sink, when the first one is chosen.
 SINK = 0.3

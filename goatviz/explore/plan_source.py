@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import xarray as xr
 from torch import nn
 
 from goatviz import checks
@@ -17,6 +16,9 @@ from goatviz.analysis.inputs import forward_calls, run_model, sequences, token_t
 from goatviz.analysis.levels import PlanLevels
 from goatviz.training.checkpoint import Checkpoint, model_of
 from goatviz.transport.changes import Change, changed_call
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: The largest plan of a changed head, which is held dense, in pairs.
 MAX_PAIRS = 4096**2

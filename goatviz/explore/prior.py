@@ -10,10 +10,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import traitlets
-import xarray as xr
 from torch import nn
 
 from goatviz import checks
@@ -42,8 +41,11 @@ from goatviz.explore.selection import Selection
 from goatviz.plots.base import Panel
 from goatviz.plots.prior import MIX_PANELS, explained_text
 from goatviz.priors.base import Prior
-from goatviz.results import PRIOR_PROFILE, with_all_dimensions
+from goatviz.results import PRIOR_PROFILE, is_dataset, with_all_dimensions
 from goatviz.training.checkpoint import Checkpoint, model_of
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Which head is opened first, in words.
 RULE = (
@@ -459,7 +461,7 @@ class PriorExplorer(Explorer):
 
 def _opened(source: Any, causal: bool | None) -> tuple[xr.Dataset | None, Any]:
     """The profile of an implied prior or None, and what `prior_sources` makes of the source."""
-    if not isinstance(source, xr.Dataset):
+    if not is_dataset(source):
         return None, model_of(source)
     if not is_implied(source):
         raise TypeError(

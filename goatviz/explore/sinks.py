@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import traitlets
-import xarray as xr
 from torch import nn
 
 from goatviz import checks
@@ -30,8 +29,11 @@ from goatviz.explore.selection import Selection
 from goatviz.plots.base import as_figure
 from goatviz.plots.sink_curves import importance_panel, key_places, rate_panel, signal_panel
 from goatviz.plots.sink_maps import heads_panel, places
-from goatviz.results import SINK_PROFILE, check_result, with_all_dimensions
+from goatviz.results import SINK_PROFILE, check_result, is_dataset, with_all_dimensions
 from goatviz.training.checkpoint import Checkpoint, model_of
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Which head is opened first, in words.
 RULE = "Opened first: the head with the largest mean weight on the first key."
@@ -169,7 +171,7 @@ class SinkExplorer(Explorer):
         self._loop = running_loop()
         given = {"inputs": inputs, "tokenizer": tokenizer, "tokens": tokens}
         given = [name for name, value in given.items() if value is not None] + list(profile)
-        if isinstance(source, xr.Dataset):
+        if is_dataset(source):
             if given:
                 raise TypeError(
                     f"{', '.join(given)} cannot be changed in a finished profile; pass the model"

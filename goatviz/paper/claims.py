@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-
-import xarray as xr
+from typing import TYPE_CHECKING
 
 from goatviz.paper import measures
 from goatviz.paper.evidence import Evidence
 from goatviz.paper.judging import UNKNOWN, Claim, Judged, judged_by
 from goatviz.paper.verdicts import Criterion
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _at_least = partial(Criterion, side="at least")
 _LOSS = {"unit": "nats/token", "digits": "+.4f"}

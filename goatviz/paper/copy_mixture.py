@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-import xarray as xr
 from torch import Tensor
 
 from goatviz.analysis.plan import plan_slice
@@ -25,6 +26,9 @@ from goatviz.plots.sinks import draw_sinks
 from goatviz.plots.training import draw_losses
 from goatviz.training.checkpoint import Checkpoint
 from goatviz.training.evaluation import HELD_OUT_STREAM
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Number of tokens in the plan: so many have room for their text.
 PLAN_TOKENS = 16

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-
-import xarray as xr
+from typing import TYPE_CHECKING
 
 from goatviz.analysis.perplexity import loss_difference
 from goatviz.paper.evidence import Evidence
@@ -17,6 +16,9 @@ from goatviz.paper.exhibit import (
     scale_text,
 )
 from goatviz.plots.perplexity import draw_perplexity
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _LANGUAGE_CLAIM = (
     "The paper reports a perplexity that stays flat to 16 times the training length with GOAT, "

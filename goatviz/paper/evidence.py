@@ -6,10 +6,9 @@ Every one is loaded or measured once. A result that is given takes the place of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import xarray as xr
 from torch import Tensor
 
 from goatviz.analysis.prior import prior_profile
@@ -18,6 +17,9 @@ from goatviz.analysis.sinks import sink_profile
 from goatviz.examples import example_text
 from goatviz.results import list_results, load_shipped_result
 from goatviz.training.checkpoint import Checkpoint, list_pretrained, load_pretrained
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Schemes of the text models that are compared.
 TEXT_SCHEMES = ("goat", "alibi", "rope", "none")

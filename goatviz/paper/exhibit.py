@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import xarray as xr
+from typing import TYPE_CHECKING
 
 from goatviz.plots.figure import Figure
 from goatviz.tasks import Task
 from goatviz.training.checkpoint import Checkpoint, load_pretrained
 from goatviz.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Scales of the paper's experiments, as far as they are known here.
 PAPER_SCALES = {

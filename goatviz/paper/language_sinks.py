@@ -6,8 +6,7 @@ The text models trained here, which differ in their scheme and nothing else, bes
 from __future__ import annotations
 
 from dataclasses import replace
-
-import xarray as xr
+from typing import TYPE_CHECKING
 
 from goatviz.analysis.implied import implied_prior
 from goatviz.paper.evidence import TEXT_SCHEMES, Evidence, text_pieces
@@ -22,6 +21,9 @@ from goatviz.plots.base import Panel, Words, grid, single
 from goatviz.plots.prior import sink
 from goatviz.plots.sink_curves import signal_panel
 from goatviz.plots.sink_effect import effect_panel
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _SMOLLM2 = "SmolLM2-135M"
 _CHANGES = ("first key hidden", "sinks hidden")
@@ -128,6 +130,8 @@ def sink_term(evidence: Evidence) -> Exhibit:
 
 
 def hidden(evidence: Evidence) -> Exhibit:
+    import xarray as xr
+
     effects = {name: evidence.result(f"text-{name}-sink-effect") for name in TEXT_SCHEMES}
     effects[_SMOLLM2] = evidence.result("smollm2-sink-effect")
     fields = [f"mean_increase{end}" for end in ("", "_low", "_high")]

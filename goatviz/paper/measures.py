@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import xarray as xr
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from goatviz.analysis.contrasts import Contrast, loss_contrast, share_contrast
@@ -22,6 +22,9 @@ from goatviz.paper.verdicts import Measured
 from goatviz.transport.bounds import off_sink_bound
 from goatviz.transport.rows import solve_rows
 from goatviz.transport.solvers import cross_check
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Multiples of the training length at which answers are asked for.
 MULTIPLES = (2, 4, 8, 16)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import xarray as xr
 
 from goatviz.analysis.mass import mass_sweep
 from goatviz.models import interpolate_positions
@@ -19,6 +20,9 @@ from goatviz.paper.exhibit import (
 )
 from goatviz.plots.length import draw_length, draw_needle
 from goatviz.plots.mass import draw_mass
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Lengths and number of sequences at which the masses behind an answer are measured.
 MASS_LENGTHS = (64, 128, 256, 512, 1024)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-
-import xarray as xr
+from typing import TYPE_CHECKING
 
 from goatviz.plots import marks, style
 from goatviz.plots.base import Panel, Words, grid
 from goatviz.plots.figure import Figure
 from goatviz.plots.plan import residual_sentence
 from goatviz.results import EXPLANATION, check_result
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def draw_explanation(why: xr.Dataset) -> Figure:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from goatviz import bins
 from goatviz.plots import marks, style
 from goatviz.plots.base import Panel
 from goatviz.results import GENERATION, check_result
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Number of keys whose tokens stand beside their weights.
 TOP = 10

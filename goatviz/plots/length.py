@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from goatviz import checks
 from goatviz.plots import marks, style
@@ -33,6 +32,9 @@ from goatviz.plots.schemes import (
     trained_note,
 )
 from goatviz.results import LENGTH_SWEEP, NEEDLE_GRID, Schema, check_result
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 MEASURES = {"strict": "whole answers right", "token": "answer tokens right"}
 UNITS = {"strict": "examples", "token": "tokens"}

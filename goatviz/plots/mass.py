@@ -5,8 +5,9 @@ Panels of the "mass_sweep" result, whose means follow one head of each run.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import xarray as xr
 
 from goatviz import checks
 from goatviz.plots import style
@@ -28,6 +29,9 @@ from goatviz.plots.schemes import (
     trained_note,
 )
 from goatviz.results import MASS_SWEEP, check_result
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Titles of the panels of a mass sweep, by group of keys.
 GROUPS = {

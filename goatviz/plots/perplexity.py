@@ -7,9 +7,9 @@ tokens, which have little context at any length, with late ones; the loss by pos
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 
 from goatviz import checks
 from goatviz.plots import style
@@ -29,6 +29,9 @@ from goatviz.plots.schemes import (
     trained_note,
 )
 from goatviz.results import PERPLEXITY_SWEEP, check_result
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 KINDS = ("length", "position")
 #: Titles of the axis by measure of the loss.

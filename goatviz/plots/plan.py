@@ -6,16 +6,18 @@ Panels of a "plan_slice" and of a "plan_row" result.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import xarray as xr
 
 from goatviz import bins
 from goatviz.plots import marks, style
 from goatviz.plots.base import Panel, Words, grid
 from goatviz.plots.figure import Figure
 from goatviz.results import PLAN_ROW, PLAN_SLICE, check_result
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Largest number of cells along a side of a map; longer windows are pooled.
 MAX_CELLS = 160

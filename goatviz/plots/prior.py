@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from goatviz import checks
 from goatviz.plots import marks, style
@@ -20,7 +19,10 @@ from goatviz.plots.figure import Figure
 from goatviz.plots.prior_maps import coarser, head_panels, log_prior, plan
 from goatviz.results import PRIOR_PROFILE, check_result
 
-PanelOf = Callable[[xr.Dataset], Panel]
+if TYPE_CHECKING:
+    import xarray as xr
+
+PanelOf = Callable[["xr.Dataset"], Panel]
 
 #: Smallest probability on the axis of the last query.
 LEAST = 1e-8

@@ -7,14 +7,16 @@ profile to the number of cells and points that can be drawn.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from goatviz import bins
 from goatviz.plots import marks, style
 from goatviz.plots.base import Panel
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Largest number of heads at which the cells of a map have room for numbers.
 MAX_NUMBERS = 64

@@ -10,14 +10,16 @@ import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from goatviz.plots import marks, style
 from goatviz.plots.base import Panel
 from goatviz.plots.marks import Trace
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: How the schemes that are not chosen are drawn.
 OTHERS = ("shown", "dimmed", "hidden")

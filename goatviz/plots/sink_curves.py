@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from plotly.colors import sample_colorscale
 
 from goatviz import bins
 from goatviz.plots import marks, style
 from goatviz.plots.base import Panel
 from goatviz.plots.sink_maps import SINK, head_note, mass_caption, part_of
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Largest number of points of an importance curve; longer inputs are pooled.
 MAX_POINTS = 400

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import xarray as xr
 
 from goatviz.plots import marks, style
 from goatviz.plots.base import Panel, Words, grid
@@ -11,6 +12,9 @@ from goatviz.plots.figure import Figure
 from goatviz.plots.marks import Trace
 from goatviz.plots.schemes import ALL_ALIKE, ends_of, interval_line, scheme_look, spread
 from goatviz.results import SINK_EFFECT, check_result
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _AXIS = "loss increase [nats/token]"
 _ENDS = ("", "_low", "_high")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from goatviz import bins
 from goatviz.plots import marks, style
 from goatviz.plots.base import Panel
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Largest number of cells along a side of a map of queries and keys; longer maps are pooled.
 MAX_SIDE = 160

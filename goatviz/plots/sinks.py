@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 
 from goatviz import bins, checks
 from goatviz.plots.base import Entry, Panel, Words, grid, menu, single
@@ -25,6 +25,9 @@ from goatviz.plots.sink_curves import (
 )
 from goatviz.plots.sink_maps import MAPS, MAX_NUMBERS, MAX_SIDE, heads_panel, map_panel
 from goatviz.results import SINK_PROFILE, check_result, with_all_dimensions
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 SINK_KINDS = ("overview", "profile", "rate", "signal", "logits", "probabilities", "hidden")
 

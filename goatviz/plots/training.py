@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 
 from goatviz.plots import marks, style
 from goatviz.plots.base import Panel, Words, grid, single
 from goatviz.plots.figure import Figure
 from goatviz.plots.schemes import scheme_look, spread
 from goatviz.results import TRAINING_LOG, check_result
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def draw_training(log: xr.Dataset) -> Figure:
