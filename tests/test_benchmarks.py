@@ -25,7 +25,16 @@ RUNS = {
             "goatviz save_html",
         ),
     ),
-    "imports": (["--repeats", "1"], ("above bare", "target: import goatviz", ": none")),
+    "imports": (
+        ["--repeats", "1"],
+        (
+            "target: import goatviz within 50 ms beyond bare interpreter",
+            "target: goatviz.plot_prior within 500 ms beyond import torch",
+            "target: goatviz --help within 300 ms",
+            "import goatviz: none",
+            "goatviz.plot_prior: torch plotly numpy\n",
+        ),
+    ),
     "plots": (
         ["--lengths", "50", "--large-lengths", "--repeats", "1"],
         ("plot_prior", "payload", "payload below 2 MB: met"),
