@@ -185,8 +185,12 @@ class _Headline(NamedTuple):
     values: xr.DataArray
 
 
-# A union with `|` would make tyro import typeguard, which takes longer than all the rest.
-_Command = Union[Reproduce, Train, Sweep, Pretrained]  # noqa: UP007
+# A union with `|` would make tyro import typeguard, and without a help it reads the source of
+# `typing` in search of one: each takes as long as much of the rest.
+_Command = Annotated[
+    Union[Reproduce, Train, Sweep, Pretrained],  # noqa: UP007
+    tyro.conf.arg(help="Each has options of its own: goatviz COMMAND --help."),
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
