@@ -58,6 +58,7 @@ _HOMES = {
     "implied_prior": "goatviz.analysis",
     "incoming_mass": "goatviz.transport",
     "judge_claims": "goatviz.paper",
+    "info": "goatviz.environment",
     "interpolate_positions": "goatviz.models",
     "intervene": "goatviz.adapters",
     "length_sweep": "goatviz.analysis",

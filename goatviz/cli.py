@@ -1,4 +1,4 @@
-"""The command line: `goatviz reproduce`, `goatviz train`, `goatviz sweep`, `goatviz pretrained`.
+"""The command line: `goatviz reproduce`, `train`, `sweep`, `pretrained` and `info`.
 
 Options are the fields of plain dataclasses, turned into flags by tyro; what a command does lives in
 the modules it calls.
@@ -6,6 +6,7 @@ the modules it calls.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -67,6 +68,20 @@ class Pretrained:
 
         for name in list_pretrained():
             print(f"{name}: {summarise_losses(load_pretrained(name).card['losses'])}")
+
+
+@dataclass(frozen=True)
+class Info:
+    """Say what a report of a bug needs: versions, devices, checkpoints, attention backends."""
+
+    json: bool = False
+    """Print JSON."""
+
+    def run(self, command_line: str) -> None:
+        from goatviz.environment import info
+
+        found = info()
+        print(json.dumps(found.to_dict(), indent=2) if self.json else found)
 
 
 @dataclass(frozen=True)
@@ -188,7 +203,7 @@ class _Headline(NamedTuple):
 # A union with `|` would make tyro import typeguard, and without a help it reads the source of
 # `typing` in search of one: each takes as long as much of the rest.
 _Command = Annotated[
-    Union[Reproduce, Train, Sweep, Pretrained],  # noqa: UP007
+    Union[Reproduce, Train, Sweep, Pretrained, Info],  # noqa: UP007
     tyro.conf.arg(help="Each has options of its own: goatviz COMMAND --help."),
 ]
 

@@ -57,7 +57,7 @@ def test_the_first_use_of_a_name_loads_nothing_that_can_wait():
     assert loaded & DEFERRED == set()
 
 
-@pytest.mark.parametrize("command", ["", "reproduce", "train", "sweep", "pretrained"])
+@pytest.mark.parametrize("command", ["", "reproduce", "train", "sweep", "pretrained", "info"])
 def test_help_is_light(command):
     call = f"main({[*command.split(), '--help']})"
     loaded = loaded_by(

@@ -1,7 +1,8 @@
 """The import law, kept by import-linter and ruff with the rules of pyproject.toml, and broken here.
 
     checks, bins, derived, files, pages <- results <- priors <- transport <- attention
-          <- models, tasks, adapters <- training <- analysis <- figures, explore, paper <- cli
+          <- models, tasks, adapters <- training <- analysis
+          <- environment, figures, explore, paper <- cli
     results <- plots <- figures, explore, paper
 
 Beyond what the linters can say: every package that is imported is declared, and the whole of
