@@ -8,14 +8,16 @@ definition of every statistic live in `statistics`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from goatviz.transport.call import AttentionCall
-from goatviz.transport.convolution import prior_normaliser
+from goatviz.transport.convolution import LagAndKey, lag_and_key
+from goatviz.transport.lanes import Operands
+from goatviz.transport.tiles import Block, Buffers, Tile, Totals, blocks
 from goatviz.transport.visibility import entry_of
 
 #: Keys of a row that are held at once; longer rows are swept twice.
@@ -34,6 +36,10 @@ _FORBIDDEN = -1e30
 #: Statistics that need an expectation under the plan, and those that need the prior's normaliser.
 EXPECTATIONS = frozenset({"entropy", "expected_score", "expected_log_prior", "kl_to_prior"})
 PRIOR_EXPECTATIONS = frozenset({"expected_log_prior", "kl_to_prior"})
+# Statistics that tell the content from the prior.
+_PARTS = frozenset({"expected_score", *PRIOR_EXPECTATIONS})
+# Statistics in the gauge of `log_prior`.
+_IN_THE_GAUGE = frozenset({"log_normaliser", *PRIOR_EXPECTATIONS})
 _LAGS = frozenset({"lag_mean", "lag_std"})
 
 
@@ -68,129 +74,42 @@ def sweep(
     if query_mass is not None:
         mass = torch.zeros(batch, heads, n_keys, dtype=torch.float64, device=device)
     held = _BLOCK_CPU if device.type == "cpu" else _BLOCK_ACCELERATOR
-    buffers = _Buffers(device, dtype)
-    partition = None
+    buffers = Buffers(device, dtype)
+    parts = partition = None
     for b in range(batch):
         # The same for all entries that share their allowed pairs.
         if PRIOR_EXPECTATIONS & set(names) and (b == 0 or call.visibility.batch > 1):
-            partition = prior_normaliser(call, b)
-        entry = _Entry(call, names, keys, recent, b, partition)
+            parts = lag_and_key(call, b)
+            partition = None if parts is None else parts.normaliser()
+        entry = _Entry(call, names, keys, recent, b, parts, partition)
         if len(entry.chosen) == 0:
             continue
         size, width, together = entry.block_shape(*held)
-        for block in _blocks(entry.start, entry.stop, size, width, device):
+        for block in blocks(entry.start, entry.stop, size, width, device):
             gauge = entry.gauge(block)
+            entry.refer(block)
+            a = None if query_mass is None else query_mass[b, block.rows].to(dtype)
+            totals = []
             for h in range(0, heads, together):
                 these = slice(h, h + together)
-                a = None if query_mass is None else query_mass[b, block.rows].to(dtype)
-                solved, columns = entry.solve(block, these, gauge, buffers, a)
-                seen = entry.seen(block, these)
-                for name, value in solved.items():
-                    kept = seen if value.ndim == 2 else seen.unsqueeze(-1)
-                    values[name][b, these, block.rows] = torch.where(kept, value, math.nan)
+                total, columns = entry.solve(block, these, gauge, buffers, a)
+                totals.append(total)
                 for span, part in columns:
                     at = span if entry.every else entry.chosen[span].to(device)
                     mass[b, these, at] += part
+            seen = entry.seen(block, slice(None))
+            for name, value in entry.values(block, gauge, Totals.of_heads(totals)).items():
+                kept = seen if value.ndim == 2 else seen.unsqueeze(-1)
+                values[name][b, :, block.rows] = torch.where(kept, value, math.nan)
     return values, mass
 
 
-class _Tile(NamedTuple):
-    """Some of a block's columns, and which pairs of them are forbidden."""
+class _Terms(NamedTuple):
+    """Logits of a tile in bits, and their parts where something needs them by themselves."""
 
-    columns: slice
-    outside: list[tuple[slice, Tensor]]
-
-
-class _Block(NamedTuple):
-    """Some queries of one batch entry and the keys that any of them may use."""
-
-    rows: slice
-    stop: Tensor
-    tiles: list[_Tile]
-
-
-def _blocks(
-    start: Tensor, stop: Tensor, size: int, width: int, device: torch.device
-) -> Iterator[_Block]:
-    for a in range(0, len(start), size):
-        first, last = start[a : a + size], stop[a : a + size]
-        seen = last > first
-        if not bool(seen.any()):
-            continue
-        low, high = int(first[seen].min()), int(last[seen].max())
-        # Every query of the block may use the keys of [inner_low, inner_high).
-        inner_low, inner_high = int(first.max()), int(last.min())
-        edges = [(low, inner_low), (inner_high, high)]
-        if inner_low >= inner_high:
-            edges = [(low, high)]
-        tiles = []
-        for left in range(low, high, width):
-            right = min(left + width, high)
-            outside = []
-            for begin, end in edges:
-                begin, end = max(begin, left), min(end, right)
-                if end > begin:
-                    columns = torch.arange(begin, end)
-                    forbidden = (columns < first.unsqueeze(-1)) | (columns >= last.unsqueeze(-1))
-                    outside.append((slice(begin - left, end - left), forbidden.to(device)))
-            tiles.append(_Tile(slice(left, right), outside))
-        yield _Block(slice(a, a + len(first)), last, tiles)
-
-
-class _Buffers:
-    """Memory that all blocks reuse; allocating it anew would cost page faults."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._held: dict[str, Tensor] = {}
-        self._kind = {"device": device, "dtype": dtype}
-
-    def take(self, name: str, shape: Sequence[int]) -> Tensor:
-        count = math.prod(shape)
-        if name not in self._held or self._held[name].numel() < count:
-            self._held[name] = torch.empty(count, **self._kind)
-        return self._held[name][:count].view(*shape)
-
-
-class _State:
-    """Running maximum, total and extremes of a block's rows, updated tile by tile."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.top = like.new_full(like.shape[:2], -math.inf)
-        self.total = like.new_zeros(like.shape[:2])
-        self.moment = like.new_zeros(like.shape[:2])
-        self.low = like.new_full(like.shape[:2], math.inf)
-        self.high = like.new_full(like.shape[:2], -math.inf)
-
-    @property
-    def base(self) -> Tensor:
-        """The maximum, 0 for rows without any key."""
-        return torch.where(torch.isneginf(self.top), 0.0, self.top)
-
-    def add(self, logits: Tensor, top: Tensor, index: Tensor | None, weights: Tensor) -> None:
-        """Add one tile: subtract the maximum so far from `logits`, and write exp2 to `weights`."""
-        before = self.top
-        self.top = torch.maximum(before, top)
-        base = self.base
-        fade = torch.exp2(before - base)
-        logits.sub_(base.unsqueeze(-1))
-        torch.exp2(logits, out=weights)
-        self.total = self.total * fade + weights.sum(-1)
-        if index is not None:
-            self.moment = self.moment * fade + weights @ index
-
-
-class _Sums:
-    """Sums over a row of unnormalised weights times other terms, updated tile by tile."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.below = torch.zeros_like(like)
-        self.score = torch.zeros_like(like)
-        self.prior = torch.zeros_like(like)
-        self.partition = torch.full_like(like, -math.inf)
-        self.recent = torch.zeros_like(like)
-        self.moved = torch.zeros_like(like)
-        self.square = torch.zeros_like(like)
-        self.keys: dict[int, Tensor] = {}
+    scores: Tensor | None
+    prior: Tensor | None
+    logits: Tensor
 
 
 class _Normal(NamedTuple):
@@ -221,9 +140,11 @@ class _Entry:
         keys: Sequence[int],
         recent: int,
         batch: int,
+        parts: LagAndKey | None,
         partition: Tensor | None,
     ) -> None:
         self.call = call
+        self.parts = parts
         self.partition = partition
         self.names = frozenset(names)
         self.recent = recent
@@ -231,21 +152,16 @@ class _Entry:
         self.device, self.dtype = call.device, call.dtype
         self.chosen, self.start, self.stop = call.visibility.entry(batch)
         self.every = torch.equal(self.chosen, torch.arange(call.shape[3]))
-        self.keys = call.k[batch].to(self.dtype)
-        if not self.every:
-            self.keys = self.keys[:, self.chosen.to(self.device)]
         self.key_index = call.key_pos[self.chosen, 0].contiguous()
         self.index = self.key_index.to(device=self.device, dtype=self.dtype)
         place = {int(key): at for at, key in enumerate(self.chosen.tolist())} if keys else {}
         self.places = [place.get(key, -1) for key in keys]
-        self.queries = call.q[batch].to(self.dtype) * (call.scale * _LOG2E)
         count = call.visibility.count()
         self.count = entry_of(count, batch).to(self.device)
         dense = call.visibility.dense
         self.dense = None if dense is None else entry_of(dense, batch)
-        self.group = call.shape[1] // call.kv_heads
         self.prior_group = call.shape[1]
-        self.factors = None
+        self.factors = factors = None
         if call.prior is not None:
             self.prior_group //= call.prior.num_heads
             if call.prior.has_lanes and len(self.chosen):
@@ -256,6 +172,12 @@ class _Entry:
                     factors.key.to(**kind),
                     _LOG2E * factors.key_bias.double().to(self.device),
                 )
+        # Whether the log-prior is left in its lanes; a normaliser of pairs needs its values.
+        summed = partition is None and bool(PRIOR_EXPECTATIONS & self.names)
+        self.by_lanes = factors is not None and call.bias is None and not summed
+        # Whether nothing needs the scores by themselves.
+        self.at_once = self.by_lanes and call.softcap is None and "content_range" not in self.names
+        self.operands = Operands(call, batch, self.chosen, factors if self.by_lanes else None)
 
     def block_shape(self, held: int, rows: int) -> tuple[int, int, int]:
         """Rows of a block, columns of a tile and heads together: about `held` numbers at once."""
@@ -270,111 +192,106 @@ class _Entry:
             size = min(size, int(_STEEPEST / max(_LN2 * float(step), 1e-6)))
         size = max(16, size)
         cells = min(size, len(self.start)) * min(width, widest + size)
-        return size, width, max(1, min(len(self.queries), held // cells))
+        return size, width, max(1, min(self.call.shape[1], held // cells))
 
-    def seen(self, block: _Block, heads: slice) -> Tensor:
+    def seen(self, block: Block, heads: slice) -> Tensor:
         """Which of the block's queries may use any key, shape (heads or 1, rows)."""
         return self._keys_seen(block, heads) > 0
 
-    def _keys_seen(self, block: _Block, heads: slice) -> Tensor:
+    def _keys_seen(self, block: Block, heads: slice) -> Tensor:
         """How many keys each of the block's queries may use, shape (heads or 1, rows)."""
         return (self.count[heads] if len(self.count) > 1 else self.count)[:, block.rows]
 
-    def gauge(self, block: _Block) -> Tensor | None:
+    def refer(self, block: Block) -> None:
+        """Take key-only terms relative to the key to which `gauge` takes them."""
+        columns = slice(block.tiles[0].columns.start, block.tiles[-1].columns.stop)
+        self.operands.refer_to(self._middle(block), columns)
+
+    def gauge(self, block: Block) -> Tensor | None:
         """Bits that bring this block's logits into the gauge of `log_prior`, (prior heads, rows).
 
         Key-only terms are taken relative to the last key of the block's middle row: m j grows
         without bound, and float32 would lose the differences that matter.
         """
-        if self.factors is None:
+        needed = self.call.sink is not None or self.names & _IN_THE_GAUGE
+        if self.factors is None or not needed:
             return None
         call, middle = self.call, self._middle(block)
         query, key, _ = self.factors
-        at = call.key_pos[self.chosen[middle : middle + 1]]
-        exact = call.prior.log_prior(call.query_pos[block.rows], at).to(self.device)
+        if self.parts is None:
+            at = call.key_pos[self.chosen[middle : middle + 1]]
+            exact = call.prior.log_prior(call.query_pos[block.rows], at)
+        else:
+            exact = self.parts.column(block.rows, middle).unsqueeze(-1)
+        exact = exact.to(self.device)
         ours = query[:, block.rows].double() @ key[:, middle, :, None].double()
         return (_LOG2E * exact.double() - ours).squeeze(-1).to(self.dtype)
 
     def solve(
         self,
-        block: _Block,
+        block: Block,
         heads: slice,
         gauge: Tensor | None,
-        buffers: _Buffers,
+        buffers: Buffers,
         query_mass: Tensor | None,
-    ) -> tuple[dict[str, Tensor], list[tuple[slice, Tensor]]]:
-        """Statistics of a block's rows, and the mass that its columns receive, tile by tile."""
+    ) -> tuple[Totals, list[tuple[slice, Tensor]]]:
+        """Totals of a block's rows, and the mass that its columns receive, tile by tile."""
         names = self.names
-        state = _State(self.queries[heads, block.rows])
+        totals = Totals(self.operands.queries[heads, block.rows])
         index = self.index if names & _LAGS else None
         tiles = [self._masked(block, tile, heads) for tile in block.tiles]
         for tile in tiles:
-            scores = self._scores(block, tile, heads, buffers)
-            if "content_range" in names:
-                _fill(scores, tile.outside, math.inf)
-                state.low = torch.minimum(state.low, scores.amin(-1))
-            _fill(scores, tile.outside, _FORBIDDEN)
-            logits, prior = self._logits(block, tile, heads, scores, buffers)
-            top = high = logits.amax(-1)
-            if "content_range" in names:
-                high = high if logits is scores else scores.amax(-1)
-                state.high = torch.maximum(state.high, high)
-            weights = buffers.take("weights", logits.shape)
-            state.add(logits, top, None if index is None else index[tile.columns], weights)
-        normal = self._normal(state, block, heads, gauge)
-        guess = (state.moment / state.total).round()
-        sums, received = _Sums(state.total), []
+            terms = self._terms(block, tile, heads, buffers, totals)
+            weights = buffers.take("weights", terms.logits.shape)
+            at = None if index is None else index[tile.columns]
+            totals.add(terms.logits, terms.logits.amax(-1), at, weights)
+        totals.guess = (totals.moment / totals.total).round()
+        received = []
+        if query_mass is not None:
+            norm = self._normal(totals, block, heads, gauge).norm
+            mass = torch.where(self.seen(block, heads), query_mass * norm, 0.0).unsqueeze(1)
         for tile in tiles:
             if len(tiles) > 1:
-                scores = self._scores(block, tile, heads, buffers)
-                _fill(scores, tile.outside, _FORBIDDEN)
-                logits, prior = self._logits(block, tile, heads, scores, buffers)
-                logits.sub_(state.base.unsqueeze(-1))
-                torch.exp2(logits, out=buffers.take("weights", logits.shape))
-                weights = buffers.take("weights", logits.shape)
+                terms = self._terms(block, tile, heads, buffers)
+                terms.logits.sub_(totals.base.unsqueeze(-1))
+                weights = buffers.take("weights", terms.logits.shape)
+                torch.exp2(terms.logits, out=weights)
             if query_mass is not None:
-                a = torch.where(self.seen(block, heads), query_mass * normal.norm, 0.0)
-                part = torch.bmm(a.unsqueeze(1), weights).squeeze(1).double()
+                part = torch.bmm(mass, weights).squeeze(1).double()
                 received.append((tile.columns, part))
             if names & EXPECTATIONS:
-                sums.below += _dot(weights, logits, buffers)
                 if self._has_prior:
-                    sums.score += _dot(weights, scores, buffers)
+                    self._sum_prior(totals, block, tile, heads, terms, weights, buffers)
+                # Nothing needs the logits any more; a third array would crowd the cache.
+                totals.below += terms.logits.mul_(weights).sum(-1)
             for at in self.places:
                 if tile.columns.start <= at < tile.columns.stop:
-                    sums.keys[at] = weights[..., at - tile.columns.start].clone()
+                    totals.keys[at] = weights[..., at - tile.columns.start].clone()
             if "recent_mass" in names:
-                sums.recent += self._recent(block, tile, weights)
-            if self._has_prior and names & PRIOR_EXPECTATIONS:
-                self._sum_prior(sums, block, tile, heads, prior, weights, buffers)
+                totals.recent += self._recent(block, tile, weights)
             if index is not None:
                 held = buffers.take("scores", weights.shape)
-                distance = torch.sub(index[tile.columns], guess.unsqueeze(-1), out=held)
+                distance = torch.sub(index[tile.columns], totals.guess.unsqueeze(-1), out=held)
                 moved = weights.mul_(distance)
-                sums.moved += moved.sum(-1)
-                sums.square += _dot(moved, distance, buffers)
-        values = self._values(block, heads, gauge, state, normal, sums, guess)
-        return {name: values[name] for name in values if name in names}, received
+                totals.moved += moved.sum(-1)
+                totals.square += _dot(moved, distance, buffers)
+        return totals, received
 
-    def _values(
-        self,
-        block: _Block,
-        heads: slice,
-        gauge: Tensor | None,
-        state: _State,
-        normal: _Normal,
-        sums: _Sums,
-        guess: Tensor,
-    ) -> dict[str, Tensor]:
-        total, share = state.total, normal.share
+    def values(self, block: Block, gauge: Tensor | None, totals: Totals) -> dict[str, Tensor]:
+        """The named statistics of a block's rows, (query heads, rows), from their totals."""
+        heads = slice(0, self.call.shape[1])
+        normal = self._normal(totals, block, heads, gauge)
+        total, share = totals.total, normal.share
         shift = self._shift(gauge, heads)
-        below = sums.below / total
+        below = totals.below / total
         entropy = total.log2() - below
-        score = share * (below + state.base)
-        if self._has_prior:
-            score = normal.norm * sums.score
-        prior = normal.norm * sums.prior
-        partition = sums.partition
+        score = share * (below + totals.base)
+        prior = normal.norm * totals.prior
+        if self.by_lanes:
+            score = score - prior
+        elif self._has_prior:
+            score = normal.norm * totals.score
+        partition = totals.partition
         if self.partition is not None:
             partition = self._partition(block, heads, gauge)
         elif not self._has_prior:
@@ -386,27 +303,28 @@ class _Entry:
             prior = prior + sink_share * sink
             partition = torch.logaddexp2(partition, sink)
         expected_log_prior = prior - partition
-        correction = sums.moved / total
-        square = sums.square / total - correction.square()
+        correction = totals.moved / total
+        square = totals.square / total - correction.square()
         query = self.call.query_pos[block.rows, 0].to(self.device)
-        each = [normal.norm * sums.keys.get(at, torch.zeros_like(total)) for at in self.places]
+        each = [normal.norm * totals.keys.get(at, torch.zeros_like(total)) for at in self.places]
         full = normal.normaliser if shift is None else normal.normaliser + shift
-        return {
+        values = {
             "log_normaliser": full * _LN2,
             "entropy": entropy * _LN2,
             "expected_score": score * _LN2,
             "expected_log_prior": expected_log_prior * _LN2,
             "kl_to_prior": -(entropy + expected_log_prior) * _LN2,
             "key_mass": torch.stack(each, -1) if each else total.new_zeros(*total.shape, 0),
-            "recent_mass": normal.norm * sums.recent,
+            "recent_mass": normal.norm * totals.recent,
             "sink_mass": normal.sink_share,
-            "lag_mean": (query - guess.double()).to(self.dtype) - correction,
+            "lag_mean": (query - totals.guess.double()).to(self.dtype) - correction,
             "lag_std": square.clamp(min=0).sqrt(),
             "largest_weight": normal.norm,
-            "content_range": (state.high - state.low) * _LN2,
+            "content_range": (totals.high - totals.low) * _LN2,
         }
+        return {name: value for name, value in values.items() if name in self.names}
 
-    def _partition(self, block: _Block, heads: slice, gauge: Tensor | None) -> Tensor:
+    def _partition(self, block: Block, heads: slice, gauge: Tensor | None) -> Tensor:
         """The prior's own normaliser in bits, without the gauge, (heads, rows)."""
         exact = self.partition[:, block.rows].to(self.device)
         if gauge is not None:
@@ -421,23 +339,23 @@ class _Entry:
     def _has_prior(self) -> bool:
         return self.call.prior is not None or self.call.bias is not None
 
-    def _normal(self, state: _State, block: _Block, heads: slice, gauge: Tensor | None) -> _Normal:
-        keys_only = state.base + state.total.log2()
+    def _normal(self, totals: Totals, block: Block, heads: slice, gauge: Tensor | None) -> _Normal:
+        keys_only = totals.base + totals.total.log2()
         if self.call.sink is None:
             return _Normal(
-                keys_only, keys_only, torch.ones_like(keys_only), None, 1.0 / state.total
+                keys_only, keys_only, torch.ones_like(keys_only), None, 1.0 / totals.total
             )
         sink = (self.call.sink_logits(self.batch, heads, block.rows) * _LOG2E).to(self.dtype)
         shift = self._shift(gauge, heads)
         sink = sink if shift is None else sink - shift
         normaliser = torch.logaddexp2(keys_only, sink)
         share = torch.exp2(keys_only - normaliser)
-        return _Normal(keys_only, normaliser, share, sink, share / state.total)
+        return _Normal(keys_only, normaliser, share, sink, share / totals.total)
 
     def _shift(self, gauge: Tensor | None, heads: slice) -> Tensor | None:
         return None if gauge is None else gauge[self._prior_heads(heads)]
 
-    def _masked(self, block: _Block, tile: _Tile, heads: slice) -> _Tile:
+    def _masked(self, block: Block, tile: Tile, heads: slice) -> Tile:
         """A tile with what a dense mask forbids."""
         if self.dense is None:
             return tile
@@ -445,49 +363,43 @@ class _Entry:
         allowed = allowed[:, block.rows, tile.columns].to(self.device)
         return tile._replace(outside=[(slice(None), ~allowed)])
 
-    def _scores(self, block: _Block, tile: _Tile, heads: slice, buffers: _Buffers) -> Tensor:
-        """Content scores of a tile in bits, (heads, rows, columns)."""
-        queries = self.queries[heads, block.rows]
-        if self.group == 1:
-            keys = self.keys[heads, tile.columns]
-        else:
-            which = torch.arange(heads.start, heads.start + len(queries)) // self.group
-            first, last = int(which[0]), int(which[-1])
-            keys = self.keys[first : last + 1, tile.columns]
-            if len(which) > 1:
-                keys = keys[which - first]
-        held = buffers.take("scores", (len(queries), queries.shape[1], keys.shape[1]))
-        scores = torch.bmm(queries, keys.mT, out=held)
+    def _terms(
+        self,
+        block: Block,
+        tile: Tile,
+        heads: slice,
+        buffers: Buffers,
+        totals: Totals | None = None,
+    ) -> _Terms:
+        """Logits of a tile in bits and their parts; the range of scores goes to `totals`."""
+        at = heads, block.rows, tile.columns
+        rows = len(self.operands.queries[heads]), len(self.operands.queries[0, block.rows])
+        shape = (*rows, tile.columns.stop - tile.columns.start)
+        held = buffers.take("scores", shape)
+        if self.at_once:
+            logits = self.operands.logits(*at, out=held)
+            _fill(logits, tile.outside, _FORBIDDEN)
+            return _Terms(None, None, logits)
+        scores = self.operands.scores(*at, out=held)
         if self.call.softcap is not None:
             cap = self.call.softcap * _LOG2E
             scores.div_(cap).tanh_().mul_(cap)
-        return scores
-
-    def _logits(
-        self, block: _Block, tile: _Tile, heads: slice, scores: Tensor, buffers: _Buffers
-    ) -> tuple[Tensor, Tensor | None]:
-        """Scores plus log-prior, and the log-prior by itself unless only lanes are needed."""
+        ranged = totals is not None and "content_range" in self.names
+        if ranged:
+            _fill(scores, tile.outside, math.inf)
+            totals.low = torch.minimum(totals.low, scores.amin(-1))
+        _fill(scores, tile.outside, _FORBIDDEN)
+        if ranged:
+            totals.high = torch.maximum(totals.high, scores.amax(-1))
         if not self._has_prior:
-            return scores, None
-        held = buffers.take("logits", scores.shape)
-        if self._by_lanes and self.partition is not None:
-            query, key = self._lanes(block, tile, heads)
-            return torch.baddbmm(scores, query, key.mT, out=held), None
+            return _Terms(scores, None, scores)
+        held = buffers.take("logits", shape)
+        if self.by_lanes:
+            return _Terms(scores, None, self.operands.add_lanes(scores, *at, out=held))
         prior = self._prior(block, tile, heads, buffers)
-        return torch.add(scores, prior, out=held), prior
+        return _Terms(scores, prior, torch.add(scores, prior, out=held))
 
-    @property
-    def _by_lanes(self) -> bool:
-        return self.factors is not None and self.call.bias is None
-
-    def _lanes(self, block: _Block, tile: _Tile, heads: slice) -> tuple[Tensor, Tensor]:
-        """Lanes whose inner products are the log-prior in bits, without the gauge."""
-        which = self._prior_heads(heads)
-        query, key, _ = self.factors
-        query = torch.nn.functional.pad(query[which, block.rows], (0, 1), value=1.0)
-        return query, torch.cat([key[which, tile.columns], self._bias(block, tile, which).mT], -1)
-
-    def _prior(self, block: _Block, tile: _Tile, heads: slice, buffers: _Buffers) -> Tensor:
+    def _prior(self, block: Block, tile: Tile, heads: slice, buffers: Buffers) -> Tensor:
         """Log-prior of a tile in bits, (heads, rows or 1, columns), without the gauge."""
         call, out = self.call, None
         which = self._prior_heads(heads)
@@ -512,26 +424,32 @@ class _Entry:
             out = bias if out is None else out + bias
         return out
 
-    def _middle(self, block: _Block) -> int:
+    def _middle(self, block: Block) -> int:
         return max(int(block.stop[len(block.stop) // 2]) - 1, 0)
 
     def _sum_prior(
         self,
-        sums: _Sums,
-        block: _Block,
-        tile: _Tile,
+        totals: Totals,
+        block: Block,
+        tile: Tile,
         heads: slice,
-        prior: Tensor | None,
+        terms: _Terms,
         weights: Tensor,
-        buffers: _Buffers,
+        buffers: Buffers,
     ) -> None:
-        """Add a tile's expected log-prior and its share of the prior's normaliser."""
-        if self._by_lanes:
-            # <phi_i, sum_j w_ij psi_j>: a thin product instead of a sum over the tile.
-            query, key = self._lanes(block, tile, heads)
-            sums.prior += (query * torch.bmm(weights, key)).sum(-1)
-        else:
-            sums.prior += _dot(weights, prior.expand_as(weights), buffers)
+        """Add a tile's expected score and log-prior and its share of the prior's normaliser."""
+        if not self.names & _PARTS:
+            return
+        if self.by_lanes:
+            # What remains of the expected logit is the expected score.
+            at = heads, block.rows, tile.columns
+            totals.prior += self.operands.expected_lanes(weights, *at)
+            return
+        totals.score += _dot(weights, terms.scores, buffers)
+        if not self.names & PRIOR_EXPECTATIONS:
+            return
+        prior = terms.prior
+        totals.prior += _dot(weights, prior.expand_as(weights), buffers)
         if self.partition is not None:
             return
         if prior.shape[1] == 1 and self.dense is None:
@@ -542,15 +460,15 @@ class _Entry:
             top = prior.amax(-1, keepdim=True)
             top = torch.where(torch.isneginf(top), 0.0, top)
             part = prior.sub_(top).exp2_().sum(-1).log2() + top.squeeze(-1)
-        sums.partition = torch.logaddexp2(sums.partition, part)
+        totals.partition = torch.logaddexp2(totals.partition, part)
 
-    def _bias(self, block: _Block, tile: _Tile, which: Tensor) -> Tensor:
+    def _bias(self, block: Block, tile: Tile, which: Tensor) -> Tensor:
         """Key-only terms in bits, relative to the block's own key, (heads, 1, columns)."""
         bias, middle = self.factors[2], self._middle(block)
         bias = bias[which, tile.columns] - bias[which, middle : middle + 1]
         return bias.to(self.dtype).unsqueeze(1)
 
-    def _recent(self, block: _Block, tile: _Tile, weights: Tensor) -> Tensor | float:
+    def _recent(self, block: Block, tile: Tile, weights: Tensor) -> Tensor | float:
         index = self.call.query_pos[block.rows, 0].contiguous()
         first = torch.searchsorted(self.key_index, index - self.recent, right=True)
         last = torch.searchsorted(self.key_index, index + self.recent)
@@ -564,7 +482,7 @@ class _Entry:
         return (slab * near.to(self.device)).sum(-1)
 
 
-def _dot(a: Tensor, b: Tensor, buffers: _Buffers) -> Tensor:
+def _dot(a: Tensor, b: Tensor, buffers: Buffers) -> Tensor:
     """sum_j a_ij b_ij without a new block of memory."""
     return torch.mul(a, b, out=buffers.take("product", a.shape)).sum(-1)
 

@@ -296,11 +296,7 @@ class AttentionCall:
     @functools.cached_property
     def largest_score(self) -> float:
         """A bound on every |score| before the softcap, by the Cauchy-Schwarz inequality."""
-        q, k = (
-            torch.linalg.vector_norm(x.detach(), dim=-1, dtype=torch.float64).amax()
-            for x in (self.q, self.k)
-        )
-        return abs(self.scale) * float(q * k)
+        return abs(self.scale) * _largest_norm(self.q) * _largest_norm(self.k)
 
     @functools.cached_property
     def causal(self) -> bool:
@@ -673,10 +669,23 @@ def _check_floating(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be of at least 16 bits, got {tensor.dtype}")
 
 
+def _largest_norm(rows: Tensor) -> float:
+    """The largest norm of a row, in float64 only where float32 overflows."""
+    rows = rows.detach()
+    if rows.dtype != torch.float64:
+        largest = float(torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32).amax())
+        if largest < math.inf:
+            return largest
+    return float(torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).amax())
+
+
 def _check_values(q: Tensor, k: Tensor) -> None:
     for tensor, name in ((q, "q"), (k, "k")):
         if tensor.is_meta:
             raise ValueError(f"{name} must hold numbers, got a tensor on the meta device")
+        # A finite sum has finite terms only, and takes one pass; finite terms may overflow it.
+        if bool(torch.isfinite(tensor.detach().sum(dtype=torch.float32))):
+            continue
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             hint = " (float16 overflows above 65,504)" if tensor.dtype == torch.float16 else ""

@@ -39,6 +39,51 @@ class _Band(NamedTuple):
     high: int
 
 
+class LagAndKey(NamedTuple):
+    """A log-prior kappa(i - j) + u(j) on a band of lags, in the gauge of `log_prior`.
+
+    Attributes
+    ----------
+    kernel : Tensor
+        kappa over all lags between the band's queries and keys, from the smallest, in nats,
+        float64, shape (prior heads, n_queries + n_keys - 1).
+    bias : Tensor
+        u over the keys, in nats, float64, shape (prior heads, keys).
+    band : _Band
+        The queries and keys.
+    """
+
+    kernel: Tensor
+    bias: Tensor
+    band: _Band
+
+    def column(self, rows: slice, key: int) -> Tensor:
+        """The log-prior of one of the keys for some queries, nats, shape (prior heads, rows)."""
+        # Lags grow from the one between the first query and the last key.
+        start = self.band.keys - 1 - key
+        stop = start + self.band.queries
+        return self.kernel[:, start:stop][:, rows] + self.bias[:, key, None]
+
+    def normaliser(self) -> Tensor | None:
+        """log sum_j exp(K_ij) in bits, (prior heads, n_queries); None beyond float64's range."""
+        return _convolve(self.kernel, self.bias, self.band)
+
+
+@torch.no_grad()
+def lag_and_key(call: AttentionCall, batch: int) -> LagAndKey | None:
+    """A call's prior as functions of the lag and of the key, or None if it is no such sum.
+
+    None also unless the allowed pairs are a band of lags of consecutive tokens.
+    """
+    if call.prior is None or call.bias is not None or call.visibility.dense is not None:
+        return None
+    band = _band(call, batch)
+    if band is None:
+        return None
+    parts = _parts(call.prior, band)
+    return None if parts is None else LagAndKey(*parts, band)
+
+
 @torch.no_grad()
 def prior_normaliser(call: AttentionCall, batch: int) -> Tensor | None:
     """log sum_j exp(K_ij) over the allowed keys in bits, or None if it is not a convolution.
@@ -47,16 +92,10 @@ def prior_normaliser(call: AttentionCall, batch: int) -> Tensor | None:
     -------
     Tensor or None
         float64, shape (prior heads, n_queries), in the gauge of `log_prior`; -inf for queries
-        without keys. None unless the prior is a sum of functions of the lag and of the key, and
-        the allowed pairs are a band of lags of consecutive tokens.
+        without keys. None where `lag_and_key` is, and beyond float64's range.
     """
-    if call.prior is None or call.bias is not None or call.visibility.dense is not None:
-        return None
-    band = _band(call, batch)
-    if band is None:
-        return None
-    parts = _parts(call.prior, band)
-    return None if parts is None else _convolve(*parts, band)
+    parts = lag_and_key(call, batch)
+    return None if parts is None else parts.normaliser()
 
 
 def _band(call: AttentionCall, batch: int) -> _Band | None:
@@ -137,7 +176,8 @@ def _convolve_blocks(kernel: Tensor, bias: Tensor, band: _Band, size: int) -> Te
     padded[:, : band.keys] = bias
     padded = padded.view(heads, key_blocks, size).mT
     key_top = padded.amax(1, keepdim=True)
-    weights = torch.exp2(padded - key_top)
+    # In reverse, so that a block of lags is constant along its antidiagonals: rows of windows.
+    weights = torch.exp2(padded - key_top).flip(1)
     finite = padded.masked_fill(torch.isneginf(padded), math.inf).amin(1, keepdim=True)
     spread = (key_top - finite).max()
     # Lags of block pairs d apart: offset + size * d - (size - 1) .. offset + size * d + size - 1.
@@ -159,10 +199,10 @@ def _convolve_blocks(kernel: Tensor, bias: Tensor, band: _Band, size: int) -> Te
         if float((top - bottom).masked_fill(empty, 0.0).max() + spread) > _WIDEST:
             return None
         top = top.masked_fill(empty, 0.0)
-        # Row a, column b of the block is the lag a - b: windows of the flipped stretch.
-        toeplitz = torch.exp2(stretch - top[:, None]).flip(-1).unfold(-1, size, 1).flip(1)
+        # Row a, column b of the block is the lag a + b - (size - 1).
+        windows = torch.exp2(stretch - top[:, None]).unfold(-1, size, 1)
         first, last = max(0, -apart), min(key_blocks, row_blocks - apart)
-        part = torch.bmm(toeplitz.contiguous(), weights[:, :, first:last]).log2()
+        part = torch.bmm(windows.contiguous(), weights[:, :, first:last]).log2()
         part += top[:, None, None] + key_top[:, :, first:last]
         rows = total[:, :, first + apart : last + apart]
         rows.copy_(torch.logaddexp2(rows, part))
