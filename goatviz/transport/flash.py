@@ -2,8 +2,8 @@
 
 A prior's lanes are appended to queries and keys, so that their inner product is the whole logit.
 Keys passed as values give the expectations; exchanging queries and keys gives the incoming mass.
-`hindrance` names what stands in the way. The public functions and the definition live in
-`statistics`.
+`hindrance` names what stands in the way, the lack of a kernel included (`kernels` has them). The
+public functions and the definition live in `statistics`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from goatviz.transport import kernels
 from goatviz.transport.blockwise import EXPECTATIONS, PRIOR_EXPECTATIONS, sweep
 from goatviz.transport.call import AttentionCall
 from goatviz.transport.visibility import Visibility
@@ -51,6 +51,9 @@ def hindrance(call: AttentionCall, names: Sequence[str]) -> str | None:
     expensive = [name for name in names if name not in STATISTICS]
     if expensive:
         return ", ".join(expensive)
+    kernel = kernels.kernel_for(call.device.type)
+    if isinstance(kernel, str):
+        return kernel
     span = _span(call)
     if isinstance(span, str):
         return span
@@ -202,21 +205,7 @@ def _widened(call: AttentionCall) -> tuple[Tensor, Tensor]:
 
 def _kernel(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """softmax(<q, k>) v and its log-normaliser from the device's kernel, for equal head counts."""
-    width = max(q.shape[-1], v.shape[-1])
-    width = -(-width // 8) * 8
-    value_width = v.shape[-1]
-    q, k, v = (F.pad(x, (0, width - x.shape[-1])).contiguous() for x in (q, k, v))
-    if q.device.type == "cpu":
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, scale=1.0
-        )
-    else:
-        out, lse, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
-            q, k, v, None, True, 0.0, causal, scale=1.0
-        )
-        # This kernel pads its log-normaliser.
-        lse = lse[..., : q.shape[2]]
-    return out[..., :value_width], lse
+    return kernels.kernel_for(q.device.type).attend(q, k, v, causal)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, span: _Span) -> tuple[Tensor, Tensor]:
