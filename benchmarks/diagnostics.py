@@ -38,16 +38,24 @@ DENSE_LIMIT = 8192
 #: From here on one repeat, and without the cases that take minutes.
 ONCE = 32_768
 SLOW = (
-    "cheap set, fused",
-    "cheap set, GOAT prior",
+    "cheap set, GOAT prior, blocks",
     "full set, GOAT prior",
     "incoming mass, fused",
+    "incoming mass, GOAT prior",
+    "incoming mass, GOAT prior, fused",
     "incoming mass by backward",
     "block-wise dense, cheap + incoming",
 )
 #: The same from here on.
 SOME = 131_072
-SLOWER = (*SLOW, "full set + incoming mass", "block-wise dense, full + incoming")
+SLOWER = (
+    *SLOW,
+    "cheap set, blocks",
+    "cheap set, fused",
+    "cheap set, GOAT prior, fused",
+    "full set + incoming mass",
+    "block-wise dense, full + incoming",
+)
 #: Gigabytes that come and go would disturb what runs next: these run alone, once.
 HEAVY = ("dense plan, cheap + incoming", "transformers eager, with weights")
 BLOCK = 256
@@ -142,12 +150,23 @@ def cases(length: int, heads: int, device: str) -> dict[str, Callable[[], object
     found = {
         "one SDPA forward": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True),
         "cheap set": lambda: row_statistics(q, k, statistics=CHEAP),
+        "cheap set, blocks": lambda: row_statistics(q, k, statistics=CHEAP, impl="blockwise"),
         "cheap set, fused": lambda: row_statistics(q, k, statistics=CHEAP, impl="fused"),
         "cheap set, GOAT prior": lambda: row_statistics(q, k, prior=learned, statistics=CHEAP),
+        "cheap set, GOAT prior, blocks": lambda: row_statistics(
+            q, k, prior=learned, statistics=CHEAP, impl="blockwise"
+        ),
+        "cheap set, GOAT prior, fused": lambda: row_statistics(
+            q, k, prior=learned, statistics=CHEAP, impl="fused"
+        ),
         "full set": lambda: row_statistics(q, k),
         "full set, GOAT prior": lambda: row_statistics(q, k, prior=learned),
         "incoming mass": lambda: incoming_mass(q, k),
         "incoming mass, fused": lambda: incoming_mass(q, k, impl="fused"),
+        "incoming mass, GOAT prior": lambda: incoming_mass(q, k, prior=learned),
+        "incoming mass, GOAT prior, fused": lambda: incoming_mass(
+            q, k, prior=learned, impl="fused"
+        ),
         "incoming mass by backward": lambda: backward_incoming(q, k, v),
         "full set + incoming mass": lambda: all_of(AttentionCall.from_tensors(q, k)),
         "block-wise dense, cheap + incoming": lambda: blockwise_dense(q, k, everything=False),
@@ -217,6 +236,7 @@ def verdicts(length: int, seconds: dict[str, float], peaks: dict[str, float]) ->
     ours, theirs = "full set + incoming mass", "block-wise dense, full + incoming"
     checks = [
         ("cheap set at most 2.5x", seconds["cheap set"] / unit, 2.5),
+        ("cheap set with GOAT prior at most 2.5x", seconds["cheap set, GOAT prior"] / unit, 2.5),
         ("full set at most 6x", seconds["full set"] / unit, 6.0),
     ]
     if theirs in seconds:

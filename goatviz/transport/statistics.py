@@ -17,7 +17,7 @@ from torch import Tensor
 
 from goatviz import checks
 from goatviz.transport import flash
-from goatviz.transport.blockwise import WIDEST_ROW, sweep
+from goatviz.transport.blockwise import sweep
 from goatviz.transport.call import AttentionCall
 from goatviz.transport.visibility import entry_of
 
@@ -33,6 +33,9 @@ ROW_STATISTICS = (
     "gathered_mass",
 )
 IMPLEMENTATIONS = ("auto", "blockwise", "fused", "reference")
+# Queries and keys from which a CPU's kernel computes the cheap statistics faster than blocks: the
+# shortest length of benchmarks/diagnostics.py. Few queries do not repay the copies of all keys.
+_FUSED_FROM = 2048
 # Beyond this, scores of allowed pairs reach the logits of forbidden ones, or overflow float32.
 _LARGEST_SCORE = 1e28
 
@@ -165,9 +168,10 @@ def row_statistics(
     impl : {"auto", "blockwise", "fused", "reference"}
         Blocks of queries, which compute everything; flash kernels (only `CHEAP_STATISTICS`, no
         window, dense mask or softcap, a prior with lanes, scores below 16,384; float32 errors
-        grow to 1e-6 of the largest expected logit); the dense float64 definition. "auto" uses
-        kernels for the cheap statistics where they apply and are faster (on an accelerator; on a
-        CPU beyond 32,768 keys), else blocks; the result records the choice.
+        grow to 1e-6 of the largest expected logit; a CPU, or a CUDA device, and a PyTorch with
+        one of the kernels of `goatviz.transport.kernels`); the dense float64 definition. "auto"
+        uses kernels for the cheap statistics where they apply and are faster (on CUDA; on a CPU
+        from 2,048 queries and keys), else blocks; the result records the choice.
     **call
         The rest of the call: prior, scale, causal, window, mask, bias, sink, softcap, query_pos,
         key_pos, ..., as in `goatviz.transport.call.AttentionCall.from_tensors`.
@@ -220,7 +224,8 @@ def incoming_mass(
         a_i >= 0, shape (batch or 1, n_queries); default 1, or 0 for padding by `query_mask`.
         Queries of mass 0 do not count as observers.
     impl : {"auto", "blockwise", "fused", "reference"}
-        As in `row_statistics`; "auto" uses kernels on an accelerator, blocks on a CPU.
+        As in `row_statistics`; "auto" uses kernels on CUDA, and blocks on a CPU, where two calls
+        of a kernel are slower.
 
     Returns
     -------
@@ -391,7 +396,7 @@ def _choose(call: AttentionCall, impl: str, names: Sequence[str]) -> str:
         )
     if impl == "blockwise":
         return impl
-    if impl == "auto" and call.device.type == "cpu" and call.shape[3] <= WIDEST_ROW:
+    if impl == "auto" and call.device.type == "cpu" and min(call.shape[2:]) < _FUSED_FROM:
         return "blockwise"
     hindrance = flash.hindrance(call, names)
     if hindrance is None:

@@ -122,8 +122,8 @@ def test_an_operator_that_is_missing_or_another_is_said_so(other, monkeypatch):
         row_statistics(q, k, statistics=["entropy"], impl="fused")
     with pytest.raises(ValueError, match=message):
         incoming_mass(q, k, impl="fused")
-    far = torch.randn(1, 1, 40_000, 8)
-    assert row_statistics(q, far, statistics=["entropy"]).impl == "blockwise"
+    far = torch.randn(1, 1, 2048, 8)
+    assert row_statistics(far, far, statistics=["entropy"]).impl == "blockwise"
 
 
 def test_the_causal_mask_of_a_kernel_is_made_of_blocks():
