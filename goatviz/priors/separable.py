@@ -39,7 +39,7 @@ def lag_table(prior: Prior, lags: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        Shape (heads, n), nats.
+        float64, shape (heads, n), nats.
 
     Examples
     --------
@@ -50,7 +50,7 @@ def lag_table(prior: Prior, lags: Tensor) -> Tensor:
     """
     # Only differences of positions enter: with the key at 0, the lag is the query's position.
     query, key = prior._placed(lags.unsqueeze(-1), lags.new_zeros(1, 1))
-    total = lags.new_zeros(prior.num_heads, len(lags), device=query.device, dtype=prior._dtype())
+    total = lags.new_zeros(prior.num_heads, len(lags), device=query.device)
     for part in prior.components().values():
         if part.kind in _LAG_KINDS:
             total = total + part._log_prior(query, key)[:, :, 0]
@@ -70,7 +70,7 @@ def key_table(prior: Prior, keys: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        Shape (heads, n), nats.
+        float64, shape (heads, n), nats.
 
     Examples
     --------
@@ -80,7 +80,7 @@ def key_table(prior: Prior, keys: Tensor) -> Tensor:
     [[3.0, 0.0]]
     """
     query, key = prior._placed(keys.new_zeros(1, 1), keys.unsqueeze(-1))
-    total = keys.new_zeros(prior.num_heads, len(keys), device=key.device, dtype=prior._dtype())
+    total = keys.new_zeros(prior.num_heads, len(keys), device=key.device)
     for part in prior.components().values():
         if part.kind == "key":
             total = total + part._log_prior(query, key)[:, 0]

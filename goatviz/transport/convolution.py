@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from goatviz.priors.base import Prior
+from goatviz.priors.separable import is_separable, key_table, lag_table
 from goatviz.transport.call import AttentionCall
 
 _LOG2E = 1.0 / math.log(2.0)
@@ -22,7 +23,6 @@ _LOG2E = 1.0 / math.log(2.0)
 _BLOCKS = (256, 64)
 # Bits between the largest and the smallest term of two blocks; float64 holds about 1,074.
 _WIDEST = 900.0
-_LAG_KINDS = frozenset({"relative", "recency"})
 # Rows on which the parts are compared with the prior itself, and the nats they may differ by.
 _CHECKED_ROWS = 5
 _TOLERANCE = 1e-3
@@ -128,24 +128,13 @@ def _band(call: AttentionCall, batch: int) -> _Band | None:
 
 def _parts(prior: Prior, band: _Band) -> tuple[Tensor, Tensor] | None:
     """kappa over all lags of the band (from the smallest) and u over its keys, in nats."""
-    components = getattr(prior, "components", None)
-    if components is None or getattr(prior, "axes", 0):
-        return None
-    parts = list(components().values())
-    if any(part.kind not in {*_LAG_KINDS, "key", "uniform"} or part.axes for part in parts):
+    if not isinstance(prior, Prior) or not is_separable(prior):
         return None
     smallest = band.first_query - (band.first_key + band.keys - 1)
     largest = band.first_query + band.queries - 1 - band.first_key
-    query = max(largest, 0)
-    points = query - torch.arange(smallest, largest + 1, dtype=torch.float64)
     keys = band.first_key + torch.arange(band.keys, dtype=torch.float64)
-    kernel = torch.zeros(prior.num_heads, len(points), dtype=torch.float64)
-    bias = torch.zeros(prior.num_heads, band.keys, dtype=torch.float64)
-    for part in parts:
-        if part.kind in _LAG_KINDS:
-            kernel = kernel + part.log_prior([float(query)], points)[:, 0].double().cpu()
-        elif part.kind == "key":
-            bias = bias + part.log_prior([0.0], keys)[:, 0].double().cpu()
+    kernel = lag_table(prior, torch.arange(smallest, largest + 1, dtype=torch.float64)).cpu()
+    bias = key_table(prior, keys).cpu()
     # A part's `kind` may be wrong: the parts must add up to the prior itself.
     rows = torch.linspace(0, band.queries - 1, _CHECKED_ROWS).long().unique()
     exact = prior.log_prior((band.first_query + rows).double(), keys).double().cpu()
