@@ -5,11 +5,14 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+Case = TypeVar("Case", bound=Hashable)
 
 
 def settle(device: str) -> None:
@@ -18,24 +21,31 @@ def settle(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def timed(run: Callable[[], object], device: str = "cpu") -> float:
-    """Seconds of one call."""
+def timed(
+    run: Callable[[], object], device: str = "cpu", clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds of one call; `time.process_time` counts those of all threads, and no waiting."""
     settle(device)
-    start = time.perf_counter()
+    start = clock()
     run()
     settle(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu"
-) -> dict[str, float]:
-    """Median seconds of each, one repeat of all before the next; the first is warm-up."""
-    taken: dict[str, list[float]] = {case: [] for case in runs}
-    for repeat in range(repeats + 1):
+    runs: Mapping[Case, Callable[[], object]],
+    repeats: int,
+    device: str = "cpu",
+    *,
+    warm_up: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Case, float]:
+    """Median seconds of each, one repeat of all before the next; a first one warms up."""
+    taken: dict[Case, list[float]] = {case: [] for case in runs}
+    for repeat in range(repeats + warm_up):
         for case, run in runs.items():
-            seconds = timed(run, device)
-            if repeat:
+            seconds = timed(run, device, clock)
+            if repeat >= warm_up:
                 taken[case].append(seconds)
     return {case: statistics.median(each) for case, each in taken.items()}
 

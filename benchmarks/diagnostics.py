@@ -11,18 +11,17 @@ fit.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from _measure import resident_peak, timed
+from _report import Column, Report, Table, arguments
 from torch import Tensor
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
@@ -59,7 +58,7 @@ SLOWER = (
 #: Gigabytes that come and go would disturb what runs next: these run alone, once.
 HEAVY = ("dense plan, cheap + incoming", "transformers eager, with weights")
 BLOCK = 256
-HEADER = f"{'length':>7} {'heads':>5}  {'case':<34} {'seconds':>9} {'ratio':>8} {'peak':>10}"
+UNIT = "one SDPA forward"
 
 
 def inputs(length: int, heads: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,9 +204,10 @@ def own_cost(length: int, heads: int, device: str, case: str) -> tuple[float, fl
 
 
 def measure(
-    length: int, heads: int, repeats: int, device: str, memory: bool
+    table: Table, length: int, heads: int, options: argparse.Namespace
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds and peak MiB of every case; prints the table as it goes."""
+    """Median seconds and peak MiB of every case; fills the table as it goes."""
+    repeats, device, memory = options.repeats, options.device, options.memory
     runs = cases(length, heads, device)
     seconds, peaks = {}, {}
     if length < ONCE:
@@ -223,67 +223,55 @@ def measure(
         if memory or name not in seconds:
             once, peaks[name] = alone(name, length, heads, device)
             seconds.setdefault(name, once)
-        text = f"{peaks[name]:6.0f} MiB" if name in peaks else "-"
-        ratio = seconds[name] / seconds["one SDPA forward"]
-        print(f"{length:>7} {heads:>5}  {name:<34} {seconds[name]:>9.3f} {ratio:>7.2f}x {text:>10}")
-        sys.stdout.flush()
+        ratio = seconds[name] / seconds[UNIT]
+        table.add(name, seconds[name], heads, length=length, ratio=ratio, peak=peaks.get(name))
     return seconds, peaks
 
 
-def verdicts(length: int, seconds: dict[str, float], peaks: dict[str, float]) -> list[str]:
-    """What the targets say of one length."""
-    unit = seconds["one SDPA forward"]
+def targets(
+    length: int, seconds: dict[str, float], peaks: dict[str, float], report: Report
+) -> None:
+    """Add what the targets say of one length."""
     ours, theirs = "full set + incoming mass", "block-wise dense, full + incoming"
-    checks = [
-        ("cheap set at most 2.5x", seconds["cheap set"] / unit, 2.5),
-        ("cheap set with GOAT prior at most 2.5x", seconds["cheap set, GOAT prior"] / unit, 2.5),
-        ("full set at most 6x", seconds["full set"] / unit, 6.0),
-    ]
+    dense = "dense plan, cheap + incoming"
+    at = f"{length:,} tokens"
+    for case in ("cheap set", "cheap set, GOAT prior"):
+        report.target(f"{at}, {case} / {UNIT}", seconds[case] / seconds[UNIT], 2.5)
+    report.target(f"{at}, full set / {UNIT}", seconds["full set"] / seconds[UNIT], 6.0)
     if theirs in seconds:
-        what = "full + incoming over block-wise dense, at most 1"
-        checks.append((what, seconds[ours] / seconds[theirs], 1.0))
-    if "dense plan, cheap + incoming" in seconds:
-        dense = seconds["dense plan, cheap + incoming"] / seconds["cheap set"]
-        wanted = "target 20 at 8,192" if length == 8192 else "no target here"
-        checks.append((f"cheap set over dense plan, inverse ({wanted})", -dense, -20.0))
-    if peaks and length >= 131_072:
-        most = max(peaks[name] for name in ("cheap set", "full set", "incoming mass")) / 1024
-        checks.append(("peak in GiB below 4", most, 4.0))
-    return [
-        f"  {length:>7}: {what}: {abs(value):.2f} -> {'met' if value <= limit else 'missed'}"
-        for what, value, limit in checks
-    ]
+        report.target(f"{at}, {ours} / {theirs}", seconds[ours] / seconds[theirs], 1.0)
+    if dense in seconds and length == DENSE_LIMIT:
+        faster = seconds[dense] / seconds["cheap set"]
+        report.target(f"{at}, {dense} / cheap set", faster, 20.0, least=True)
+    if peaks and length >= SOME:
+        most = max(peaks[name] for name in ("cheap set", "full set", "incoming mass"))
+        report.target(f"{at}, peak in GiB", most / 1024, 4.0)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="*", default=[2048, 8192, 32_768])
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--single-head-lengths", type=int, nargs="*", default=[131_072])
     parser.add_argument("--repeats", type=int, default=3, help="below 32,768 tokens")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--alone", nargs=4, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.alone:
-        length, heads, device, case = arguments.alone
+    quick = {"lengths": [64], "single_head_lengths": [], "heads": 2, "repeats": 1, "memory": False}
+    options = arguments(parser, argv, quick=quick, devices=("cpu", "cuda"))
+    if options.alone:
+        length, heads, device, case = options.alone
         print(*own_cost(int(length), int(heads), device, case))
         return
-    where = platform.machine() if arguments.device == "cpu" else torch.cuda.get_device_name()
-    print(
-        f"Exact diagnostics, float32, {HEAD_DIM} per head, causal; {where}, "
-        f"{os.cpu_count()} cores, torch {torch.__version__}"
-    )
-    print(HEADER)
-    lines = []
-    sizes = [(n, arguments.heads) for n in arguments.lengths]
-    sizes += [(n, 1) for n in arguments.single_head_lengths]
+    about = f"Exact diagnostics, float32, {HEAD_DIM} per head, causal"
+    report = Report("diagnostics", about, options, ("transformers",))
+    columns = [Column("seconds", "s", ".3f"), Column("heads", "", ".0f")]
+    table = report.table("statistics beside one attention call", columns, peak=True, width=34)
+    sizes = [(n, options.heads) for n in options.lengths]
+    sizes += [(n, 1) for n in options.single_head_lengths]
     for length, heads in sizes:
-        memory = not arguments.no_memory
-        found = measure(length, heads, arguments.repeats, arguments.device, memory)
-        lines += verdicts(length, *found)
-    print("targets:")
-    print("\n".join(lines))
+        targets(length, *measure(table, length, heads, options), report)
+    report.finish()
 
 
 if __name__ == "__main__":

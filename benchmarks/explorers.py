@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import platform
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from _browser import CLOCK, driver, median, press, presses, session
+from _report import Column, Report, arguments
 
 SETUP = """
 import json, time
@@ -71,15 +71,23 @@ new MutationObserver(() => {
 }).observe(document, { subtree: true, childList: true, attributes: true });
 """
 MIB = 2**20
+COLUMNS = (
+    Column("median", "ms", ",.0f"),
+    Column("worst", "ms", ",.0f"),
+    Column("sent", "kB", ",.0f"),
+    Column("target", "ms", ",.0f"),
+)
 
 
 class Bench:
     """One notebook, run cell by cell, and what is measured in it."""
 
-    def __init__(self, lab: Any, context: Any, count: int) -> None:
-        self.lab, self.context, self.count = lab, context, count
+    def __init__(self, lab: Any, context: Any, count: int, report: Report) -> None:
+        self.lab, self.context, self.count, self.report = lab, context, count, report
         self.page: Any = None
-        self.missed: list[str] = []
+        self.table = report.table(
+            "updates in the page", COLUMNS, lengths=False, ratio=False, width=54
+        )
         context.add_init_script(FIRST)
 
     def open(self, *cells: str) -> float:
@@ -110,13 +118,12 @@ class Bench:
         target: float | None = None,
         of: str = "painted",
     ) -> float:
-        """Press keys in turn; print the median beside what was sent, and keep what missed."""
+        """Press keys in turn; note the median beside what was sent."""
         count, before = self.count, self.ask("sent[0]")
         taken = presses(self.page, keys, count, of=of)
         share = (self.ask("sent[0]") - before) / (count + 1)
         self.say(label, median(taken), share, target, max(taken))
-        if share > 1e6:
-            self.missed.append(f"{label}: below 1 MB an update ({share / 1e6:.2f} MB)")
+        self.report.target(f"{label}: MB sent for an update", share / 1e6, 1.0)
         return median(taken)
 
     def say(
@@ -127,12 +134,9 @@ class Bench:
         target: float | None = None,
         most: float | None = None,
     ) -> None:
-        sent = f"{share / 1e3:>10,.0f}" if share is not None else f"{'-':>10}"
-        worst = f"{most:>10,.0f}" if most is not None else f"{'-':>10}"
-        wanted = f"{target:>8,.0f}" if target is not None else f"{'-':>8}"
-        print(f"{label:<58} {value:>10,.0f} {worst} {sent} {wanted}", flush=True)
-        if target is not None and value > target:
-            self.missed.append(f"{label}: {value:,.0f} ms, target {target:,.0f}")
+        self.table.add(label, value, most, None if share is None else share / 1e3, target)
+        if target is not None:
+            self.report.target(f"{label}, ms", value, target)
 
     def heap(self) -> tuple[float, float]:
         """MiB of the page's JavaScript after a collection, and of the kernel's resident memory."""
@@ -243,13 +247,11 @@ def bench_memory(bench: Bench, updates: int) -> None:
         ("page", page_after - page_before),
         ("kernel", kernel_after - kernel_before),
     ):
-        print(f"memory of the {name} after {updates} updates: {growth:+.1f} MiB")
-        if growth > 10:
-            bench.missed.append(f"memory of the {name} grows by {growth:.1f} MiB, target 10")
+        bench.report.target(f"memory of the {name} after {updates} updates, MiB", growth, 10.0)
 
 
-def peers(length: int, heads: int) -> None:
-    """The pages that other viewers make of one layer's weights, beside ours."""
+def peers(length: int, heads: int, report: Report) -> None:
+    """Sizes of the pages that other viewers make of one layer's weights, beside ours."""
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
@@ -258,23 +260,25 @@ def peers(length: int, heads: int) -> None:
     weights = torch.rand(1, heads, length, length).tril()
     weights = weights / weights.sum(-1, keepdim=True)
     tokens = [f"t{number}" for number in range(length)]
-    print(f"\npages of {heads} heads at {length} tokens, MB without plotly.js:")
+    table = report.table(
+        f"pages of {heads} heads at {length} tokens, without plotly.js",
+        [Column("page", "MB", ".1f")],
+        lengths=False,
+        ratio=False,
+    )
+    bertviz = circuitsvis = None
     if importlib.util.find_spec("bertviz"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from bertviz import head_view
 
             shown = head_view((weights,), tokens, html_action="return")
-        print(f"  BertViz head_view      {len(shown.data) / 1e6:8.1f}")
-    else:
-        print("  BertViz                not installed")
+        bertviz = len(shown.data) / 1e6
     if importlib.util.find_spec("circuitsvis"):
         from circuitsvis.attention import attention_heads
 
         shown = str(attention_heads(attention=np.asarray(weights[0]), tokens=tokens))
-        print(f"  CircuitsVis            {len(shown) / 1e6:8.1f}")
-    else:
-        print("  CircuitsVis            not installed")
+        circuitsvis = len(shown) / 1e6
     model = load_pretrained("passkey-goat")
     ids = torch.randint(97, 123, (1, length))
     explorer = explore_plan(model, ids, tokens=tokens)
@@ -284,10 +288,14 @@ def peers(length: int, heads: int) -> None:
         own = [name for name, _ in explorer.controls["head"].options]
         path = explorer.save_html(Path(folder) / "plan.html", vary={"head": own})
         size = path.stat().st_size - len(get_plotlyjs())
-    print(f"  goatviz save_html      {size / 1e6:8.1f}  ({len(own)} heads, maps and rows)")
+    # None where a viewer is not installed.
+    table.add("BertViz head_view", bertviz)
+    table.add("CircuitsVis", circuitsvis)
+    table.add("goatviz save_html", size / 1e6)
+    report.note(f"goatviz's page holds {len(own)} heads, maps and rows")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 1024, 2048])
     parser.add_argument("--plain-sizes", type=int, nargs="*", default=[128, 256])
@@ -298,25 +306,31 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=300)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--peer-length", type=int, default=256)
-    given = parser.parse_args()
-    print(
-        f"Explorers in JupyterLab; {platform.machine()}, {psutil.cpu_count()} cores, torch "
-        f"{torch.__version__}; medians over {given.presses} key presses"
-    )
-    print(f"{'case':<58} {'median ms':>10} {'worst ms':>10} {'kB sent':>10} {'target':>8}")
+    quick = {
+        "sizes": [40],
+        "plain_sizes": [],
+        "prior_lengths": [],
+        "long": 300,
+        "real": 40,
+        "presses": 1,
+        "updates": 2,
+        "steps": 1,
+        "peer_length": 16,
+    }
+    options = arguments(parser, argv, quick=quick)
+    about = f"Explorers in JupyterLab: medians over {options.presses} key presses"
+    report = Report("explorers", about, options, ("jupyterlab", "anywidget"))
     with session() as (lab, context):
-        bench = Bench(lab, context, given.presses)
-        bench_maps(bench, given.sizes)
-        bench_prior(bench, given.prior_lengths)
-        bench_plain(bench, given.plain_sizes)
-        if given.real:
-            bench_real(bench, given.real)
-        bench_long(bench, given.long, given.steps)
-        bench_memory(bench, given.updates)
-    peers(given.peer_length, 4)
-    print("\ntargets:")
-    for line in bench.missed or ["all met"]:
-        print(f"  {'MISSED ' if bench.missed else ''}{line}")
+        bench = Bench(lab, context, options.presses, report)
+        bench_maps(bench, options.sizes)
+        bench_prior(bench, options.prior_lengths)
+        bench_plain(bench, options.plain_sizes)
+        if options.real:
+            bench_real(bench, options.real)
+        bench_long(bench, options.long, options.steps)
+        bench_memory(bench, options.updates)
+    peers(options.peer_length, 4, report)
+    report.finish()
 
 
 if __name__ == "__main__":

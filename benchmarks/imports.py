@@ -15,6 +15,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from _report import Column, Report, arguments
+
 CASES = {
     "bare interpreter": ["-c", "pass"],
     "import goatviz": ["-c", "import goatviz"],
@@ -41,18 +43,18 @@ def environment() -> dict[str, str]:
     return {name: v for name, v in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
-def run(arguments: Sequence[str]) -> str:
+def run(command: Sequence[str]) -> str:
     """What one interpreter prints."""
-    command = [sys.executable, *arguments]
+    command = [sys.executable, *command]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment())
     return done.stdout
 
 
-def milliseconds(arguments: Sequence[str]) -> tuple[float, float]:
+def milliseconds(command: Sequence[str]) -> tuple[float, float]:
     """Wall and CPU time of one interpreter."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
-    run(arguments)
+    run(command)
     wall = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime - used.ru_utime + after.ru_stime - used.ru_stime
@@ -68,26 +70,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15)
-    options = parser.parse_args(argv)
+    options = arguments(parser, argv, quick={"repeats": 1})
+    report = Report("imports", f"Start-up: medians of {options.repeats} repeats", options)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in CASES}
     for repeat in range(options.repeats + 1):
-        for name, arguments in CASES.items():
-            spent = milliseconds(arguments)
+        for name, command in CASES.items():
+            spent = milliseconds(command)
             if repeat:  # the first round fills the caches of files and of bytecode
                 times[name].append(spent)
-    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, {options.repeats} repeats")
-    print(f"{'case':<24}  {'wall':>10}  {'CPU':>10}")
+    columns = [Column("wall", "ms", ",.0f"), Column("CPU", "ms", ",.0f")]
+    table = report.table("one interpreter", columns, lengths=False, ratio=False)
     cpu = {"nothing": 0.0}
     for name, each in times.items():
         wall, cpu[name] = map(statistics.median, zip(*each, strict=True))
-        print(f"{name:<24}  {wall:>7.0f} ms  {cpu[name]:>7.0f} ms")
+        table.add(name, wall, cpu[name])
     for name, base, most in TARGETS:
-        spent = cpu[name] - cpu[base]
         beyond = "" if base == "nothing" else f" beyond {base}"
-        verdict = "met" if spent <= most else "missed"
-        print(f"target: {name} within {most:.0f} ms{beyond}: {verdict} ({spent:.0f} ms)")
+        report.target(f"{name}{beyond}, ms of CPU", cpu[name] - cpu[base], most)
     for code in ("import goatviz", "import goatviz; goatviz.plot_prior"):
-        print(f"heavy modules loaded by {code}: {loaded(code).strip() or 'none'}")
+        report.note(f"heavy modules loaded by {code}: {loaded(code).strip() or 'none'}")
+    report.finish()
 
 
 if __name__ == "__main__":

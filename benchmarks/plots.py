@@ -7,20 +7,24 @@ Medians; the peak is the process's own high-water mark. Run: python benchmarks/p
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 
-import plotly
 import torch
+from _measure import resident_peak
+from _report import Column, Report, arguments
 
 from goatviz import CausalLM, ModelConfig, load_pretrained, plot_prior
 from goatviz.plots import PRIOR_KINDS
 
 LIMIT_BYTES = 2_000_000
+SMALL = "1 x 2 heads"
+COLUMNS = (
+    Column("plot_prior", "s", ".2f"),
+    Column("to_json", "ms", ",.0f"),
+    Column("payload", "MB", ".2f"),
+)
 
 
 def models() -> dict[str, torch.nn.Module]:
@@ -36,7 +40,7 @@ def models() -> dict[str, torch.nn.Module]:
         content_dim=4,
     )
     return {
-        "1 x 2 heads": load_pretrained("copy-mixture-4-goat").model,
+        SMALL: load_pretrained("copy-mixture-4-goat").model,
         "12 x 12 heads": CausalLM(large),
     }
 
@@ -47,37 +51,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[1_000, 16_000, 1_000_000])
     parser.add_argument("--large-lengths", type=int, nargs="*", default=[1_000, 16_000])
     parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args(argv)
-    print(
-        f"Python {sys.version.split()[0]}, torch {torch.__version__}, plotly {plotly.__version__}, "
-        f"{os.cpu_count()} cores, medians of {options.repeats}"
-    )
-    print(
-        f"{'model':<14}  {'length':>9}  {'kind':<14}  {'plot_prior':>10}  {'to_json':>8}  "
-        f"{'payload':>9}"
-    )
-    heaviest = 0
+    options = arguments(parser, argv, quick={"lengths": [50], "large_lengths": [], "repeats": 1})
+    about = f"plot_prior: medians of {options.repeats}"
+    report = Report("plots", about, options, ("plotly",))
+    table = report.table("figures", COLUMNS, ratio=False, width=30)
+    heaviest = 0.0
     for name, model in models().items():
-        lengths = options.lengths if name == "1 x 2 heads" else options.large_lengths
+        lengths = options.lengths if name == SMALL else options.large_lengths
         for length in lengths:
             for kind in PRIOR_KINDS:
-                drawn, written = [], []
-                for _ in range(options.repeats):
-                    start = time.perf_counter()
-                    figure = plot_prior(model, kind=kind, length=length)
-                    drawn.append(time.perf_counter() - start)
-                    start = time.perf_counter()
-                    payload = len(figure.to_json())
-                    written.append(time.perf_counter() - start)
+                drawn, written, payload = measure(model, kind, length, options.repeats)
                 heaviest = max(heaviest, payload)
-                print(
-                    f"{name:<14}  {length:>9,}  {kind:<14}  {statistics.median(drawn):>8.2f} s  "
-                    f"{1e3 * statistics.median(written):>5.0f} ms  {payload / 1e6:>6.2f} MB",
-                    flush=True,
-                )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    verdict = "met" if heaviest < LIMIT_BYTES else "missed"
-    print(f"payload below 2 MB: {verdict} (largest {heaviest / 1e6:.2f} MB); peak {peak:.0f} MiB")
+                table.add(f"{name}, {kind}", drawn, 1e3 * written, payload / 1e6, length=length)
+    report.target("largest payload, MB", heaviest / 1e6, LIMIT_BYTES / 1e6)
+    report.note(f"peak of the process: {resident_peak():.0f} MiB")
+    report.finish()
+
+
+def measure(
+    model: torch.nn.Module, kind: str, length: int, repeats: int
+) -> tuple[float, float, int]:
+    """Median seconds of drawing and of writing, and bytes of the figure's JSON."""
+    drawn, written = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        figure = plot_prior(model, kind=kind, length=length)
+        drawn.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        payload = len(figure.to_json())
+        written.append(time.perf_counter() - start)
+    return statistics.median(drawn), statistics.median(written), payload
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ length x length numbers, and runs up to ``--eager`` tokens.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from _measure import added_peak, interleaved
+from _report import Column, Report, arguments
 
 from goatviz import (
     Hide,
@@ -31,7 +30,7 @@ from goatviz import (
 from goatviz.transport import CHEAP_STATISTICS
 
 CHEAP = CHEAP_STATISTICS[:6]
-HEADER = f"{'length':>7}  {'case':<34} {'seconds':>9} {'ratio':>8} {'peak':>10}"
+UNIT = "forward pass"
 
 
 class Model:
@@ -68,7 +67,7 @@ class Model:
                 self.model(ids)
 
         cases = {
-            "forward pass": forward,
+            UNIT: forward,
             "mass on the first key": lambda: watched(statistics=["key_mass"]),
             "mass on the first key, certified": lambda: watched(
                 statistics=["key_mass"], certify=16
@@ -83,31 +82,32 @@ class Model:
         return cases | ({"eager, with weights": plans} if eager else {})
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="*", default=[512, 2048])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--eager", type=int, default=2048, help="most tokens of eager attention")
-    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--alone", nargs=2, metavar=("LENGTH", "CASE"), help="peak of one case")
-    options = parser.parse_args()
+    options = arguments(parser, argv, quick={"lengths": [32], "repeats": 1, "memory": False})
     if options.alone:
         length, case = int(options.alone[0]), options.alone[1]
         print(added_peak(Model().cases(length, True)[case]))
         return
-    threads = torch.get_num_threads()
-    where = f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads"
-    print(f"SmolLM2-135M, float32, one sequence; {where}, torch {torch.__version__}")
-    print(HEADER)
+    report = Report(
+        "real_models", "SmolLM2-135M, float32, one sequence", options, ("transformers",)
+    )
+    columns = [Column("seconds", "s", ".2f")]
+    table = report.table("watching a forward pass", columns, peak=True, width=34)
     model = Model()
     for length in options.lengths:
         cases = model.cases(length, length <= options.eager)
         seconds = interleaved(cases, options.repeats)
-        unit = seconds["forward pass"]
         for case, taken in seconds.items():
-            peak = "-" if options.no_memory else f"{alone(length, case):,.0f} MiB"
-            print(f"{length:>7}  {case:<34} {taken:>9.2f} {taken / unit:>7.2f}x {peak:>10}")
+            peak = alone(length, case) if options.memory else None
+            table.add(case, taken, length=length, ratio=taken / seconds[UNIT], peak=peak)
+    report.finish()
 
 
 def alone(length: int, case: str) -> float:

@@ -11,21 +11,24 @@ resident peak of the whole process.
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 import statistics
 import time
 import tracemalloc
+from collections.abc import Sequence
 
-import ot
 import torch
+from _measure import resident_peak
+from _report import Column, Report, Table, arguments
 
 from goatviz.transport import TransportPlan, cross_check, solve_rows
 
 SOLVERS = ("semi_relaxed", "balanced", "linear_programme")
-HEADER = (
-    f"{'n':>5} {'tau':>7} {'softmax':>10} {'closed form':>12} {'solver':>17} "
-    f"{'verdict':>15} {'difference':>11} {'POT':>10} {'ratio':>8} {'peak':>9}"
+COLUMNS = (
+    Column("POT", "ms", ",.1f"),
+    Column("softmax", "ms", ",.2f"),
+    Column("closed form", "ms", ",.2f"),
+    Column("difference", "", ".1e"),
+    Column("verdict", "", "", "       verdict"),
 )
 
 
@@ -52,8 +55,8 @@ def softmax(arguments: dict) -> torch.Tensor:
     return torch.softmax(logits.masked_fill(~arguments["mask"], -torch.inf), dim=-1)
 
 
-def measure(n: int, temperature: float, repeats: int) -> None:
-    """Print one line per solver for a problem of n queries and n keys."""
+def measure(table: Table, n: int, temperature: float, repeats: int) -> None:
+    """Add one line per solver for a problem of n queries and n keys."""
     arguments = problem(n, temperature)
     plan = solve(arguments)
     closed: list[float] = []
@@ -77,34 +80,40 @@ def measure(n: int, temperature: float, repeats: int) -> None:
         peak = tracemalloc.get_traced_memory()[1] / 2**20
         tracemalloc.stop()
         seconds = statistics.median(times[name])
-        print(
-            f"{n:>5} {temperature:>7g} {1e3 * statistics.median(bare):>7.2f} ms "
-            f"{1e3 * base:>9.2f} ms {name:>17} "
-            f"{reports[name].verdict:>15} {reports[name].largest_difference:>11.1e} "
-            f"{1e3 * seconds:>7.1f} ms {seconds / base:>7.1f}x {peak:>5.0f} MiB",
-            flush=True,
+        table.add(
+            f"{name}, tau = {temperature:g}",
+            1e3 * seconds,
+            1e3 * statistics.median(bare),
+            1e3 * base,
+            reports[name].largest_difference,
+            reports[name].verdict,
+            length=n,
+            ratio=seconds / base,
+            peak=peak,
         )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Closed form against POT.")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 1e-6])
     parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    print(
-        f"POT {ot.__version__}, torch {torch.__version__} with {torch.get_num_threads()} threads, "
-        f"{os.cpu_count()} cores; float64, causal, random prior; medians of {options.repeats} "
-        "interleaved repeats"
+    options = arguments(parser, argv, quick={"sizes": [16], "repeats": 1})
+    report = Report(
+        "transport",
+        f"Closed form against POT: float64, causal, random prior; medians of {options.repeats} "
+        "interleaved repeats",
+        options,
+        ("POT",),
     )
-    print("balanced starts at the plan's potentials: it is a fixed-point check, not a cold solve")
-    print(HEADER)
+    table = report.table("solvers", COLUMNS, peak=True, width=30, length="n")
     for temperature in options.temperatures:
         for n in options.sizes:
-            measure(n, temperature, options.repeats)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(f"peak resident memory of the whole run: {resident:.0f} MiB")
+            measure(table, n, temperature, options.repeats)
+    report.note("balanced starts at the plan's potentials: a fixed-point check, not a cold solve")
+    report.note(f"peak resident memory of the whole run: {resident_peak():.0f} MiB")
+    report.finish()
 
 
 if __name__ == "__main__":
