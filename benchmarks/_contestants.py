@@ -74,7 +74,9 @@ class Call:
             self.run()
 
     def both(self) -> None:
-        """Forward, and the gradient of the output's sum."""
+        """Forward, and the gradient of the output's sum if any is wanted."""
+        if not self.wanted:
+            return self.forward()
         torch.autograd.grad(self.run().sum(), self.wanted)
 
 
@@ -108,6 +110,13 @@ def alibi_mask(setting: Setting) -> Call:
     return Call(lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask), [q, k, v])
 
 
+def flex(setting: Setting) -> Call:
+    """GOAT's prior by compiled FlexAttention, which has no gradients on a CPU."""
+    prior, tensors = setting.prior(), setting.qkv()
+    wanted = [] if setting.device == "cpu" else [*tensors, *prior.parameters()]
+    return Call(lambda: prior_attention(*tensors, prior=prior, impl="flex"), wanted)
+
+
 def goat(setting: Setting, *, inside: bool = False, impl: str = "sdpa") -> Call:
     """GOAT's prior; inside, its lanes take their place from the content's channels."""
     prior = setting.prior()
@@ -117,11 +126,13 @@ def goat(setting: Setting, *, inside: bool = False, impl: str = "sdpa") -> Call:
     return Call(lambda: prior_attention(q, k, v, prior=prior, impl=impl), wanted)
 
 
+FLEX = "goatviz, flex"
 ATTENTION: dict[str, Callable[[Setting], Call]] = {
     "SDPA + RoPE": rope,
     "SDPA + ALiBi as a mask": alibi_mask,
     "goatviz, lanes beside": goat,
     "goatviz, lanes inside": lambda setting: goat(setting, inside=True),
+    FLEX: flex,
 }
 #: Only on a GPU.
 FLASH = {"FlashAttention + RoPE": lambda setting: rope(setting, flash=True)}
@@ -195,6 +206,7 @@ def decode(setting: Setting, positions: str) -> Call:
     module(x, cache=cache)
     if positions == "alibi":
         module.impl = "sdpa_bias"  # one row of a mask at a time, but the prompt as lanes
+    module(new, cache=cache)  # makes room behind the keys, once for many tokens
     # A step binds new tensors to the cache that it is given, and leaves the old ones as they are.
     return Call(lambda: module(new, cache=copy.copy(cache)), [])
 
@@ -238,7 +250,9 @@ class PackageAttention(nn.Module):
 COMPILED = "goat, compiled"
 #: As the package splits it: the prior's lanes take their place from the content's 32.
 SPLIT = "goat, 23 + 9"
-STEPS = ("rope", "goat", SPLIT, COMPILED, "alibi", PACKAGE)
+#: One channel less than the head, so that content and lanes fill a kernel's multiple of 8.
+NARROW = "goat, 31 + 9"
+STEPS = ("rope", "goat", NARROW, SPLIT, COMPILED, "alibi", PACKAGE)
 
 
 def recipe(length: int, case: str, tokens: int) -> TrainConfig:
@@ -249,7 +263,7 @@ def recipe(length: int, case: str, tokens: int) -> TrainConfig:
         task=Passkey(length=length, value_length=4),
         batch_size=max(1, tokens // length),
         positions=case if case in ("rope", "alibi") else "goat",
-        content_dim=None if case == SPLIT else tiny.content_dim,
+        content_dim={SPLIT: None, NARROW: tiny.content_dim - 1}.get(case, tiny.content_dim),
     )
 
 

@@ -29,6 +29,7 @@ from _contestants import (
     COMPILED,
     DECODE,
     FLASH,
+    FLEX,
     HEAD_DIM,
     LAYERS,
     LIMITS,
@@ -139,7 +140,8 @@ class Bench:
 
     def cases(self, dtype: torch.dtype) -> list[str]:
         """Cases of attention and of layers; the flash kernel takes no float32."""
-        return [*ATTENTION, *(FLASH if dtype != torch.float32 else ()), *LAYERS]
+        alone = self.options.attention
+        return [*alone, *(FLASH if dtype != torch.float32 else ()), *LAYERS]
 
     def step_cases(self, length: int) -> list[str]:
         """Cases of a training step; a compiler takes minutes, and works where it is asked to."""
@@ -325,6 +327,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--compiled-lengths", type=int, nargs="*", default=[2048])
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--attention", nargs="+", choices=ATTENTION, default=list(ATTENTION))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--long-repeats", type=int, default=3, help=f"from {LONG:,} tokens on")
     parser.add_argument("--decode-repeats", type=int, default=50)
@@ -344,6 +347,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "lengths": [48, 64],
         "forward_lengths": [96],
         "heads": 2,
+        # A compiler takes half a minute.
+        "attention": [case for case in ATTENTION if case != FLEX],
         "steps": ["rope", "goat", SPLIT, PACKAGE],
         "repeats": 1,
         "long_repeats": 1,

@@ -47,7 +47,11 @@ def attend(inputs: AttentionInputs) -> Tensor:
     n_queries = q.shape[2]
     query_index = inputs.query_points[:, 0].to(q.device, torch.long)
     key_index = inputs.key_points[:, 0].to(q.device, torch.long)
-    alone = n_queries == 1 and q.device.type == "cpu"
+    on_cpu = q.device.type == "cpu"
+    if on_cpu:
+        # PyTorch refuses tensors there that could want gradients, even where none is recorded.
+        q, k, v = q.detach(), k.detach(), v.detach()
+    alone = on_cpu and n_queries == 1
     if alone:
         # PyTorch's own template for one query does not compile on a CPU: two of the same do.
         q, query_index = q.expand(-1, -1, 2, -1), query_index.expand(2)
