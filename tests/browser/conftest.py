@@ -204,11 +204,17 @@ def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def own_lab(lab_server: Server, offline_context: OfflineContext) -> Iterator[Lab]:
-    """A page of one's own, in which notebooks open in kernels of their own."""
+def own_server(lab_server: Server) -> Iterator[Server]:
+    """The server for tests that end kernels: that of the process's open notebook is given up."""
     _shared.close_lab()
-    yield Lab(lab_server, offline_context.new_page())
+    yield lab_server
     lab_server.end_kernels()
+
+
+@pytest.fixture
+def own_lab(own_server: Server, offline_context: OfflineContext) -> Iterator[Lab]:
+    """A page of one's own, in which notebooks open in kernels of their own."""
+    yield Lab(own_server, offline_context.new_page())
     offline_context.assert_quiet()
 
 

@@ -24,48 +24,41 @@ from playwright.sync_api import Page
 LOOPBACK = "127.0.0.1"
 VIEWPORT = {"width": 1280, "height": 1000}
 
-#: Finds the notebook that is open. While the focus is in a side bar Lab has no current widget, and
-#: its commands run nothing: then the notebook is made the current one.
-PANEL = """
-    const shell = window.jupyterapp?.shell;
-    const panel = [...(shell?.widgets('main') ?? [])].find(each => each.context?.sessionContext);
-    if (panel && shell.currentWidget !== panel) shell.activateById(panel.id);
-    const kernel = panel?.context.sessionContext.session?.kernel;
-"""
-READY = f"""() => {{
-    {PANEL}
-    return kernel && kernel.status === 'idle' && kernel.connectionStatus === 'connected'
-        && shell.currentWidget === panel;
-}}"""
+READY = """() => {
+    const panel = window.jupyterapp?.shell.currentWidget;
+    const kernel = panel?.context?.sessionContext.session?.kernel;
+    return kernel && kernel.status === 'idle' && kernel.connectionStatus === 'connected';
+}"""
 #: Put other cells into the notebook that is open.
-REPLACE = f"""sources => {{
-    {PANEL}
-    const {{ sharedModel }} = panel.content.model;
-    sharedModel.transact(() => {{
+REPLACE = """sources => {
+    const { sharedModel } = window.jupyterapp.shell.currentWidget.content.model;
+    sharedModel.transact(() => {
         sharedModel.deleteCellRange(0, sharedModel.cells.length);
         sharedModel.insertCells(0, sources.map(source => (
-            {{ cell_type: 'code', source, metadata: {{}}, outputs: [] }})));
-    }});
-}}"""
-DONE = f"""() => {{
-    {PANEL}
+            { cell_type: 'code', source, metadata: {}, outputs: [] })));
+    });
+}"""
+DONE = """() => {
+    const panel = window.jupyterapp.shell.currentWidget;
     const cells = [...panel.content.model.cells].filter(cell => cell.type === 'code');
     const all = cells.every(cell => cell.executionCount !== null);
     const failed = cells.some(cell => [...Array(cell.outputs.length).keys()].some(
         at => cell.outputs.get(at).type === 'error'));
-    return failed || (cells.length && all && kernel.status === 'idle');
-}}"""
-EXECUTE = f"""async code => {{
-    {PANEL}
-    const future = kernel.requestExecute({{ code, store_history: false }});
+    const idle = panel.context.sessionContext.session.kernel.status === 'idle';
+    return failed || (cells.length && all && idle);
+}"""
+EXECUTE = """async code => {
+    const panel = window.jupyterapp.shell.currentWidget;
+    const kernel = panel.context.sessionContext.session.kernel;
+    const future = kernel.requestExecute({ code, store_history: false });
     let text = '';
-    future.onIOPub = message => {{
+    future.onIOPub = message => {
         if (message.header.msg_type === 'stream') text += message.content.text;
         if (message.header.msg_type === 'error') text += message.content.traceback;
-    }};
+    };
     await future.done;
     return text;
-}}"""
+}"""
 #: Whether a theme is there: its colours arrive with its style sheet, after its name; and Lab cannot
 #: take its splash screen away twice.
 THEMED = """light => {
@@ -130,6 +123,9 @@ class Lab:
         """
         self.server.end_kernels()
         self.page.goto(f"{self.server.url}/{place}/{name}?reset")
+        self.page.wait_for_function(
+            "() => window.jupyterapp && window.jupyterapp.shell.currentWidget"
+        )
         self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)").wait_for()
         self.page.wait_for_function(READY)
 
@@ -147,7 +143,6 @@ class Lab:
 
     def run_all(self, *, timeout_ms: int = 120_000) -> None:
         """Run all of the notebook, and fail with the traceback if a cell raised."""
-        self.page.wait_for_function(READY)
         self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
         self.page.wait_for_function(DONE, timeout=timeout_ms)
         errors = self.page.locator('[data-mime-type="application/vnd.jupyter.error"]')

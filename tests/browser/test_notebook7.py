@@ -19,10 +19,10 @@ ITS_OWN = ("(reading 'schema')", "Command 'filebrowser:open-path' not registered
 
 
 def test_a_control_moves_the_kernels_value_and_the_page_shows_its_numbers(
-    lab_server, offline_context, offline_page
+    own_server, offline_context, offline_page
 ):
-    notebook = Lab(lab_server, offline_page)
-    notebook.open(lab_server.write("seven.ipynb", MAKE), place="notebooks")
+    notebook = Lab(own_server, offline_page)
+    notebook.open(own_server.write("seven.ipynb", MAKE), place="notebooks")
     notebook.run_all()
     explorer = explore_prior(load_pretrained("copy-mixture-1-goat"))
     shown = offline_page.locator(".goatviz-explorer")
@@ -34,7 +34,6 @@ def test_a_control_moves_the_kernels_value_and_the_page_shows_its_numbers(
     explorer.sink_scale = 0.5
     agree(shown, expected(explorer))
     assert notebook.ask("explorer.values()") == explorer.values()
-    lab_server.end_kernels()
     assert offline_context.outside_requests == []
     errors = offline_context.console_errors
     assert [each for each in errors if not any(own in each for own in ITS_OWN)] == []

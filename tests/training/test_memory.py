@@ -45,8 +45,9 @@ def test_the_estimate_holds_what_autograd_keeps_and_little_more(positions):
         config = dataclasses.replace(config, task=dataclasses.replace(config.task, length=256))
     kept = kept_by(config)
     estimate = estimate_memory(config).activations
-    # Beside it: the gradients of one of four blocks, and logits.
-    assert kept < estimate < 1.5 * kept
+    # Beside it: the gradients of one of four blocks, and logits; and a dense bias, which sequences
+    # share, is counted for each of them.
+    assert kept < estimate < (1.6 if positions == "bucket" else 1.5) * kept
 
 
 def test_checkpointing_and_parts_take_less():
