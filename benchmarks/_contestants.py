@@ -114,7 +114,9 @@ def flex(setting: Setting) -> Call:
     """GOAT's prior by compiled FlexAttention, which has no gradients on a CPU."""
     prior, tensors = setting.prior(), setting.qkv()
     wanted = [] if setting.device == "cpu" else [*tensors, *prior.parameters()]
-    return Call(lambda: prior_attention(*tensors, prior=prior, impl="flex"), wanted)
+    call = Call(lambda: prior_attention(*tensors, prior=prior, impl="flex"), wanted)
+    call.forward()  # compiles
+    return call
 
 
 def goat(setting: Setting, *, inside: bool = False, impl: str = "sdpa") -> Call:

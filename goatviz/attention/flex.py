@@ -1,8 +1,8 @@
 """FlexAttention with a separable prior: a table of lags and a table of keys, read in the kernel.
 
 The tables keep the prior in full precision whatever the dtype of queries and keys, need no lanes,
-and serve softcaps and windows. The kernel is compiled at its first call, which takes seconds, and
-again for other kinds of sizes; on a CPU PyTorch has its forward pass alone.
+and serve softcaps and windows. The kernel is compiled at its first call, which takes seconds, on a
+CPU for every size anew; there PyTorch has its forward pass alone.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def attend(inputs: AttentionInputs) -> Tensor:
     alone = on_cpu and n_queries == 1
     if alone:
         # PyTorch's own template for one query does not compile on a CPU: two of the same do.
-        q, query_index = q.expand(-1, -1, 2, -1), query_index.expand(2)
-    out = compiled()(
+        q, query_index = q.repeat(1, 1, 2, 1), query_index.repeat(2)
+    out = compiled(q.device.type)(
         q,
         k,
         v,
@@ -68,9 +68,13 @@ def attend(inputs: AttentionInputs) -> Tensor:
 
 
 @functools.cache
-def compiled() -> Callable[..., Tensor]:
-    """FlexAttention, compiled: without it the whole plan is formed."""
-    return torch.compile(flex_attention)
+def compiled(device: str) -> Callable[..., Tensor]:
+    """FlexAttention, compiled as one graph or not at all: without that the whole plan is formed.
+
+    On a CPU each size is compiled anew, up to `torch._dynamo.config.recompile_limit` of them: for
+    sizes that vary PyTorch writes code there that does not compile.
+    """
+    return torch.compile(flex_attention, fullgraph=True, dynamic=False if device == "cpu" else None)
 
 
 def _check(inputs: AttentionInputs) -> None:

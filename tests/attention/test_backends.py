@@ -187,7 +187,7 @@ def test_a_window_that_leaves_a_query_nothing_is_an_error():
 @pytest.fixture
 def uncompiled(monkeypatch):
     """The same function without its compiler, which takes half a minute for each kind of call."""
-    monkeypatch.setattr(flex, "compiled", lambda: flex_attention)
+    monkeypatch.setattr(flex, "compiled", lambda device: flex_attention)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -252,6 +252,7 @@ def test_flex_refuses_what_it_does_not_serve(settings, words):
         prior_attention(*draw(12, 12), impl="flex", **settings)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_flex_compiled_is_the_definition(slow):
     """The real kernel, twice: whole sequences, and one token of decoding."""
     assert BACKENDS["flex"].hindrance() is None
