@@ -7,7 +7,6 @@ tensors whose gradients it is asked for.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -209,8 +208,7 @@ def decode(setting: Setting, positions: str) -> Call:
     if positions == "alibi":
         module.impl = "sdpa_bias"  # one row of a mask at a time, but the prompt as lanes
     module(new, cache=cache)  # makes room behind the keys, once for many tokens
-    # A step binds new tensors to the cache that it is given, and leaves the old ones as they are.
-    return Call(lambda: module(new, cache=copy.copy(cache)), [])
+    return Call(lambda: module(new, cache=cache), [])
 
 
 DECODE: dict[str, Callable[[Setting], Call]] = {

@@ -29,6 +29,10 @@ _WIDTH = 8
 _LARGEST_HEAD = 256
 
 
+def _everywhere() -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Backend:
     """One way to compute attention with a prior.
@@ -51,7 +55,7 @@ class Backend:
     name: str
     summary: str
     compute: Callable[[AttentionInputs], Tensor]
-    hindrance: Callable[[], str | None] = lambda: None
+    hindrance: Callable[[], str | None] = _everywhere
     needs_lanes: bool = False
 
 
@@ -120,8 +124,9 @@ def _call_sdpa(
     inputs: AttentionInputs, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool
 ) -> Tensor:
     value_dim = v.shape[-1]
-    if value_dim != q.shape[-1] and mask is None:
-        # Fused kernels want one width; the general one, which takes several, forms the plan.
+    if value_dim != q.shape[-1] and q.shape[2] > 1:
+        # Fused kernels want one width; the general one, which takes several, forms the plan, which
+        # for a single query is one row.
         width = max(q.shape[-1], value_dim)
         q, k, v = (_padded(each, width) for each in (q, k, v))
     out = F.scaled_dot_product_attention(
@@ -250,7 +255,7 @@ def call_flash(
     try:
         from flash_attn import flash_attn_func
     except ImportError as error:
-        raise ImportError(f"impl='flash' cannot run: {_flash_hindrance()}") from error
+        raise ImportError(f"impl='flash' cannot run: {_flash_hindrance() or error}") from error
     before = -1 if window is None else window - 1
     return flash_attn_func(
         q,
@@ -307,10 +312,6 @@ def _sdpa_backend(kernel: str, summary: str, hindrance: Callable[[], str | None]
     return Backend(name, summary, _sdpa_by(_KERNELS[kernel], name), hindrance, needs_lanes=True)
 
 
-def _everywhere() -> str | None:
-    return None
-
-
 BACKENDS: dict[str, Backend] = {
     each.name: each
     for each in (
@@ -344,5 +345,5 @@ IMPLEMENTATIONS = tuple(BACKENDS)
 
 
 def default_impl(prior: Prior) -> str:
-    """ "sdpa", or "sdpa_bias" for a prior without lanes."""
+    """The backend of a prior by default: "sdpa", or "sdpa_bias" without lanes."""
     return "sdpa" if prior.has_lanes else "sdpa_bias"

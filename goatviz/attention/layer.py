@@ -1,15 +1,14 @@
 """The attention layer: projections, a prior or a rotary scheme, grouped heads and a cache.
 
-The computation itself is `functional.attend`; the layer owns weights and shapes.
+The computation itself is `backends.attend`; the layer owns weights and shapes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from goatviz import checks
@@ -46,7 +45,7 @@ class LayerCache:
     padding_mask: Tensor | None = None
     end: int = field(default=0, init=False)
     consecutive: bool = field(default=True, init=False)
-    _rooms: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _rooms: dict[str, tuple[Tensor, int]] = field(default_factory=dict, init=False, repr=False)
     _tables: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -118,15 +117,19 @@ class LayerCache:
         if not _in_place() or held.is_meta:
             return torch.cat([held, new], dim=2)
         length, total = held.shape[2], held.shape[2] + new.shape[2]
-        room = self._rooms.get(name)
-        # The keys held may have been replaced from outside, by those of chosen beams.
-        # And what inference mode made cannot be written into outside it.
-        usable = room is not None and room.is_inference() == torch.is_inference_mode_enabled()
-        if not usable or room.shape[2] < total or room.data_ptr() != held.data_ptr():
+        room, filled = self._rooms.get(name, (held, 0))
+        # What was handed out is never written over, so that copies of a cache may go separate ways
+        # and a cache may go back; what inference mode made cannot be written into outside it.
+        if (
+            filled != length
+            or room.shape[2] < total
+            or room.data_ptr() != held.data_ptr()
+            or room.is_inference() != torch.is_inference_mode_enabled()
+        ):
             room = held.new_empty(*held.shape[:2], 2 * total, held.shape[3])
             room[:, :, :length] = held
-            self._rooms[name] = room
         room[:, :, length:total] = new
+        self._rooms[name] = room, total
         return room[:, :, :total]
 
     def _read(self, positions: Tensor, start: int) -> None:
@@ -301,30 +304,12 @@ class Attention(nn.Module):
             points = as_positions(positions).to(x.device)
             if len(points) != length:
                 raise ValueError(f"positions must hold {length} positions, got {len(points)}")
-        q, k, v = (
-            each.view(batch, length, heads, -1).transpose(1, 2)
-            for each, heads in zip(
-                self._projected(x),
-                (self.num_heads, self.num_kv_heads, self.num_kv_heads),
-                strict=True,
-            )
-        )
+        q = self.q_proj(x).view(batch, length, self.num_heads, self.content_dim).transpose(1, 2)
+        k = self.k_proj(x).view(batch, length, self.num_kv_heads, self.content_dim).transpose(1, 2)
+        v = self.v_proj(x).view(batch, length, self.num_kv_heads, self.head_dim).transpose(1, 2)
         if self.rotary is not None:
             q, k = (self.rotary(each, points[:, 0], last=last) for each in (q, k))
         return q, k, v, points
-
-    def _projected(self, x: Tensor) -> Iterable[Tensor]:
-        """Queries, keys and values, all heads side by side: one product for several tokens."""
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        if x.shape[1] == 1:
-            # Joining the weights would cost more than the products.
-            return [projection(x) for projection in projections]
-        weight = torch.cat([projection.weight for projection in projections])
-        bias = None
-        if self.q_proj.bias is not None:
-            bias = torch.cat([projection.bias for projection in projections])
-        sizes = [projection.out_features for projection in projections]
-        return F.linear(x, weight, bias).split(sizes, dim=-1)
 
     def _rotary_frequencies(self) -> Tensor:
         """Rotation of each channel of queries and keys in radians per token, shape (d,)."""

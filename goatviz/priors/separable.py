@@ -6,6 +6,8 @@ number for each lag and each key then hold the whole prior, in full precision an
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import Tensor
 
 from goatviz.priors.base import Prior
@@ -50,11 +52,7 @@ def lag_table(prior: Prior, lags: Tensor) -> Tensor:
     """
     # Only differences of positions enter: with the key at 0, the lag is the query's position.
     query, key = prior._placed(lags.unsqueeze(-1), lags.new_zeros(1, 1))
-    total = lags.new_zeros(prior.num_heads, len(lags), device=query.device)
-    for part in prior.components().values():
-        if part.kind in _LAG_KINDS:
-            total = total + part._log_prior(query, key)[:, :, 0]
-    return total
+    return _total(prior, query, key, _LAG_KINDS)[:, :, 0]
 
 
 def key_table(prior: Prior, keys: Tensor) -> Tensor:
@@ -80,8 +78,13 @@ def key_table(prior: Prior, keys: Tensor) -> Tensor:
     [[3.0, 0.0]]
     """
     query, key = prior._placed(keys.new_zeros(1, 1), keys.unsqueeze(-1))
-    total = keys.new_zeros(prior.num_heads, len(keys), device=key.device)
+    return _total(prior, query, key, {"key"})[:, 0]
+
+
+def _total(prior: Prior, query: Tensor, key: Tensor, kinds: Collection[str]) -> Tensor:
+    """The sum of the parts of these kinds, float64, shape (heads, queries, keys)."""
+    total = query.new_zeros(prior.num_heads, len(query), len(key))
     for part in prior.components().values():
-        if part.kind == "key":
-            total = total + part._log_prior(query, key)[:, 0]
+        if part.kind in kinds:
+            total = total + part._log_prior(query, key)
     return total

@@ -1,5 +1,6 @@
 """The attention layer: projections around prior_attention, grouped heads, and the cache."""
 
+import copy
 import math
 
 import pytest
@@ -95,6 +96,29 @@ def test_beams_may_change_places_between_tokens():
         parts = [attention(part, cache=cache) for part in x[[1, 0], 7:].split(1, dim=1)]
         full = attention(x)[[1, 0], 7:]
     torch.testing.assert_close(torch.cat(parts, dim=1), full, rtol=0, atol=1e-5)
+
+
+def test_copies_of_a_cache_go_separate_ways():
+    """And a cache may go back: what another copy holds is never written over."""
+    attention, x = layer(), tokens()
+    other = torch.cat([x[:, :7], torch.randn(2, 6, 32)], dim=1)
+    cache = LayerCache()
+    with torch.no_grad():
+        for part in x[:, :7].split([5, 1, 1], dim=1):
+            attention(part, cache=cache)
+        branch = copy.copy(cache)
+        for at in range(7, 13):
+            ours = attention(x[:, at : at + 1], cache=cache)
+            theirs = attention(other[:, at : at + 1], cache=branch)
+        torch.testing.assert_close(ours, attention(x)[:, -1:], rtol=0, atol=1e-5)
+        torch.testing.assert_close(theirs, attention(other)[:, -1:], rtol=0, atol=1e-5)
+        held = cache.k.clone(), cache.k
+        cache.k, cache.v = cache.k[:, :, :9], cache.v[:, :, :9]
+        cache.positions, cache.end = cache.positions[:9], 9
+        back = torch.cat([x[:, :9], other[:, 9:10]], dim=1)
+        after = attention(back[:, 9:], cache=cache)
+        torch.testing.assert_close(after, attention(back)[:, -1:], rtol=0, atol=1e-5)
+    assert torch.equal(*held)
 
 
 def test_a_prompt_may_be_read_in_inference_mode():
