@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from benchmarks._report import Document, read, render_text, verdict
+from goatviz.plots import style
 
 BLOCK = re.compile(
     r"(?P<begin><!-- benchmark: (?P<name>\w+)(?:, (?P<view>[^>]+?))? -->)\n.*?"
@@ -114,24 +115,58 @@ def _draw(
     series: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
     units: Mapping[str, str],
 ) -> go.Figure:
-    figure = make_subplots(cols=len(series), subplot_titles=list(series))
-    for column, (metric, cases) in enumerate(series.items(), start=1):
-        for number, (case, points) in enumerate(cases.items()):
+    rows = -(-len(series) // 2)
+    figure = make_subplots(
+        rows=rows,
+        cols=min(2, len(series)),
+        subplot_titles=list(series),
+        vertical_spacing=0.24 / rows,
+        horizontal_spacing=0.14,
+    )
+    # A case looks the same in every panel, and stands in the legend once.
+    names = list(dict.fromkeys(case for cases in series.values() for case in cases))
+    named: set[str] = set()
+    for place, (metric, cases) in enumerate(series.items()):
+        at = {"row": place // 2 + 1, "col": place % 2 + 1}
+        for case, points in cases.items():
+            number = names.index(case)
             lengths, values = zip(*sorted(points), strict=True)
             trace = go.Scatter(
                 x=lengths,
                 y=values,
                 name=case,
-                legend=f"legend{column}" if column > 1 else "legend",
+                legendgroup=case,
+                showlegend=case not in named,
                 mode="lines+markers",
-                line_dash=DASHES[number % len(DASHES)],
+                line={
+                    "color": style.LINES[number % len(style.LINES)],
+                    "dash": DASHES[number // len(style.LINES) % len(DASHES)],
+                },
             )
-            figure.add_trace(trace, row=1, col=column)
-        figure.update_xaxes(type="log", title_text="length, tokens", row=1, col=column)
-        figure.update_yaxes(type="log", title_text=f"time, {units[metric]}", row=1, col=column)
-        place = {"x": (column - 0.95) / len(series), "y": -0.2, "yanchor": "top"}
-        figure.update_layout({f"legend{column}" if column > 1 else "legend": place})
+            figure.add_trace(trace, **at)
+            named.add(case)
+        lengths = sorted({length for points in cases.values() for length, _ in points})
+        figure.update_xaxes(
+            type="log",
+            tickvals=lengths,
+            ticktext=[f"{length:,}" for length in lengths],
+            title_text="length [tokens]",
+            **at,
+        )
+        figure.update_yaxes(
+            type="log",
+            dtick="D2",
+            exponentformat="none",
+            separatethousands=True,
+            title_text=f"time [{units[metric]}]",
+            **at,
+        )
     figure.update_layout(
-        title_text=document["about"], height=650, width=420 * len(series), margin_b=220
+        template=style.template(),
+        title_text="Time against length",
+        title_subtitle_text=document["about"].replace("; ", "<br>").replace(" (", "<br>("),
+        height=180 + 420 * rows + 18 * len(names),
+        margin={"t": 180, "b": 40 + 18 * len(names)},
+        legend={"orientation": "h", "y": -0.12, "yanchor": "top"},
     )
     return figure
