@@ -144,6 +144,7 @@ class Explorer(Page):
                 self.observe(self._tell_selection, name)
         self.selection.observe(self._selection_changed, list(NAMES))
         self._request()
+        self.open()
 
     # --- values ---
 

@@ -234,8 +234,9 @@ class Page(anywidget.AnyWidget):
 
     Parameters
     ----------
-    places : mapping of str to Place
-        The parts in order, by their names.
+    places : mapping of str to Place, optional
+        The parts in order, by their names. Without them, the page opens after a subclass has
+        called `_adopt` and `open`.
     label : str
         Name of the whole, for screen readers.
 
@@ -263,12 +264,25 @@ class Page(anywidget.AnyWidget):
         sync=True, **widget_serialization
     )
 
+    _adopted = False
+
     def __init__(self, places: Mapping[str, Place] | None = None, *, label: str = "") -> None:
         self.parts: dict[str, Part] = {}
         super().__init__(library=plotly_library(), label=label)
         self.layout.width = "100%"
         self.on_msg(self._received)
-        self._adopt(places or {})
+        if places is not None:
+            self._adopt(places)
+            self.open()
+
+    def open(self) -> None:
+        """Open the page with all that it shows first, once its parts are known.
+
+        Whatever is set later travels by messages, which a browser takes only after it has imported
+        the front end, and which anywidget drops if that takes longer than two seconds.
+        """
+        if self._adopted:
+            super().open()
 
     def _adopt(self, places: Mapping[str, Place]) -> None:
         """Put parts on the page: their traits become traits of the widget."""
@@ -284,6 +298,7 @@ class Page(anywidget.AnyWidget):
         for name, part in self.parts.items():
             part._page, part._name = self, name
         self.place_specs = [place.spec(name) for name, place in places.items()]
+        self._adopted = True
 
     def _received(self, _widget: Any, message: dict[str, Any], _buffers: list[Any]) -> None:
         try:

@@ -6,6 +6,7 @@ import json
 import threading
 import weakref
 
+import comm
 import numpy as np
 import pytest
 import traitlets
@@ -169,7 +170,7 @@ def test_closing_lets_go_of_everything():
 
 
 def test_widgets_share_one_library():
-    one, other = Page({"a": Place(FigureView(Figure()))}, label="one"), Page(label="other")
+    one, other = Page({"a": Place(FigureView(Figure()))}, label="one"), Page({}, label="other")
     assert one.library is other.library is plotly_library()
     assert "Plotly" in one.library.source and one.label == "one" and other.label == "other"
     state = one.get_state()
@@ -181,6 +182,24 @@ def test_widgets_share_one_library():
     assert sent == [{"kind": "plotly", "source": one.library.source}]
     one.library.close()
     assert plotly_library() is not other.library
+
+
+def test_a_page_opens_with_all_that_it_shows_first(monkeypatch):
+    # What follows in messages is lost where a browser takes two seconds to import the front end.
+    opened = []
+
+    def create_comm(**open_message):
+        opened.append(open_message)
+        return create(**open_message)
+
+    create = comm.create_comm
+    monkeypatch.setattr(comm, "create_comm", create_comm)
+    explorer = Counting()
+    (state,) = [each["data"]["state"] for each in opened if "label" in each["data"]["state"]]
+    assert [place["name"] for place in state["place_specs"]] == list(explorer.parts)
+    assert [control["name"] for control in state["control_specs"]] == list(explorer.controls)
+    assert state["summary"] == explorer.summary != ""
+    assert state["curve_figure"]["text"]
 
 
 def test_a_click_is_told():
