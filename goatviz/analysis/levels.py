@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -96,6 +96,35 @@ class PlanCell(NamedTuple):
     allowed: bool
 
 
+class _SolvedRow(NamedTuple):
+    """One query's plan over all keys.
+
+    Attributes
+    ----------
+    of : tuple
+        The query and the temperature.
+    whole : TransportPlan
+        The plan with its extra column, if there is one.
+    allowed : array of int
+        1 where the query may see the key.
+    masses, levels : dict of str to array
+        Values of every key: those that a bin of keys adds up, and those that it averages, which are
+        0 where forbidden.
+    attrs : dict
+        Numbers of the whole row.
+    report : SolverReport, optional
+        POT's report on it, once it has been asked for.
+    """
+
+    of: tuple[int, float]
+    whole: TransportPlan
+    allowed: np.ndarray
+    masses: dict[str, np.ndarray]
+    levels: dict[str, np.ndarray]
+    attrs: dict[str, Any]
+    report: SolverReport | None = None
+
+
 class PlanLevels:
     r"""Views of p_ij = exp(s_ij + K_ij - log Z_i) of one captured head, at any zoom.
 
@@ -135,6 +164,7 @@ class PlanLevels:
         self.head = checks.index("head", head, call.shape[1])
         self.call = call
         self._balanced: tuple[float, np.ndarray] | None = None
+        self._row: _SolvedRow | None = None
         # log Z_i of the call's logits; NaN until a view needs it.
         self._normalisers = torch.full((self.queries,), torch.nan, dtype=torch.float64)
         self._left_out: tuple[int, ...] = ()
@@ -283,27 +313,25 @@ class PlanLevels:
         points = checks.positive_int("points", points)
         if tokens is not None and len(tokens) != self.keys:
             raise ValueError(f"tokens must hold {self.keys} texts, got {len(tokens)}")
-        whole = self._plan(query, temperature)
-        plan = self._real_keys(whole)
+        solved = self._solved(query, temperature)
+        if check and solved.report is None:
+            solved = self._row = solved._replace(report=_report(solved.whole))
         start, stop = (0, self.keys) if keys is None else _cut(keys, self.keys, "keys")
         edges = np.linspace(start, stop, min(points, stop - start) + 1).round().astype(np.int64)
 
         def pooled(values: np.ndarray) -> np.ndarray:
             return np.add.reduceat(values[start:stop], edges[:-1] - start)
 
-        allowed = plan.allowed[0].cpu().numpy()
-        seen = pooled(allowed.astype(np.int64))
-        shown = {"weights": plan.weights, "prior": plan.log_prior.exp()}
+        seen = pooled(solved.allowed)
         data = {
-            name: np.where(seen > 0, pooled(values[0].cpu().numpy()), np.nan)
-            for name, values in shown.items()
+            name: np.where(seen > 0, pooled(values), np.nan)
+            for name, values in solved.masses.items()
         }
-        for name, values in (("scores", plan.scores), ("log_prior", plan.log_prior)):
-            used = np.where(allowed, values[0].cpu().numpy(), 0.0)
+        for name, values in solved.levels.items():
             with np.errstate(invalid="ignore", divide="ignore"):
-                data[name] = pooled(used) / seen
+                data[name] = pooled(values) / seen
         data |= {"key_stop": edges[1:], "allowed": seen > 0}
-        report = _report(whole) if check else None
+        report = solved.report if check else None
         others = {}
         if report is not None and report.weights is not None:
             others["solver"] = report.weights[0, : self.keys]
@@ -317,22 +345,15 @@ class PlanLevels:
             data[name] = np.where(seen > 0, pooled(np.asarray(values)), np.nan)
         if tokens is not None and len(seen) == stop - start:
             data["key_token"] = text_array(tokens[start:stop])
-        best = int(plan.weights[0].argmax())
         return make_result(
             PLAN_ROW,
             data,
             coords={"key": edges[:-1]},
-            attrs={
+            attrs=solved.attrs
+            | {
                 "query": query,
                 "keys": self.keys,
                 "temperature": temperature,
-                "potential": float(whole.potential[0]),
-                "entropy": float(whole.entropy[0]),
-                "kl_to_prior": float(whole.kl_to_prior[0]),
-                "content_range": float(plan.content_range[0]),
-                "margin": float(plan.margin[0]),
-                "largest_weight": float(plan.weights[0, best]),
-                "largest_key": best,
                 "mean_start": mean_start,
                 "mean_stop": mean_stop,
                 "verdict": "not checked" if report is None else report.verdict.value,
@@ -498,6 +519,34 @@ class PlanLevels:
             logits, allowed = logits.clone(), allowed.clone()
             logits[:, gone], allowed[:, gone] = -torch.inf, False
         return logits, allowed
+
+    def _solved(self, query: int, temperature: float) -> _SolvedRow:
+        """One query's row over all keys; the latest is kept, for a window that moves over it."""
+        if self._row is not None and self._row.of == (query, temperature):
+            return self._row
+        whole = self._plan(query, temperature)
+        plan = self._real_keys(whole)
+        allowed = plan.allowed[0]
+        masses = {"weights": plan.weights, "prior": plan.log_prior.exp()}
+        levels = {"scores": plan.scores, "log_prior": plan.log_prior}
+        best = int(plan.weights[0].argmax())
+        self._row = _SolvedRow(
+            (query, temperature),
+            whole,
+            allowed.long().cpu().numpy(),
+            {name: values[0].cpu().numpy() for name, values in masses.items()},
+            {n: torch.where(allowed, v[0], 0.0).cpu().numpy() for n, v in levels.items()},
+            {
+                "potential": float(whole.potential[0]),
+                "entropy": float(whole.entropy[0]),
+                "kl_to_prior": float(whole.kl_to_prior[0]),
+                "content_range": float(plan.content_range[0]),
+                "margin": float(plan.margin[0]),
+                "largest_weight": float(plan.weights[0, best]),
+                "largest_key": best,
+            },
+        )
+        return self._row
 
     def _plan(self, query: int, temperature: float) -> TransportPlan:
         """One query's plan over all keys and the extra column, whose score is 0."""
