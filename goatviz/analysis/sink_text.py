@@ -76,6 +76,8 @@ def margin_texts(margin: np.ndarray, protected: np.ndarray) -> np.ndarray:
     --------
     >>> margin_texts(np.array([3.0, np.nan]), np.array([21.1, np.nan])).tolist()
     ['margin δ = 3 nats protects about 21.1 tokens (margin law)', '']
+    >>> margin_texts(np.array([0.0]), np.array([1.0])).tolist()
+    ['margin δ = 0 nats protects about 1 token (margin law)']
     """
     return np.array(
         [_margin_text(*pair) for pair in zip(margin.ravel(), protected.ravel(), strict=True)]
@@ -88,7 +90,8 @@ def _margin_text(margin: float, protected: float) -> str:
     text = f"margin δ = {_number(margin)} nats"
     if np.isnan(protected):
         return text
-    return f"{text} protects about {_number(protected)} tokens (margin law)"
+    length = _number(protected)
+    return f"{text} protects about {length} token{'s' * (length != '1')} (margin law)"
 
 
 def above_text(profile: xr.Dataset, key: int) -> str:
