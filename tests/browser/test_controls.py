@@ -126,3 +126,36 @@ def test_the_pages_own_plotly_keeps_its_name(front):
         }})()""",
     )
     assert found == ["ours", True, "theirs"]
+
+
+def test_a_place_says_what_it_waits_for(front):
+    said = front(
+        """(async () => {
+            const state = { figure: {}, label: "Sinks: rate", height: 300, doing: "Profiling" };
+            const acts = [];
+            const model = { get: name => state[name], on: (_, act) => acts.push(act), off() {} };
+            const el = document.createElement("div");
+            el.className = "goatviz-explorer";
+            document.body.append(el);
+            const tellOf = async changes => {
+                Object.assign(state, changes);
+                for (const act of acts) act();
+                await null;
+                return el.querySelector(".goatviz-figure-coming").textContent;
+            };
+            state.progress = -1;
+            const loading = new Promise(() => {});
+            const stop = it.renderFigure({ model, el, plotly: loading, host: model });
+            const told = [await tellOf({}), await tellOf({ progress: 0.345 })];
+            const waiting = el.firstElementChild.dataset.waiting;
+            const text = '{"data": []}';
+            const shown = await tellOf({ progress: 0.9, figure: { text } });
+            const after = el.firstElementChild.dataset.waiting;
+            stop();
+            return [...told, waiting, shown, after, el.childElementCount];
+        })()"""
+    )
+    assert said == [
+        *("Sinks: rate.", "Sinks: rate. Profiling, 35 %", "yes"),
+        *("Sinks: rate. Profiling, 35 %", "no", 0),
+    ]

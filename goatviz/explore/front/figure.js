@@ -70,9 +70,11 @@ export function unpacked({ text, spec, buffers = [] }) {
   return fill(spec ?? JSON.parse(text));
 }
 
-export function renderFigure({ model, el, plotly: loading }) {
+export function renderFigure({ model, el, plotly: loading, host }) {
   const root = make("div", { class: "goatviz-figure", role: "group" }, el);
   const place = make("div", { class: "goatviz-figure-place" }, root);
+  // Screen readers hear the same from the controls' line.
+  const coming = make("div", { class: "goatviz-figure-coming", "aria-hidden": "true" }, root);
   const problem = make("div", { class: "goatviz-error", role: "alert" }, root);
 
   let plotly = null;
@@ -90,9 +92,17 @@ export function renderFigure({ model, el, plotly: loading }) {
     // As high as its figure from the start, so that nothing below it jumps when it is drawn.
     place.style.minHeight = `${content?.layout?.height ?? model.get("height")}px`;
     root.dataset.waiting = content ? "no" : "yes";
+    tell();
     redraw();
   };
   const label = () => root.setAttribute("aria-label", model.get("label"));
+  const tell = () => {
+    // What will stand here, what it waits for, and how far that is.
+    if (content) return;
+    const share = host.get("progress");
+    const doing = share < 0 ? "" : ` ${host.get("doing")}, ${Math.round(100 * share)} %`;
+    coming.textContent = `${model.get("label")}.${doing}`;
+  };
 
   const draw = async () => {
     timer = 0;
@@ -170,6 +180,7 @@ export function renderFigure({ model, el, plotly: loading }) {
       ["figure", read],
       ["label", label],
     ]),
+    listen(host, [["progress doing", tell]]),
     whenThemed(root, redraw),
   ];
   label();
