@@ -61,6 +61,7 @@ _HOMES = {
     "info": "goatviz.environment",
     "interpolate_positions": "goatviz.models",
     "intervene": "goatviz.adapters",
+    "join_sweeps": "goatviz.analysis",
     "length_sweep": "goatviz.analysis",
     "list_pretrained": "goatviz.training",
     "list_results": "goatviz.results",

@@ -106,6 +106,8 @@ class Sweep:
     """Documents: largest number of pieces of the longest length, spread over all documents."""
     per_document: int = 1
     """Documents: largest number of pieces from one document."""
+    join: tuple[Path, ...] = ()
+    """Answers: tables of other runs that were asked the same questions; their runs come first."""
     cache: Path | None = None
     """Folder of measured cells, created if missing, from which a stopped sweep resumes."""
     overwrite: bool = False
@@ -131,8 +133,8 @@ class Sweep:
         runs = load_runs(self.folder, skipped=left_out.append)
         for error in left_out:
             print(f"goatviz: left out: {' '.join(str(error).split())}", file=sys.stderr)
-        result, measure = self._answers(runs) if runs.task.answer_length else self._documents(runs)
-        result.attrs["command"] = command_line
+        sweep = self._answers if runs.task.answer_length else self._documents
+        result, measure = sweep(runs, command_line)
         save_result(result, self.out)
         for scheme, models in runs.models.items():
             values = ", ".join(
@@ -142,28 +144,43 @@ class Sweep:
                 )
             )
             runs_text = checks.count_text(len(models), "run")
+            runs_text += " and those joined" if self.join else ""
             print(f"{scheme} ({runs_text}), {measure.name}: {values}")
         print(self.out)
         return 3 if left_out else 0
 
-    def _answers(self, runs: Runs) -> tuple[xr.Dataset, _Headline]:
-        from goatviz.analysis import length_sweep, needle_grid
+    def _answers(self, runs: Runs, command_line: str) -> tuple[xr.Dataset, _Headline]:
+        from goatviz.analysis import join_sweeps, length_sweep, needle_grid
+        from goatviz.analysis.length import check_joinable
+        from goatviz.results import load_result
 
         if self.source is not None or self.documents is not None or self.per_document != 1:
             raise ValueError(
                 "--source, --documents and --per-document are for text and dna; "
                 f"{self.folder} holds models of {runs.task.name}"
             )
+        earlier = [load_result(path) for path in self.join]
+        for path, table in zip(self.join, earlier, strict=True):
+            try:
+                check_joinable(table, runs.models, runs.task, self.lengths, self.depths)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"--join {path}: {error}") from error
         asked = {"lengths": self.lengths, "examples": self.examples, **self._common()}
         if self.depths:
-            grid = needle_grid(runs.models, runs.task, depths=self.depths, **asked)
-            return grid, _Headline("answer tokens right", ".1%", grid["token"].mean("depth"))
-        sweep = length_sweep(runs.models, runs.task, **asked)
+            sweep = needle_grid(runs.models, runs.task, depths=self.depths, **asked)
+        else:
+            sweep = length_sweep(runs.models, runs.task, **asked)
+        sweep.attrs["command"] = command_line
+        sweep = join_sweeps(*earlier, sweep)
+        if self.depths:
+            return sweep, _Headline("answer tokens right", ".1%", sweep["token"].mean("depth"))
         return sweep, _Headline("whole answers right", ".1%", sweep["mean_strict"])
 
-    def _documents(self, runs: Runs) -> tuple[xr.Dataset, _Headline]:
+    def _documents(self, runs: Runs, command_line: str) -> tuple[xr.Dataset, _Headline]:
         from goatviz.analysis import perplexity_sweep
 
+        if self.join:
+            raise ValueError("--join is for passkey and needle")
         if not hasattr(runs.task, "source"):
             raise ValueError(
                 f"{self.folder} must hold models of passkey, needle, text or dna, "
@@ -186,6 +203,7 @@ class Sweep:
             per_document=self.per_document,
             **self._common(),
         )
+        sweep.attrs["command"] = command_line
         return sweep, _Headline("loss [nats/token]", ".4f", sweep["mean_loss"])
 
     def _common(self) -> dict[str, Any]:

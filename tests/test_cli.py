@@ -313,6 +313,18 @@ def test_a_folder_is_swept(tmp_path, capsys):
     assert len(list((tmp_path / "cells").iterdir())) == 6
     assert main(sweep) == 2
     assert "is there already: pass --overwrite" in capsys.readouterr().err
+    both = tmp_path / "both.nc"
+    joining = [*cached[:-4], "--cache", cached[-1], "--out", str(both), "--join", str(out)]
+    assert main(joining) == 0
+    assert "goat (1 run and those joined)" in capsys.readouterr().out
+    joined = load_result(both)
+    assert joined.sizes["run"] == 2 and joined.attrs["command"].count("goatviz sweep") == 2
+    assert (joined["right"].isel(run=1) == result["right"].isel(run=0)).all()
+    joining[joining.index("32")] = "48"
+    assert main([*joining, "--overwrite"]) == 2
+    told = capsys.readouterr().err
+    assert f"--join {out}: sweeps must have the same lengths, got 32, 80 and 48, 80" in told
+    assert load_result(both).identical(joined)
     grid = [*sweep, "--depths", "0.2", "0.8", "--overwrite"]
     assert main(grid) == 0
     assert load_result(out)["depth"].values.tolist() == [0.2, 0.8]

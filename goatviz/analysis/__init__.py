@@ -13,7 +13,7 @@ from goatviz.analysis.generation import generation_steps, generation_thumbnails
 from goatviz.analysis.heads import heads_table, sink_table
 from goatviz.analysis.implied import fit_priors, implied_prior
 from goatviz.analysis.intervals import wilson_interval
-from goatviz.analysis.length import length_sweep, needle_grid
+from goatviz.analysis.length import join_sweeps, length_sweep, needle_grid
 from goatviz.analysis.levels import PlanLevels, colour_decades, colour_scale
 from goatviz.analysis.mass import mass_sweep
 from goatviz.analysis.perplexity import loss_difference, perplexity_sweep
@@ -45,6 +45,7 @@ __all__ = [
     "generation_steps",
     "generation_thumbnails",
     "implied_prior",
+    "join_sweeps",
     "length_sweep",
     "load_runs",
     "loss_difference",

@@ -116,15 +116,7 @@ def length_sweep(
     for (s, r, t, _), accuracy in _cells(models, questions, progress):
         for name, values in data.items():
             values[s, r, t] = getattr(accuracy, name)
-    for measure, (right, unit) in _MEASURES.items():
-        data |= share_fields(measure, data[right], data[unit])
-        data |= share_fields(f"mean_{measure}", data[right].sum(axis=1), data[unit].sum(axis=1))
-    return make_result(
-        LENGTH_SWEEP,
-        data,
-        coords={"scheme": list(models), "run": np.arange(runs), "length": lengths},
-        attrs=_attrs(models, task, seed),
-    )
+    return _swept(data, list(models), lengths, _attrs(models, task, seed))
 
 
 def needle_grid(
@@ -181,14 +173,9 @@ def needle_grid(
     for (s, _, t, d), accuracy in _cells(models, questions, progress):
         for name, values in counts.items():
             values[s, d, t] += getattr(accuracy, name)
-    data = {name: counts[name] for name in ("examples", "tokens")}
-    for measure, (right, unit) in _MEASURES.items():
-        data |= share_fields(measure, counts[right], counts[unit])
+    coords = {"scheme": list(models), "depth": depths, "length": lengths}
     return make_result(
-        NEEDLE_GRID,
-        data,
-        coords={"scheme": list(models), "depth": depths, "length": lengths},
-        attrs=_attrs(models, task, seed),
+        NEEDLE_GRID, _pooled(counts), coords=coords, attrs=_attrs(models, task, seed)
     )
 
 
@@ -222,11 +209,7 @@ def over_depths(grid: xr.Dataset) -> xr.Dataset:
     import xarray as xr
 
     check_result(grid, NEEDLE_GRID)
-    data = {name: grid[name].sum("depth").values for name in ("examples", "tokens")}
-    for measure, (_, unit) in _MEASURES.items():
-        # A share times its count is a whole number up to rounding.
-        right = (grid[measure].fillna(0.0) * grid[unit]).round().sum("depth").values
-        data |= share_fields(measure, right, data[unit])
+    data = _pooled({name: counts.sum(axis=1) for name, counts in _grid_counts(grid).items()})
     fields = {name: (("scheme", "length"), values) for name, values in data.items()}
     pooled = xr.Dataset(
         {name: (*field, grid[name].attrs) for name, field in fields.items()},
@@ -234,6 +217,123 @@ def over_depths(grid: xr.Dataset) -> xr.Dataset:
         attrs=grid.attrs,
     )
     return check_result(pooled, NEEDLE_GRID)
+
+
+def join_sweeps(*sweeps: xr.Dataset) -> xr.Dataset:
+    """Sweeps of the same questions as one, such as those of seeds that were trained later.
+
+    Parameters
+    ----------
+    *sweeps : xarray.Dataset
+        All from `length_sweep` or all from `needle_grid`: of one task, with the same schemes,
+        lengths, depths, training length and seed of the questions.
+
+    Returns
+    -------
+    xarray.Dataset
+        Same schema. Runs stand in the order of the sweeps, numbered from 0; in a grid they are
+        pooled. Shares and intervals are those of the counts together.
+
+    Raises
+    ------
+    TypeError
+        If there is no sweep, or one of another kind than the first.
+    ValueError
+        If they were not asked the same questions.
+
+    Examples
+    --------
+    >>> from goatviz import load_shipped_result
+    >>> sweep = load_shipped_result("needle-sweep")
+    >>> join_sweeps(sweep.isel(run=[0]), sweep.isel(run=[1, 2])).sizes == sweep.sizes
+    True
+    """
+    if not sweeps:
+        raise TypeError("sweeps must hold at least one, got none")
+    first = sweeps[0]
+    is_grid = getattr(first, "attrs", {}).get("schema") == NEEDLE_GRID.name
+    schema = NEEDLE_GRID if is_grid else LENGTH_SWEEP
+    for sweep in sweeps:
+        check_result(sweep, schema)
+        _check_same_questions(first, sweep)
+    attrs = {name: value for name, value in first.attrs.items() if name != "command"}
+    if commands := [sweep.attrs["command"] for sweep in sweeps if "command" in sweep.attrs]:
+        attrs["command"] = "; ".join(commands)
+    schemes, lengths = list(first["scheme"].values), list(first["length"].values)
+    if is_grid:
+        each = [_grid_counts(grid) for grid in sweeps]
+        data = _pooled({name: sum(counts[name] for counts in each) for name in _COUNTS})
+        coords = {"scheme": schemes, "depth": first["depth"].values, "length": lengths}
+        return make_result(NEEDLE_GRID, data, coords=coords, attrs=attrs)
+    names = (*_COUNTS, "log_probability")
+    data = {name: np.concatenate([sweep[name].values for sweep in sweeps], 1) for name in names}
+    return _swept(data, schemes, lengths, attrs)
+
+
+def check_joinable(
+    earlier: xr.Dataset,
+    models: Models,
+    task: Task,
+    lengths: Sequence[int],
+    depths: Sequence[float] = (),
+    seed: int = HELD_OUT_STREAM,
+) -> None:
+    """Raise what `join_sweeps` would, before a sweep or, with `depths`, a grid is measured."""
+    import xarray as xr
+
+    models = check_models(models, task)
+    coords = {"scheme": list(models), "length": check_lengths(lengths)}
+    coords |= {"depth": list(depths)} if depths else {}
+    asked = xr.Dataset(coords=coords, attrs=_attrs(models, task, seed))
+    check_result(earlier, NEEDLE_GRID if depths else LENGTH_SWEEP)
+    _check_same_questions(earlier, asked)
+
+
+def _check_same_questions(first: xr.Dataset, other: xr.Dataset) -> None:
+    for name in ("task", "task_options", "training_length", "seed"):
+        if other.attrs[name] != first.attrs[name]:
+            raise ValueError(
+                f"sweeps must be of the same questions, got {name} {first.attrs[name]!r} and "
+                f"{other.attrs[name]!r}"
+            )
+    for name in ("scheme", "depth", "length"):
+        labels = [list(each[name].values) if name in each.dims else [] for each in (first, other)]
+        if labels[0] != labels[1]:
+            texts = [", ".join(map(str, each)) for each in labels]
+            raise ValueError(f"sweeps must have the same {name}s, got {texts[0]} and {texts[1]}")
+
+
+def _swept(
+    data: dict[str, np.ndarray],
+    schemes: list[str],
+    lengths: list[int],
+    attrs: Mapping[str, str | int | float],
+) -> xr.Dataset:
+    """The result of a sweep from its counts, shape (schemes, runs, lengths)."""
+    for measure, (right, unit) in _MEASURES.items():
+        data |= share_fields(measure, data[right], data[unit])
+        data |= share_fields(f"mean_{measure}", data[right].sum(axis=1), data[unit].sum(axis=1))
+    runs = np.arange(data["examples"].shape[1])
+    coords = {"scheme": schemes, "run": runs, "length": lengths}
+    return make_result(LENGTH_SWEEP, data, coords=coords, attrs=attrs)
+
+
+def _pooled(counts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The fields of a grid from its counts."""
+    data = {name: counts[name] for name in ("examples", "tokens")}
+    for measure, (right, unit) in _MEASURES.items():
+        data |= share_fields(measure, counts[right], counts[unit])
+    return data
+
+
+def _grid_counts(grid: xr.Dataset) -> dict[str, np.ndarray]:
+    """The counts behind a grid's shares, shape (schemes, depths, lengths)."""
+    counts = {name: grid[name].values for name in ("examples", "tokens")}
+    for measure, (right, unit) in _MEASURES.items():
+        # A share times its count is a whole number up to rounding.
+        whole = (grid[measure].fillna(0.0) * grid[unit]).round()
+        counts[right] = whole.transpose(*grid["examples"].dims).values.astype(int)
+    return counts
 
 
 class _Questions(NamedTuple):

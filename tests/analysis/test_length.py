@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from goatviz.analysis import length, length_sweep, needle_grid, wilson_interval
+from goatviz.analysis import join_sweeps, length, length_sweep, needle_grid, wilson_interval
 from goatviz.models import CausalLM, ModelConfig
 from goatviz.results import load_result, load_shipped_result, save_result
 from goatviz.tasks import CopyMixture, Needle, Passkey
@@ -46,6 +46,39 @@ def test_a_sweep_holds_what_the_evaluation_says():
     wanted = pooled["right_tokens"].sum("run") / pooled["tokens"].sum("run")
     np.testing.assert_array_equal(pooled["mean_token"], wanted)
     assert sweep.attrs["chance_token"] == 0.25 and sweep.attrs["training_length"] == "32"
+
+
+def test_sweeps_of_other_seeds_are_one():
+    models = [small_model(seed) for seed in range(3)]
+    asked = {"lengths": [24, 40], "examples": 6}
+    whole = length_sweep({"goat": models}, TASK, **asked)
+    parts = [length_sweep({"goat": each}, TASK, **asked) for each in (models[:1], models[1:])]
+    parts[1].attrs["command"] = "goatviz sweep"
+    joined = join_sweeps(*parts)
+    assert joined.attrs.pop("command") == "goatviz sweep"
+    assert joined.identical(whole)
+    depths = {"depths": [0.0, 0.5], **asked}
+    parts = [needle_grid({"goat": each}, TASK, **depths) for each in (models[:1], models[1:])]
+    assert join_sweeps(*parts).identical(needle_grid({"goat": models}, TASK, **depths))
+
+
+def test_sweeps_of_other_questions_are_not_joined():
+    model = small_model()
+    sweep = length_sweep({"goat": model}, TASK, lengths=[24], examples=1)
+    for options, message in (
+        ({"seed": 1}, "same questions, got seed 1000003 and 1"),
+        ({"lengths": [24, 40]}, "same lengths, got 24 and 24, 40"),
+    ):
+        other = {"lengths": [24], "examples": 1, **options}
+        with pytest.raises(ValueError, match=message):
+            join_sweeps(sweep, length_sweep({"goat": model}, TASK, **other))
+    with pytest.raises(ValueError, match="same schemes, got goat and other"):
+        join_sweeps(sweep, sweep.assign_coords(scheme=["other"]))
+    grid = needle_grid({"goat": model}, TASK, lengths=[24], depths=[0.0], examples=1)
+    with pytest.raises(TypeError, match="length_sweep"):
+        join_sweeps(sweep, grid)
+    with pytest.raises(TypeError, match="at least one, got none"):
+        join_sweeps()
 
 
 def test_a_grid_pools_runs_and_knows_depths():
