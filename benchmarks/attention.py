@@ -7,6 +7,10 @@ attention alone are to SDPA on rotated queries and keys (rotation counted, its t
 layers to one with RoPE. The training step is a whole one of the tiny presets: drawing the batch,
 forward, backward, clipping, AdamW; "goat, 23 + 9" has its lanes inside, as goat-attention has.
 
+Denormal numbers are flushed to zero, as `goatviz train` does: without that, weights below 1e-38,
+which any prior that falls with the lag has, cost a processor several times the whole call (the
+table "weights below 1e-38").
+
 Repeats are interleaved, so that a busy machine slows all cases alike; times are medians. Peak
 memory is the growth of the resident peak (on a GPU, the allocator's) over one call, in a process of
 its own after a small warm-up. "Of ceiling" is what an attention without prior would have computed
@@ -22,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from _contestants import (
@@ -49,9 +54,13 @@ from goatviz.training.execution import Engine, Execution, start
 ALL = {**ATTENTION, **FLASH, **LAYERS}
 FORWARD, BOTH, DECODING, STEP = "forward", "forward + backward", "decoding step", "training step"
 OURS = ("goatviz, lanes beside", "goatviz, lanes inside")
+ALIBI = "SDPA + ALiBi as a mask"
+SMALL = ("kept", "flushed")
 WARM_UP_LENGTH = 32
 #: Fewer repeats from here on.
 LONG = 8192
+#: The longest call whose small weights are looked at.
+MIDDLE = 2048
 Options = argparse.Namespace
 #: Seconds by metric, case and length.
 Times = dict[tuple[str, str, int], float]
@@ -254,6 +263,34 @@ class Bench:
                     peak=self.step_peaks.get((case, length)),
                 )
 
+    def denormals(self) -> None:
+        """Time calls whose small weights are kept, and are flushed to zero.
+
+        On one thread: the setting is each thread's own, and others take it when they begin.
+        """
+        length = max(n for n in self.options.lengths if n <= MIDDLE)
+        threads = torch.get_num_threads()
+        columns = [Column(f"{BOTH}, small weights {what}", "ms", ",.1f", what) for what in SMALL]
+        table = self.report.table(
+            f"weights below 1e-38, {BOTH}, float32, one thread", columns, ratio=False
+        )
+        torch.manual_seed(0)
+        setting = Setting(length, self.options.heads, "cpu")
+        calls = {case: ATTENTION[case](setting).both for case in ("SDPA + RoPE", ALIBI, *OURS)}
+
+        def run(case: str, kept: bool) -> None:
+            torch.set_flush_denormal(not kept)
+            calls[case]()
+
+        torch.set_num_threads(1)
+        runs = {(c, kept): partial(run, c, kept) for c in calls for kept in (True, False)}
+        seconds = self.interleaved(runs, self.options.repeats)
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(True)
+        for case in calls:
+            both = (1e3 * seconds[case, kept] for kept in (True, False))
+            table.add(case, *both, length=length)
+
 
 # --- what the times say ---
 
@@ -364,6 +401,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--clock processor needs a CPU and one thread (OMP_NUM_THREADS=1)")
     if "rope" not in options.steps:
         parser.error("--steps must include rope, which is the unit")
+    # Before there are threads, which take the setting over.
+    torch.set_flush_denormal(True)
     with start(Execution(device=options.device)) as engine:
         if options.alone:
             kind, case, length = options.alone
@@ -386,6 +425,8 @@ def bench(engine: Engine, options: Options) -> None:
     run.times |= run.attention(torch.float32)
     run.decoding()
     run.training()
+    if options.device == "cpu":
+        run.denormals()
     growth(run.times, report)
     targets(run.times, options, report)
     if options.device == "cuda":

@@ -122,7 +122,8 @@ class Sweep:
         if self.out.exists() and not self.overwrite:
             raise ValueError(f"--out {self.out} is there already: pass --overwrite to replace it")
         kept = nullcontext() if self.cache is None else checks.output_folder("--cache", self.cache)
-        with checks.output_folder("the folder of --out", self.out.parent), kept:
+        folder = checks.output_folder("the folder of --out", self.out.parent)
+        with folder, kept, _flushed_denormals():
             return self._sweep(command_line)
 
     def _sweep(self, command_line: str) -> int:
@@ -253,6 +254,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Numbers below 1e-38 are zero in the block, and in threads that begin in it.
+
+    A prior that falls with the lag makes weights that small, on which some processors take several
+    times as long as on others (benchmarks/attention.py).
+    """
+    import torch
+
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@contextmanager
 def _naming_options(kind: type) -> Iterator[None]:
     """Let errors in the block name fields of `kind` as command-line options."""
     try:
@@ -302,7 +319,7 @@ def _train(given: list[str], command_line: str) -> None:
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed),
         )
         target = _train_target(chosen.task, run)
-        with checks.output_folder("--out", run.out):
+        with checks.output_folder("--out", run.out), _flushed_denormals():
             _run_training(run, target, command_line)
 
 

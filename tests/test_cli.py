@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from goatviz import analysis
 from goatviz.cli import main
@@ -337,6 +338,19 @@ def test_a_folder_is_swept(tmp_path, capsys):
     assert main([*nothing, "--cache", str(tmp_path / "none" / "cells")]) == 2
     assert "folder must be an existing folder" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_small_weights_are_flushed_to_zero_while_it_runs_and_kept_after(tmp_path, monkeypatch):
+    flushed = []
+
+    def write(*arguments, **options):
+        flushed.append(float(torch.tensor(1e-38) * 0.1) == 0)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("goatviz.training.train", write)
+    assert main(["train", "copy-mixture", "--out", str(tmp_path)]) == 2
+    assert flushed == [True]
+    assert float(torch.tensor(1e-38) * 0.1) > 0
 
 
 def test_a_sweep_names_what_it_left_out(tmp_path, capsys):
