@@ -96,28 +96,46 @@ def _capped(scores: Tensor, softcap: float) -> Tensor:
 
 
 def _sdpa(inputs: AttentionInputs) -> Tensor:
-    """Lanes and one call; for a single query its row of K is the mask, and keys need no lanes."""
+    """Lanes and one call; a single query needs no lanes, for its row of K is at hand."""
     _refuse_softcap(inputs, "sdpa")
     if isinstance(inputs.prior, UniformPrior):
         mask, is_causal = inputs.kernel_mask()
         return _call_sdpa(inputs, inputs.q, inputs.k, inputs.v, mask, is_causal)
     inputs.prior._check_lanes()
     if inputs.q.shape[2] == 1 and inputs.q.dtype not in _HALF:
-        return _sdpa_bias(inputs)
+        alike = inputs.k.shape[-1] == inputs.v.shape[-1]
+        return _sdpa_bias(inputs) if alike else _one_query(inputs)
     mask, is_causal = inputs.kernel_mask()
     return _call_sdpa(inputs, *widened(inputs), mask, is_causal)[..., : inputs.v.shape[-1]]
+
+
+def _one_query(inputs: AttentionInputs) -> Tensor:
+    """One row as plain products: where keys and values differ in width, PyTorch has no fused kernel
+    on a CPU, and its general one scales and copies all keys."""
+    q, k, v = inputs.q, inputs.k, inputs.v
+    heads, groups = q.shape[1], (k.shape[1], q.shape[1] // k.shape[1])
+    bias = _bias(inputs)
+    bias = bias.expand(*bias.shape[:-3], heads, 1, -1).unflatten(-3, groups).squeeze(-2)
+    scores = (inputs.scale * q).view(-1, *groups, q.shape[-1]) @ k.mT + bias
+    return (scores.softmax(dim=-1) @ v).view(*q.shape[:3], v.shape[-1])
 
 
 def _sdpa_bias(inputs: AttentionInputs) -> Tensor:
     """The dense log-prior as the kernel's additive mask."""
     _refuse_softcap(inputs, "sdpa_bias")
+    return _call_sdpa(inputs, inputs.q, inputs.k, inputs.v, _bias(inputs), False)
+
+
+def _bias(inputs: AttentionInputs) -> Tensor:
+    """The dense log-prior with -inf where forbidden, in the queries' dtype.
+
+    A constant along a row changes nothing; with the top at 0, half precision is finest where the
+    mass is.
+    """
     bias, mask = inputs.dense_log_prior(), inputs.mask()
     if mask is not None:
         bias = bias.masked_fill(~mask.to(inputs.q.device), -math.inf)
-    # A constant along a row changes nothing; with the top at 0, half precision is finest where
-    # the mass is.
-    bias = (bias - bias.detach().amax(dim=-1, keepdim=True)).to(inputs.q.dtype)
-    return _call_sdpa(inputs, inputs.q, inputs.k, inputs.v, bias, False)
+    return (bias - bias.detach().amax(dim=-1, keepdim=True)).to(inputs.q.dtype)
 
 
 def _call_sdpa(

@@ -401,3 +401,28 @@ def test_the_readme_names_every_backend():
     section = readme.split("## A prior in your own attention")[1].split("\n## ")[0]
     for name in BACKENDS:
         assert f"`{name}`" in section
+
+
+@pytest.mark.parametrize("value_dim", [8, 12])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_one_query_is_the_definition(groups, value_dim):
+    torch.manual_seed(0)
+    q = torch.randn(2, 2 * groups, 1, 8, requires_grad=True)
+    k, v = (torch.randn(2, 2, 7, width, requires_grad=True) for width in (8, value_dim))
+    prior = goat_prior(2, rank=2, sink_rank=2, training_length=8)
+    keep = torch.ones(2, 7, dtype=torch.bool)
+    keep[1, :3] = False
+    settings = {"prior": prior, "query_pos": [6], "padding_mask": keep, "temperature": 0.7}
+    ours, wanted = (
+        prior_attention(q, k, v, impl=impl, **settings) for impl in ("sdpa", "reference")
+    )
+    torch.testing.assert_close(ours, wanted)
+    inputs = (q, k, v, *prior.parameters())
+    for one, other in zip(
+        torch.autograd.grad(ours.square().sum(), inputs, allow_unused=True),
+        torch.autograd.grad(wanted.square().sum(), inputs, allow_unused=True),
+        strict=True,
+    ):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
