@@ -65,8 +65,8 @@ def prior_attention(
         c > 0 of c tanh(x / c), applied to the scaled scores before the prior is added; served by
         "reference" and "flex", and by "flash" for slopes or no prior.
     impl : str
-        "reference": the float64 definition. "sdpa": one fused call on lanes, or with the row of K
-        as mask for a single query of float32; "sdpa_flash", "sdpa_efficient", "sdpa_cudnn" and
+        "reference": the float64 definition. "sdpa": one fused call on lanes, or the row of K
+        itself for a single query of float32; "sdpa_flash", "sdpa_efficient", "sdpa_cudnn" and
         "sdpa_math" name PyTorch's kernel. "sdpa_bias": one call with the dense log-prior as mask
         (heads x n_queries x n_keys numbers). "flex": compiled FlexAttention on tables of the prior,
         without gradients on a CPU. "flash": flash-attn 2, on a GPU in half precision. See
@@ -93,8 +93,9 @@ def prior_attention(
     Source: Litman and Guo 2026 (arXiv 2601.15380). The kernel multiplies by
     1/(tau sqrt d), so lanes carry K divided by that number. In float32 a lane keeps key-only terms
     to 3e-8 of their range over the keys, wherever the positions begin. With lanes, heads are padded
-    to a multiple of 8 channels. flash-attn 4 serves "sdpa_flash" after
-    ``torch.nn.attention.activate_flash_attention_impl("FA4")``.
+    to a multiple of 8 channels. On a CPU, ``torch.set_flush_denormal(True)`` before any other work
+    spares it weights below 1e-38, on which some processors are slow. flash-attn 4 serves
+    "sdpa_flash" after ``torch.nn.attention.activate_flash_attention_impl("FA4")``.
 
     Examples
     --------
