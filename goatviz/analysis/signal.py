@@ -87,7 +87,9 @@ def signal_correlation(
         rows = record.calls[layer].rows
         ranges.append(rows.content_range)
         masses.append(rows.key_mass[..., rows.keys.index(0)])
-    kept = [torch.cat(parts)[:, :, first_query:].double().numpy() for parts in (ranges, masses)]
+    kept = [
+        torch.cat(parts)[:, :, first_query:].double().cpu().numpy() for parts in (ranges, masses)
+    ]
     products = np.prod([_standard_ranks(values) for values in kept], axis=0)
     by_head = bins.mean_of_finite(products, axis=-1)
     weights = bootstrap_weights(len(ids), resamples, seed)

@@ -13,12 +13,13 @@ from goatviz.training.checkpoint import (
 from goatviz.training.config import TrainConfig
 from goatviz.training.evaluation import AnswerAccuracy, evaluate, evaluate_answers, prefill
 from goatviz.training.execution import Execution
-from goatviz.training.loop import TrainResult, train
+from goatviz.training.loop import OutOfTime, TrainResult, train
 
 __all__ = [
     "AnswerAccuracy",
     "Checkpoint",
     "Execution",
+    "OutOfTime",
     "TrainConfig",
     "TrainResult",
     "evaluate",

@@ -24,6 +24,8 @@ from goatviz.tasks import Task
 HELD_OUT_STREAM = 1_000_003
 #: Tokens that go through the model at a time.
 CHUNK = 1024
+#: Most logits of a batch of `evaluate`: a gigabyte of float32.
+_LOGITS = 2**28
 
 
 class HeldOutLoss(NamedTuple):
@@ -70,7 +72,7 @@ def evaluate(
     task: Task,
     *,
     sequences: int = 4096,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     seed: int = HELD_OUT_STREAM,
 ) -> HeldOutLoss:
     """Loss on fresh sequences, nats per predicted token, with its standard error.
@@ -81,8 +83,11 @@ def evaluate(
         Model to evaluate; it is left in evaluation mode.
     task : Task
         A task of any length. Sequences in which every target is masked are left out.
-    sequences, batch_size : int
-        Number of sequences, and of those in one batch.
+    sequences : int
+        Number of sequences.
+    batch_size : int, optional
+        Number of sequences in one batch. Default: 256, or fewer where their logits would be more
+        than 2^28 numbers.
     seed : int
         Seed of the sequences.
 
@@ -92,6 +97,8 @@ def evaluate(
         If `sequences` is below 2, or fewer than two have targets.
     """
     checks.integer("sequences", sequences, low=2)
+    if batch_size is None:
+        batch_size = max(1, min(256, _LOGITS // (task.length * task.vocab_size)))
     losses = []
     for ids in _batches(model, task, sequences, batch_size, seed):
         counted = counts(ids, task)

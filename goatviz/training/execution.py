@@ -96,6 +96,13 @@ class Engine:
         """Whether this is the process that writes and reports."""
         return self.accelerator.is_main_process
 
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is set in any process; all processes have to ask."""
+        if self.processes == 1:
+            return flag
+        count = torch.tensor(float(flag), device=self.device)
+        return bool(self.accelerator.reduce(count, "sum"))
+
     def describe(self) -> dict[str, Any]:
         """The execution, for the card of a run."""
         return {

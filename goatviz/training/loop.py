@@ -37,6 +37,10 @@ from goatviz.training.memory import check_memory, estimate_memory, free_memory, 
 from goatviz.training.state import Progress, load_state, save_state
 
 
+class OutOfTime(Exception):
+    """A run reached its limit of time; its state is saved, and `resume` continues it."""
+
+
 @dataclass
 class TrainResult:
     """A finished run.
@@ -82,6 +86,7 @@ def train(
     log: str | os.PathLike | None = None,
     log_every: int = 10,
     tensorboard: bool | None = None,
+    minutes: float | None = None,
 ) -> TrainResult:
     """Train a model from scratch, or continue a run that was stopped.
 
@@ -112,9 +117,15 @@ def train(
     tensorboard : bool or None
         Whether to write the same values to TensorBoard, in a folder named `log` without its ending;
         None: if it is installed.
+    minutes : float, optional
+        Minutes of training, counted in this call, after which the step at work is finished, `state`
+        is written and the run stops. At least one step is done, and the evaluation at the end of
+        the run does not count.
 
     Raises
     ------
+    OutOfTime
+        If `minutes` are over before the last step; the message names the step.
     FloatingPointError
         If the loss is no longer finite; the message names the step.
     MemoryError
@@ -142,6 +153,10 @@ def train(
     checks.positive_int("save_every", save_every)
     checks.positive_int("log_every", log_every)
     state = _check_state(state, resume)
+    if minutes is not None:
+        checks.number("minutes", minutes, above=0)
+        if state is None:
+            raise ValueError("minutes needs a file for the unfinished run, got state=None")
     with start(execution) as engine:
         engine.check(config)
         _announce_memory(config, engine, progress and engine.is_main)
@@ -150,7 +165,7 @@ def train(
             config,
             engine,
             held_out,
-            _Reports(progress, state, save_every, resume, log, log_every, tensorboard),
+            _Reports(progress, state, save_every, resume, log, log_every, tensorboard, minutes),
         )
 
 
@@ -164,6 +179,7 @@ class _Reports(NamedTuple):
     log: str | os.PathLike | None
     log_every: int
     tensorboard: bool | None
+    minutes: float | None
 
 
 def _run(config: TrainConfig, engine: Engine, held_out: Task, reports: _Reports) -> TrainResult:
@@ -220,13 +236,16 @@ def _run(config: TrainConfig, engine: Engine, held_out: Task, reports: _Reports)
                     seconds=before + elapsed,
                 )
             bar.update()
-            if (
-                reports.state is not None
-                and speaks
-                and ((step + 1) % reports.save_every == 0 or last)
-            ):
+            late = reports.minutes is not None and engine.any(elapsed > 60 * reports.minutes)
+            due = (step + 1) % reports.save_every == 0 or last or late
+            if reports.state is not None and speaks and due:
                 save_state(
                     reports.state, Progress(step + 1, before + elapsed, result.history), **parts
+                )
+            if late and not last:
+                raise OutOfTime(
+                    f"stopped at step {step + 1:,} of {config.steps:,}, after {reports.minutes:g} "
+                    f"minutes; its state is in {reports.state}"
                 )
     engine.release(trained, model)
     stream = config.seed + HELD_OUT_STREAM

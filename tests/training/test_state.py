@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import goatviz.training.loop as loop
 from goatviz.cli import main
 from goatviz.tasks import CopyMixture, Needle
-from goatviz.training import TrainConfig, load_checkpoint, train
+from goatviz.training import OutOfTime, TrainConfig, load_checkpoint, train
 from goatviz.training.evaluation import evaluate, evaluate_answers
 from goatviz.training.execution import Engine
 
@@ -78,6 +78,22 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch, step, save_eve
     same(resumed, whole)
     # After the last step too: only the evaluation is left.
     same(train(CONFIG, progress=False, state=path, resume=True), whole)
+
+
+def test_a_run_out_of_time_is_saved_and_goes_on_bit_for_bit(tmp_path):
+    path = tmp_path / "run.safetensors"
+    for step in (1, 2):
+        with pytest.raises(OutOfTime, match=f"stopped at step {step} of {CONFIG.steps}, after"):
+            train(CONFIG, progress=False, state=path, resume=step > 1, minutes=1e-9)
+        assert step_of(path) == step
+    resumed = train(CONFIG, progress=False, state=path, resume=True, minutes=60)
+    same(resumed, train(CONFIG, progress=False))
+
+
+def test_the_last_step_is_never_too_late(tmp_path):
+    config = dataclasses.replace(CONFIG, steps=1)
+    late = train(config, progress=False, state=tmp_path / "run.safetensors", minutes=1e-9)
+    same(late, train(config, progress=False))
 
 
 def test_saving_changes_nothing(tmp_path):
@@ -193,6 +209,8 @@ def test_what_is_no_state_is_refused(tmp_path, monkeypatch):
         ({"state": "run.pt"}, "state must end in .safetensors, got 'run.pt'"),
         ({"state": "/nowhere/run.safetensors"}, "state must lie in an existing folder"),
         ({"save_every": 0}, "save_every must be an integer of at least 1, got 0"),
+        ({"minutes": 0}, "minutes must be a finite number above 0, got 0"),
+        ({"minutes": 1}, "minutes needs a file for the unfinished run, got state=None"),
     ],
 )
 def test_arguments_that_do_not_fit(options, words):
