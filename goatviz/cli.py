@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, dataclass, fields, is_dataclass, make_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union
 
@@ -231,15 +232,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     A bad argument prints one clear line and returns 2, Ctrl-C one line and 130; a sweep that left
-    checkpoints out returns 3.
+    checkpoints out returns 3, and so does a run that `--minutes` stopped.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # The command in a card or table starts from scratch, whatever was there this time.
-    kept = [word for word in given if word not in ("--resume", "--overwrite")]
+    # The command in a card or table starts from scratch and ends, whatever was there this time.
+    kept = [
+        word
+        for before, word in pairwise(["", *given])
+        if word not in ("--resume", "--overwrite") and "--minutes" not in (before, word)
+    ]
     command_line = shlex.join(["goatviz", *kept])
     try:
         if len(given) > 1 and given[0] == "train" and not given[1].startswith("-"):
-            _train(given[1:], command_line)
+            return _train(given[1:], command_line)
         else:
             command = tyro.cli(_Command, args=given, prog="goatviz")
             with _naming_options(type(command)):
@@ -300,8 +305,8 @@ def _with_options(message: str, names: set[str]) -> str:
     return re.sub(name, option, message[:subject]) + rest
 
 
-def _train(given: list[str], command_line: str) -> None:
-    """Train with a preset's config, each of whose fields is a flag."""
+def _train(given: list[str], command_line: str) -> int:
+    """Train with a preset's config, each of whose fields is a flag; return the exit status."""
     from goatviz.training.presets import preset
 
     with _naming_options(Train):
@@ -320,7 +325,7 @@ def _train(given: list[str], command_line: str) -> None:
         )
         target = _train_target(chosen.task, run)
         with checks.output_folder("--out", run.out), _flushed_denormals():
-            _run_training(run, target, command_line)
+            return _run_training(run, target, command_line)
 
 
 def _train_options(start: TrainConfig) -> type:
@@ -341,6 +346,7 @@ def _train_options(start: TrainConfig) -> type:
             ("execution", Annotated[Execution, tyro.conf.arg(name="")], Execution()),
             ("tensorboard", option(bool | None, "Log to TensorBoard; None: if installed."), None),
             ("save_every", option(int, "Steps between saves of the unfinished run."), 100),
+            ("minutes", option(float | None, "Minutes until it is saved and stops."), None),
             ("resume", option(bool, "Resume the unfinished run of that name."), False),
             ("overwrite", option(bool, "Replace a checkpoint or run of that name."), False),
         ],
@@ -372,8 +378,8 @@ def _state(target: Path) -> Path:
     return target.with_name(target.name + ".state.safetensors")
 
 
-def _run_training(run: Any, target: Path, command_line: str) -> None:
-    from goatviz.training import save_checkpoint, train
+def _run_training(run: Any, target: Path, command_line: str) -> int:
+    from goatviz.training import OutOfTime, save_checkpoint, train
     from goatviz.training.checkpoint import make_card
 
     config = replace(run.config, task=run.task)
@@ -388,17 +394,22 @@ def _run_training(run: Any, target: Path, command_line: str) -> None:
                 resume=run.resume,
                 log=log,
                 tensorboard=run.tensorboard,
+                minutes=run.minutes,
             )
             if not result.is_main:
-                return
+                return 0
             card = make_card(result, command=command_line, data=f"{config.task}, drawn by seed")
             path = save_checkpoint(result.model, card, target)
+        except OutOfTime as stop:
+            print(f"goatviz: {stop}: pass --resume to go on", file=sys.stderr)
+            return 3
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 ": pass --resume to go on" if state.exists() else " before the run was first saved"
             ) from None
     state.unlink()
     print(f"{path}: {summarise_losses(card['losses'])}")
+    return 0
 
 
 @contextmanager

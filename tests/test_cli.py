@@ -274,6 +274,16 @@ def test_a_killed_run_that_replaces_a_checkpoint_can_go_on(tmp_path, capsys, mon
     assert resumed["command"] == whole["command"]
 
 
+def test_a_run_out_of_time_says_how_to_go_on(tmp_path, capsys):
+    arguments = ["train", "copy-mixture", "--out", str(tmp_path), "--name", "run", *TINY]
+    assert main([*arguments, "--minutes", "1e-9"]) == 3
+    assert "stopped at step 1 of" in (last := capsys.readouterr().err.splitlines()[-1])
+    assert last.endswith("pass --resume to go on")
+    assert main([*arguments, "--resume", "--minutes", "60"]) == 0
+    card = load_checkpoint(tmp_path / "run").card
+    assert card["command"].split() == ["goatviz", *arguments]
+
+
 def test_a_loss_that_is_not_finite_is_one_clear_line(tmp_path, capsys):
     arguments = ["train", "copy-mixture", "--out", str(tmp_path), *TINY]
     assert main([*arguments, "--learning-rate", "1e30", "--warmup", "0"]) == 2
