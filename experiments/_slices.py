@@ -159,14 +159,21 @@ def add_document_options(parser: ArgumentParser) -> None:
     """Add the options of experiments on documents."""
     add = parser.add_argument
     add("--source", required=True, help="documents to train on")
-    add("--validation", required=True, help="documents to measure on, none of them in --source")
+    add("--validation", required=True, help="documents of the held-out loss, none of --source")
+    add("--unseen", help="documents to measure on, as one source (default: --validation)")
     add("--documents", type=int, default=16, help="most pieces of the longest length")
     add("--per-document", type=int, default=1, help="most pieces from one document")
 
 
+def unseen(trained: Trained, options: Namespace) -> Task:
+    """The task on documents that were not trained on."""
+    task = trained.task.held_out()
+    return task if options.unseen is None else replace(task, source=options.unseen)
+
+
 def losses(trained: Trained, options: Namespace) -> Iterator[xr.Dataset]:
     """Loss on documents that were not trained on, of one scheme more each time."""
-    task = trained.task.held_out()
+    task = unseen(trained, options)
     last = 256 if options.tiny else 32_768
     models: dict[str, list[CausalLM]] = {}
     for scheme, runs in trained.models.items():

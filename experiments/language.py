@@ -17,6 +17,7 @@ from experiments._slices import (
     Trained,
     add_document_options,
     losses,
+    unseen,
 )
 from goatviz.analysis import implied_prior, sink_effect, sink_profile
 from goatviz.analysis.signal import signal_correlation
@@ -62,7 +63,7 @@ def recipe(options: Namespace) -> TrainConfig:
 
 def measures(trained: Trained, options: Namespace) -> Measures:
     """Loss against length, then the last layer of each scheme's first run."""
-    task = trained.task.held_out()
+    task = unseen(trained, options)
     pieces, _ = task.pieces(task.length, per_document=PIECES)
     spread = pieces[:: max(1, len(pieces) // PIECES)][:PIECES, :-1]
     found = {"sweep": lambda: losses(trained, options)}

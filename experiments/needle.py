@@ -17,7 +17,7 @@ DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 def measures(trained: Trained, options: Namespace) -> Measures:
     """Letters right, against length and against length and depth."""
     length = trained.task.length
-    lengths = options.lengths or doubled(length, 4 * length if options.tiny else 16_384)
+    lengths = options.lengths or doubled(length, 16 * length if options.tiny else 16_384)
     most = 8 if options.tiny else options.examples
     common = {"cache": trained.cells, "progress": sys.stderr.isatty()}
     asked = trained.models, trained.task

@@ -27,7 +27,7 @@ def questions(lengths: list[int], most: int) -> dict[int, int]:
 def measures(trained: Trained, options: Namespace) -> Measures:
     """Whole answers right, against length."""
     length = trained.task.length
-    lengths = options.lengths or doubled(length, 4 * length if options.tiny else 32_768)
+    lengths = options.lengths or doubled(length, 16 * length if options.tiny else 32_768)
     sweep = partial(
         length_sweep,
         trained.models,

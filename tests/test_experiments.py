@@ -19,6 +19,7 @@ from experiments import __main__ as command
 from experiments import _slices, _weights
 from goatviz.examples import example_text
 from goatviz.models import CausalLM
+from goatviz.paper import claim_named
 from goatviz.results import load_result
 from goatviz.training import load_checkpoint
 
@@ -106,7 +107,11 @@ def test_a_run_cut_off_goes_on_bit_for_bit(experiment, tmp_path, capsys, slow):
     )
     assert resumed.drop_attrs().identical(whole.drop_attrs())
     assert list(whole["scheme"].values) == ["goat", "rope", "rope-interpolated"]
-    assert whole.attrs["training_length"] == "64" and list(whole["length"].values) == [64, 128, 256]
+    assert whole.attrs["training_length"] == "64"
+    assert list(whole["length"].values) == [64, 128, 256, 512, 1024]
+    # The claims are judged by it at once.
+    (judged,) = goatviz.judge_claims({"passkey-sweep": whole}, [claim_named("passkey")])
+    assert [one.value for one in judged.measured] == [0.0] * len(judged.claim.rule)
     # Time that is over while nothing is left to train ends the measures; then they go on.
     assert experiment(*passkey, *AT_ONCE) == _slices.UNFINISHED
     assert "out of time while measuring" in capsys.readouterr().out
@@ -139,7 +144,7 @@ def test_language_models_are_measured_as_the_shipped_ones(experiment, documents,
 
 
 def test_dna_has_speed_and_memory(experiment, bases, tmp_path):
-    assert experiment("dna", *bases) == _slices.DONE
+    assert experiment("dna", *bases, "--unseen", bases[-1]) == _slices.DONE
     out = tmp_path / "work" / "out"
     brought_home(out, "dna", "sweep.nc", "speed.json")
     rows = json.loads((out / "dna-speed.json").read_text())["rows"]
