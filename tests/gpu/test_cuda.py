@@ -3,12 +3,17 @@
 Where there is no GPU each is skipped by name; `make test` leaves the folder out.
 """
 
+import numpy as np
 import pytest
 import torch
 
+from goatviz.analysis import implied_prior, sink_effect, sink_profile
+from goatviz.analysis.signal import signal_correlation
 from goatviz.attention import BACKENDS, LayerCache, prior_attention
 from goatviz.models import CausalLM, ModelConfig, goat_prior
 from goatviz.priors import ALiBiPrior, BucketPrior
+from goatviz.tasks import Needle
+from goatviz.training import Execution, OutOfTime, TrainConfig, train
 from goatviz.transport import incoming_mass, row_statistics
 
 LENGTH = 700
@@ -148,3 +153,39 @@ def test_cached_decoding_is_the_full_pass():
     with torch.no_grad():
         parts = [layer(part, cache=cache) for part in x.split([100, *[1] * 100], dim=1)]
         torch.testing.assert_close(torch.cat(parts, 1), layer(x), rtol=1e-4, atol=1e-4)
+
+
+MEASURES = {
+    "importance": lambda model, ids: sink_profile(model, ids, layers=[1]),
+    "correlation": signal_correlation,
+    "mean_increase": lambda model, ids: sink_effect(model, ids, per_layer=False),
+    "sink": lambda model, ids: implied_prior(model, ids, layers=[1]),
+}
+
+
+@pytest.mark.parametrize("field", list(MEASURES))
+@pytest.mark.parametrize("positions", ["goat", "rope", "alibi"])
+def test_measures_are_those_of_a_cpu(positions, field):
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 64, "num_layers": 2, "training_length": 64}
+    model = CausalLM(ModelConfig(vocab_size=64, positions=positions, **sizes)).eval()
+    ids = torch.randint(64, (4, 64))
+    wanted = MEASURES[field](model, ids)[field].values
+    ours = MEASURES[field](model.cuda(), ids.cuda())[field].values
+    # Rounding may swap two ranks.
+    tolerance = 5e-2 if field == "correlation" else 1e-3
+    np.testing.assert_allclose(ours, wanted, rtol=1e-2, atol=tolerance)
+
+
+@pytest.mark.parametrize("positions", ["goat", "rope", "alibi", "sinusoidal"])
+def test_a_run_in_half_precision_is_stopped_and_goes_on(positions, tmp_path):
+    task = Needle(length=64, value_length=4)
+    config = TrainConfig(task=task, positions=positions, steps=6, batch_size=16, warmup=2)
+    half = {"execution": Execution(device="cuda", mixed_precision="bf16"), "progress": False}
+    whole = train(config, **half)
+    state = {"state": tmp_path / "run.safetensors", "tensorboard": False}
+    with pytest.raises(OutOfTime, match="stopped at step 1 of 6"):
+        train(config, **half, **state, minutes=1e-9)
+    resumed = train(config, **half, **state, resume=True)
+    losses = ([entry["loss"] for entry in run.history] for run in (resumed, whole))
+    np.testing.assert_allclose(*losses, rtol=1e-2)
