@@ -24,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="NAME")
     for experiment in EXPERIMENTS:
-        experiment.add_arguments(commands.add_parser(experiment.name, help=experiment.about))
+        # Options are recorded as they are written: no abbreviations.
+        of_one = commands.add_parser(experiment.name, help=experiment.about, allow_abbrev=False)
+        experiment.add_arguments(of_one)
     weights = commands.add_parser("weights", help="a checkpoint as float16, in files below 16 MB")
     weights.add_argument("checkpoint", type=Path, help="in the folder of work, without an ending")
     weights.add_argument("--out", type=Path, required=True)

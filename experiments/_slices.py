@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -242,11 +243,11 @@ def run(experiment: Experiment, options: Namespace, arguments: Sequence[str]) ->
 
 def _command(experiment: Experiment, arguments: Sequence[str]) -> str:
     """The command that makes the same again, without where and how long."""
-    kept, skip = [], False
-    for word in arguments:
-        if not skip and word not in _UNRECORDED:
-            kept.append(word)
-        skip = word in _UNRECORDED
+    kept = [
+        word
+        for before, word in pairwise(["", *arguments])
+        if before not in _UNRECORDED and word.split("=")[0] not in _UNRECORDED
+    ]
     return shlex.join(["python", "-m", "experiments", experiment.name, *kept])
 
 
@@ -355,9 +356,10 @@ def _measure(experiment: Experiment, folder: Path, options: Namespace, command: 
         for model in models:
             model.to(options.device)
     trained = Trained(loaded.task, loaded.models, folder / "cells")
-    measures = dict(experiment.measures(trained, options))
+    measures: dict[str, Callable[[], Iterable[xr.Dataset]]] = {}
     if "goat" in trained.models:
         measures["prior"] = lambda: [prior_profile(trained.models["goat"][0], resolution=64)]
+    measures |= experiment.measures(trained, options)
 
     def write(end: str, measure: Callable[[], Iterable[xr.Dataset]]) -> None:
         for result in measure():

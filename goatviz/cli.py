@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Errors that are reported in one line.
 _ERRORS = (ValueError, KeyError, OSError, ImportError, FloatingPointError, MemoryError)
+#: Options of how a command is carried out this time, which a card or table leaves out.
+_UNRECORDED = ("--resume", "--overwrite", "--minutes")
 #: Fields that are not options: positional arguments, and groups of options.
 _UNTYPED = ("folder", "task", "config", "execution")
 
@@ -239,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept = [
         word
         for before, word in pairwise(["", *given])
-        if word not in ("--resume", "--overwrite") and "--minutes" not in (before, word)
+        if before != "--minutes" and word.split("=")[0] not in _UNRECORDED
     ]
     command_line = shlex.join(["goatviz", *kept])
     try:

@@ -279,7 +279,8 @@ def test_a_run_out_of_time_says_how_to_go_on(tmp_path, capsys):
     assert main([*arguments, "--minutes", "1e-9"]) == 3
     assert "stopped at step 1 of" in (last := capsys.readouterr().err.splitlines()[-1])
     assert last.endswith("pass --resume to go on")
-    assert main([*arguments, "--resume", "--minutes", "60"]) == 0
+    assert main([*arguments, "--resume", "--minutes", "1e-9"]) == 3
+    assert main([*arguments, "--resume", "--minutes=60"]) == 0
     card = load_checkpoint(tmp_path / "run").card
     assert card["command"].split() == ["goatviz", *arguments]
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 #: No file that is to be taken home may be larger.
 LIMIT = 16 * 2**20
 #: A limit of time that the first step exceeds.
-AT_ONCE = ("--minutes", "1e-9")
+AT_ONCE = ("--minutes=1e-9",)
 RECORDS = ("cards.json", "log.jsonl", "prior.nc", "priors.safetensors")
 
 
