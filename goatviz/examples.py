@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -154,9 +155,20 @@ def _parsed_once(path: Path) -> Iterator[None]:
     """Cache the parsed file and its table of names, which transformers rebuilds repeatedly."""
     import gguf
 
+    class PlainReader(gguf.GGUFReader):
+        """Reads from a plain array: each of a million slices of a memmap would be a memmap, too."""
+
+        @property
+        def data(self) -> np.ndarray:
+            return self._data
+
+        @data.setter
+        def data(self, file: np.memmap) -> None:
+            self._data = np.asarray(file)
+
     parse, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
     with _reading:
-        reader = parse(path)
+        reader = PlainReader(path)
         gguf.GGUFReader = lambda other, *mode: (
             reader if Path(other) == path else parse(other, *mode)
         )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from goatviz import checks
 from goatviz.analysis.mass import mass_sweep
 from goatviz.models import interpolate_positions
 from goatviz.paper.evidence import Evidence
@@ -138,10 +139,10 @@ def needle_depth(evidence: Evidence) -> Exhibit:
         slug="needle-depth",
         title="Needle: accuracy by depth",
         caption=(
-            "The same models and task by the depth of the needle, three runs of each scheme "
-            "together, all on one scale with chance marked in it. In training the needle lay at "
-            "depths up to 80 %: the last row was never seen, and sinusoidal positions miss it even "
-            "at the training length."
+            "The same models and task by the depth of the needle, all runs of a scheme together, "
+            "all on one scale with chance marked in it. In training the needle lay at depths up to "
+            "80 %: the last row was never seen, and sinusoidal positions miss it even at the "
+            "training length."
         ),
         table=Table(
             [
@@ -153,7 +154,7 @@ def needle_depth(evidence: Evidence) -> Exhibit:
         figure=draw_needle(grid),
         scale=scale_text(evidence.checkpoint("needle-goat")),
         paper_scale="needle",
-        provenance=_sweep_provenance("needle", grid),
+        provenance=_sweep_provenance("needle", grid, runs=evidence.result("needle-sweep")),
         claim=_NEEDLE_CLAIM,
     )
 
@@ -183,8 +184,8 @@ def _verdict(sweep: xr.Dataset, measure: str) -> str:
     most = spread.isel(scheme=int(spread.argmax("scheme")))
     return (
         f"Who leads: {'; '.join(leaders)}. Seeds of one scheme differ by up to "
-        f"{100 * float(most):.0f} points ({most['scheme'].item()}), more than the whiskers: three "
-        "runs are few."
+        f"{100 * float(most):.0f} points ({most['scheme'].item()}), more than the whiskers: "
+        f"{checks.count_text(sweep.sizes['run'], 'run')} are few."
     )
 
 
@@ -193,11 +194,16 @@ def _sweep_table(sweep: xr.Dataset, measure: str) -> Table:
     return length_table(sweep, f"mean_{measure}", ".3f", what=what)
 
 
-def _sweep_provenance(task: str, result: xr.Dataset) -> list[str]:
+def _sweep_provenance(
+    task: str, result: xr.Dataset, *, runs: xr.Dataset | None = None
+) -> list[str]:
+    """`runs` tells the seeds of a result in which they are pooled."""
+    last = (result if runs is None else runs).sizes["run"] - 1
     return [
         *recipe_provenance(task),
-        "Seeds 0, 1 and 2 of every scheme; rope-interpolated has the weights of rope and squeezed "
-        f"positions; questions from seed {result.attrs['seed']}; intervals: 95 % (Wilson), over "
-        "the questions of all runs together, so they do not say how far other seeds may lie",
+        f"Seeds 0 to {last} of every scheme; rope-interpolated has the weights of rope and "
+        f"squeezed positions; questions from seed {result.attrs['seed']}; intervals: 95 % "
+        "(Wilson), over the questions of all runs together, so they do not say how far other seeds "
+        "may lie",
         f"Measure: {result.attrs['command']}",
     ]
