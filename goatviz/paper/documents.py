@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from goatviz.analysis.perplexity import loss_difference
 from goatviz.paper.evidence import Evidence
 from goatviz.paper.exhibit import (
@@ -110,7 +112,7 @@ def dna(evidence: Evidence) -> Exhibit:
             "predicted. Four equal bases would cost ln 4 = 1.386 nats. "
             f"{_loss_verdict(sweep)}"
         ),
-        table=_loss_table(sweep),
+        table=_with_bits(_loss_table(sweep), sweep),
         figure=draw_perplexity(sweep),
         scale=scale_text(evidence.checkpoint("dna-goat")),
         paper_scale="dna",
@@ -155,6 +157,13 @@ def _loss_table(sweep: xr.Dataset) -> Table:
     apart = loss_difference(sweep, "rope").sel(scheme="goat")
     paired = ["goat less rope, paired", *interval_cells(apart, "difference", "+.4f")]
     return Table(table.header, [*table.rows, paired])
+
+
+def _with_bits(table: Table, sweep: xr.Dataset) -> Table:
+    """The table, and the same in bits per base, the unit of the paper's table."""
+    bits = sweep[["mean_loss", "mean_loss_low", "mean_loss_high"]] / np.log(2)
+    rows = length_table(bits, "mean_loss", ".4f", what="").rows
+    return Table(table.header, [*table.rows, *([f"{s}, bits per base", *n] for s, *n in rows)])
 
 
 def _documents_provenance(task: str, sweep: xr.Dataset) -> list[str]:
