@@ -812,7 +812,7 @@ def load_shipped_result(name: str) -> xr.Dataset:
     Examples
     --------
     >>> load_shipped_result("passkey-sweep").sizes["run"]
-    3
+    5
     """
     check_shipped(name, list_results())
     with importlib.resources.as_file(shipped_file(f"{name}.nc")) as path:

@@ -127,7 +127,7 @@ def share_contrast(
     >>> from goatviz.results import load_shipped_result
     >>> passkey = load_shipped_result("passkey-sweep")
     >>> round(share_contrast(passkey, "goat", 1024).value, 3)
-    0.751
+    0.648
     """
     check_result(sweep, LENGTH_SWEEP)
     checks.one_of("measure", measure, ("strict", "token"))

@@ -72,7 +72,7 @@ class Evidence:
     Examples
     --------
     >>> Evidence().result("passkey-sweep").sizes["run"]
-    3
+    5
     """
 
     def __init__(self, results: Mapping[str, xr.Dataset] | None = None) -> None:

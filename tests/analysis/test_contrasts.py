@@ -43,7 +43,7 @@ def test_shares_keep_their_interval_and_stay_shares():
     assert apart.value == pytest.approx(
         float((runs.sel(scheme="goat") - runs.sel(scheme="alibi")).mean())
     )
-    assert apart.low < apart.value < apart.high and apart.examples == 768
+    assert apart.low < apart.value < apart.high and apart.examples == 1280
 
 
 def test_newcombe_is_known_from_his_paper():
