@@ -292,6 +292,7 @@ SINK_PROFILE = Schema(
                 ("upper", "largest mass of the first key"),
             )
         },
+        "residual": Field(("layer",), "1", "distance of the kernel's output from the plan's"),
         "token": Field(("key",), "1", "token"),
         "map_logits": Field(_MAP, "nats", "mean logit"),
         "map_probability": Field(_MAP, "probability", "mean attention weight"),
@@ -332,6 +333,7 @@ SINK_PROFILE = Schema(
             "layer_signal_recent_mass",
             "layer_signal_lower",
             "layer_signal_upper",
+            "residual",
             "token",
             "map_logits",
             "map_probability",

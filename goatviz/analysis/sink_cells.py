@@ -23,7 +23,9 @@ from goatviz.training.execution import Engine, Execution, start
 #: Version of a cell's content; cells of another version are not read.
 _VERSION = 2
 _FIELDS = tuple(field.name for field in dataclasses.fields(SinkSequence))
-_PLAIN = ("map_size", "causal", "longest", "notes", "recent", "shortest")
+#: What JSON holds as it is, and of it what goes by layers.
+_PLAIN = ("map_size", "notes", "recent", "shortest")
+_BY_LAYER = ("causal", "longest", "residuals")
 
 
 @dataclasses.dataclass
@@ -40,6 +42,8 @@ class SinkRun:
         What is gathered of hidden states, out of `goatviz.analysis.sink_passes.HIDDEN`.
     map_size : int
         Number of tokens of average maps; 0 for none.
+    certify : int, optional
+        Number of queries of every call at which the kernel's output is compared with the plan.
     cache : Path, optional
         Folder of cells, one for each forward pass.
     """
@@ -49,6 +53,7 @@ class SinkRun:
     recent: int
     hidden: tuple[str, ...]
     map_size: int
+    certify: int | None
     cache: Path | None
 
     def __post_init__(self) -> None:
@@ -71,7 +76,7 @@ class SinkRun:
         """Run the model without the cache; also returns the record of the pass."""
         gathered = Gathered(map_size=self.map_size)
         keep = "projections" if self.map_size else keep
-        options = (self.layers, self.recent, self.hidden, keep)
+        options = (self.layers, self.recent, self.hidden, keep, self.certify)
         return gathered, gather_model(gathered, self.model, arguments, *options)
 
     def _options(self) -> dict[str, Any]:
@@ -91,6 +96,7 @@ class SinkRun:
             "recent": self.recent,
             "hidden": list(self.hidden),
             "maps": self.map_size,
+            **({} if self.certify is None else {"certify": self.certify}),
         }
 
 
@@ -160,7 +166,7 @@ def as_arrays(gathered: Gathered) -> dict[str, np.ndarray]:
         for state, values in enumerate(states):
             for name, value in values.items():
                 arrays[f"hidden/{number}/{state}/{name}"] = value
-    rest = {name: getattr(gathered, name) for name in _PLAIN}
+    rest = {name: getattr(gathered, name) for name in (*_PLAIN, *_BY_LAYER)}
     rest["priors"] = sorted(gathered.priors)
     rest["counts"] = {layer: len(found) for layer, found in gathered.sequences.items()}
     rest["hidden"] = [len(states) for states in gathered.hidden]
@@ -170,12 +176,12 @@ def as_arrays(gathered: Gathered) -> dict[str, np.ndarray]:
 def from_arrays(arrays: dict[str, np.ndarray]) -> Gathered:
     """The inverse of `as_arrays`."""
     rest = json.loads(str(arrays["rest"]))
-    gathered = Gathered(
-        **{name: rest[name] for name in _PLAIN if name not in ("causal", "longest")}
-    )
+    gathered = Gathered(**{name: rest[name] for name in _PLAIN})
     gathered.priors = set(rest["priors"])
-    for name in ("causal", "longest"):
-        setattr(gathered, name, {int(layer): value for layer, value in rest[name].items()})
+    for name in _BY_LAYER:
+        # Cells of earlier versions lack residuals, for which they were not asked.
+        by_layer = rest.get(name, {})
+        setattr(gathered, name, {int(layer): value for layer, value in by_layer.items()})
     for layer, count in rest["counts"].items():
         at = int(layer)
         gathered.sequences[at] = [
@@ -214,6 +220,8 @@ def together(parts: Sequence[Gathered], passes: Sequence[Pass]) -> Gathered:
             if part.longest[layer] > out.longest.get(layer, 0):
                 for name in ("longest", "margins", "uniform"):
                     getattr(out, name)[layer] = getattr(part, name)[layer]
+        for layer, residual in part.residuals.items():
+            out.residuals[layer] = max(out.residuals.get(layer, 0.0), residual)
         out.priors |= part.priors
         out.hidden += part.hidden
         for note in part.notes:

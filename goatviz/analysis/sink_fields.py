@@ -88,7 +88,11 @@ def profile_of(
     if gathered.maps:
         out.update(_mean_maps(gathered, layers, heads, coords))
     out.update(_mean_norms(gathered, layers, length, coords))
+    residuals = gathered.residuals
+    if residuals:
+        out["residual"] = np.array([residuals.get(layer, np.nan) for layer in layers])
     attrs = _attributes(gathered) | {
+        **({"residual": max(residuals.values())} if residuals else {}),
         "source": name,
         "n_inputs": count,
         "length": length,

@@ -82,6 +82,7 @@ class Gathered:
     recent: int = 0
     shortest: int = 2**62
     longest: dict[int, int] = field(default_factory=dict)
+    residuals: dict[int, float] = field(default_factory=dict)
 
     def note(self, text: str) -> None:
         if text not in self.notes:
@@ -96,6 +97,7 @@ def gather_model(
     recent: int,
     hidden: Collection[str],
     keep: str,
+    certify: int | None,
 ) -> Record:
     """Run a model and gather what it leaves; `hidden` names parts of `HIDDEN`."""
     ids = token_ids(arguments)
@@ -106,6 +108,7 @@ def gather_model(
     names = SINK_STATISTICS + (("value_norm",) if hidden else ())
     states: list[dict[str, np.ndarray]] = []
     options = {"statistics": names, "keep": keep, "recent": recent, "at": places}
+    options["certify"] = certify
     with capture(model, layers=layers, **options) as record:
         with _hidden_states(model, states, hidden):
             run_model(model, arguments)
@@ -226,6 +229,8 @@ def _gather_call(gathered: Gathered, call: CapturedCall) -> None:
             )
         if gathered.map_size:
             gathered.maps.setdefault(layer, []).append(_map(call, b, real, gathered.map_size))
+    if call.residual is not None:
+        gathered.residuals[layer] = max(gathered.residuals.get(layer, 0.0), call.residual)
     gathered.causal[layer] = call.call.causal or gathered.causal.get(layer, False)
     gathered.priors.add(_prior_kind(call.call.prior))
     if call.call.biased:

@@ -46,6 +46,7 @@ def sink_profile(
     spectra: bool = False,
     resamples: int = 400,
     seed: int = 0,
+    certify: int | None = None,
     batch_size: int | None = None,
     cache: str | os.PathLike | None = None,
     progress: bool = False,
@@ -86,6 +87,10 @@ def sink_profile(
         `goatviz.analysis.sink_passes.spectrum_of`): an eigendecomposition a block and input.
     resamples, seed : int
         Resamples and seed of the bootstrap over inputs that gives 95 % intervals.
+    certify : int, optional
+        Compare the output of the model's own kernel with the plan at this many queries of every
+        call, as in `goatviz.capture`: the largest distance of each layer is `residual`, and that of
+        all is an attribute, which captions tell. A record has its own.
     batch_size : int, optional
         Most sequences of a forward pass: those of equal length run together, never padded, and
         the profile is the same up to rounding. Default: as they were given.
@@ -148,6 +153,7 @@ def sink_profile(
         spectra=spectra,
         resamples=resamples,
         seed=seed,
+        certify=certify,
         batch_size=batch_size,
         cache=cache,
         progress=progress,
@@ -174,6 +180,7 @@ def sink_profile_steps(
     spectra: bool = False,
     resamples: int = 400,
     seed: int = 0,
+    certify: int | None = None,
     batch_size: int | None = None,
     cache: str | os.PathLike | None = None,
     progress: bool = False,
@@ -206,6 +213,8 @@ def sink_profile_steps(
     size = 64 if maps is True else int(maps)
     if size < 0:
         raise ValueError(f"maps must be {wanted}, got {maps!r}")
+    if certify is not None:
+        certify = checks.positive_int("certify", certify)
     if batch_size is not None:
         batch_size = checks.positive_int("batch_size", batch_size)
     folder = check_cache(cache)
@@ -218,7 +227,7 @@ def sink_profile_steps(
             raise ValueError(
                 f"{hidden[-1]} needs the model and inputs: a record holds no hidden states"
             )
-        checks.not_given("a Record", batch_size=batch_size, cache=cache)
+        checks.not_given("a Record", certify=certify, batch_size=batch_size, cache=cache)
         yield 0.0
         gathered = Gathered(map_size=size)
         gather_record(gathered, source)
@@ -234,7 +243,7 @@ def sink_profile_steps(
         for one in passes:
             check_fits(model, one.arguments)
         yield 0.0
-        run = SinkRun(model, layers, recent, hidden, size, folder)
+        run = SinkRun(model, layers, recent, hidden, size, certify, folder)
         parts = yield from _measured(run, passes, progress, execution, first)
         gathered = together(parts, passes)
         if tokens is None and tokenizer is not None and len(passes) == 1:

@@ -15,6 +15,7 @@ import numpy as np
 from goatviz import bins, checks
 from goatviz.plots.base import Entry, Panel, Words, grid, menu, single
 from goatviz.plots.figure import Figure
+from goatviz.plots.plan import residual_sentence
 from goatviz.plots.sink_curves import (
     MAX_BINS,
     MAX_POINTS,
@@ -285,4 +286,4 @@ def _about(profile: xr.Dataset) -> list[str]:
         "no explicit prior" if attrs["prior"] == "none" else f"prior: {attrs['prior']}",
     ]
     notes = [f"⚠ {note}" for note in attrs["notes"].split(" | ") if note.strip()]
-    return [" · ".join(about), *notes]
+    return [" · ".join(about), *residual_sentence(profile), *notes]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from goatviz import capture
+from goatviz import capture, plot_sinks
 from goatviz.analysis import sink_profile
 from goatviz.analysis.cells import inputs_digest, model_digest
 from goatviz.analysis.inputs import forward_passes
@@ -313,3 +313,48 @@ def test_what_does_not_fit_is_named(tmp_path):
         sink_profile(record, cache=tmp_path)
     with pytest.raises(TypeError, match="batch_size must not be given with a Record"):
         sink_profile(record, batch_size=4)
+
+
+# --- certificates ---
+
+
+@pytest.mark.parametrize("name", ["goat", "gpt2"])
+def test_a_profile_says_how_near_its_plans_are_to_the_kernel(name, tmp_path):
+    model = tiny_lm() if name == "goat" else tiny_huggingface(name)
+    with capture(model, certify=4) as record:
+        for each in INPUTS[:2]:
+            model(each)
+    wanted = list(record.residuals().values())
+    assert 0 < max(wanted) < 1e-5
+    plain = sink_profile(model, INPUTS[:2])
+    assert "residual" not in plain and "residual" not in plain.attrs
+    for options in ({}, {"cache": tmp_path}, {"cache": tmp_path}):
+        profile = sink_profile(model, INPUTS[:2], certify=4, **options)
+        np.testing.assert_allclose(profile["residual"], wanted)
+        assert profile.attrs["residual"] == pytest.approx(max(wanted))
+        assert profile.drop_vars("residual").equals(plain)
+    caption = plot_sinks(profile).to_dict()["layout"]
+    assert f"by at most {max(wanted):.1e} of the largest value" in str(caption).replace("<br>", " ")
+
+
+def test_a_planted_fault_shows_in_the_profile():
+    model = tiny_huggingface("gpt2")
+    attend = torch.nn.functional.scaled_dot_product_attention
+    right = sink_profile(model, INPUTS[:1], certify=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.nn.functional,
+            "scaled_dot_product_attention",
+            lambda q, *rest, **named: attend(0.5 * q, *rest, **named),
+        )
+        wrong = sink_profile(model, INPUTS[:1], certify=4)
+    assert right.attrs["residual"] < 1e-5 < 1e-3 < wrong.attrs["residual"]
+
+
+def test_certificates_that_cannot_be_had():
+    with pytest.raises(ValueError, match="certify must be"):
+        sink_profile(tiny_lm(), INPUTS[:1], certify=0)
+    with capture(tiny_lm(), certify=4) as record:
+        pass
+    with pytest.raises(TypeError, match="certify"):
+        sink_profile(record, certify=4)
