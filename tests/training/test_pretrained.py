@@ -129,11 +129,11 @@ def test_schemes_differ_in_positions_alone(task):
     assert all(recipe == recipes[0] for recipe in recipes)
 
 
-@pytest.mark.parametrize("task", ["passkey", "needle"])
-def test_shipped_sweeps_are_of_the_shipped_models(task):
+@pytest.mark.parametrize(("task", "runs"), [("passkey", 5), ("needle", 3)])
+def test_shipped_sweeps_are_of_the_shipped_models(task, runs):
     sweep = load_shipped_result(f"{task}-sweep")
     schemes = ["goat", "rope", "rope-interpolated", "alibi", "sinusoidal"]
-    assert sweep["scheme"].values.tolist() == schemes and sweep.sizes["run"] == 3
+    assert sweep["scheme"].values.tolist() == schemes and sweep.sizes["run"] == runs
     assert sweep["length"].values.tolist() == [64, 128, 256, 512, 1024]
     assert int(sweep["examples"].min()) == 256
     assert sweep.attrs["command"].startswith(f"goatviz sweep runs/{task} --lengths 64 128 ")
