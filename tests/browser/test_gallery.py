@@ -63,7 +63,7 @@ def written(exhibits, judged, tmp_path):
     return path
 
 
-@pytest.mark.parametrize("width", [900, 1280])
+@pytest.mark.parametrize("width", [660, 900, 1280])
 def test_the_gallery_draws_offline(exhibits, written, offline_context, offline_page, width):
     offline_page.set_viewport_size({"width": width, "height": 900})
     open_page(offline_page, written)
@@ -72,6 +72,8 @@ def test_the_gallery_draws_offline(exhibits, written, offline_context, offline_p
     for exhibit, boxes in zip(exhibits, offline_page.evaluate(TEXT_BOXES), strict=True):
         assert len(boxes) > 8, f"{exhibit.slug} is empty"
         assert overlaps(boxes) == [], exhibit.slug
+    whole = "plots => plots.every(plot => plot.scrollWidth <= plot.clientWidth)"
+    assert offline_page.eval_on_selector_all(".plot", whole), "a figure is cut off"
     titles = offline_page.eval_on_selector_all(
         ".modebar-btn", "nodes => nodes.map(n => n.dataset.title || n.ariaLabel || '')"
     )
