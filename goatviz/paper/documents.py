@@ -170,7 +170,7 @@ def _documents_provenance(task: str, sweep: xr.Dataset) -> list[str]:
     names = json.loads(sweep.attrs["documents"])
     return [
         *recipe_provenance(task),
-        f"Seeds 0, 1 and 2 of every scheme; {len(names)} pieces of "
+        f"Seeds 0 to {sweep.sizes['run'] - 1} of every scheme; {len(names)} pieces of "
         f"{int(sweep['length'][-1]):,} tokens: {', '.join(names)}; intervals: 95 % bootstrap over "
         "pieces, runs averaged, so they do not say how far other seeds may lie",
         f"Measure: {sweep.attrs['command']}",
