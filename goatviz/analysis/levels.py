@@ -522,15 +522,17 @@ class PlanLevels:
 
     def _solved(self, query: int, temperature: float) -> _SolvedRow:
         """One query's row over all keys; the latest is kept, for a window that moves over it."""
-        if self._row is not None and self._row.of == (query, temperature):
-            return self._row
+        # Read once, for rows may be asked for in several threads.
+        row = self._row
+        if row is not None and row.of == (query, temperature):
+            return row
         whole = self._plan(query, temperature)
         plan = self._real_keys(whole)
         allowed = plan.allowed[0]
         masses = {"weights": plan.weights, "prior": plan.log_prior.exp()}
         levels = {"scores": plan.scores, "log_prior": plan.log_prior}
         best = int(plan.weights[0].argmax())
-        self._row = _SolvedRow(
+        row = _SolvedRow(
             (query, temperature),
             whole,
             allowed.long().cpu().numpy(),
@@ -546,7 +548,8 @@ class PlanLevels:
                 "largest_key": best,
             },
         )
-        return self._row
+        self._row = row
+        return row
 
     def _plan(self, query: int, temperature: float) -> TransportPlan:
         """One query's plan over all keys and the extra column, whose score is 0."""

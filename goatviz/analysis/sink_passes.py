@@ -108,8 +108,7 @@ def gather_model(
     names = SINK_STATISTICS + (("value_norm",) if hidden else ())
     states: list[dict[str, np.ndarray]] = []
     options = {"statistics": names, "keep": keep, "recent": recent, "at": places}
-    options["certify"] = certify
-    with capture(model, layers=layers, **options) as record:
+    with capture(model, layers=layers, certify=certify, **options) as record:
         with _hidden_states(model, states, hidden):
             run_model(model, arguments)
     gather_record(gathered, record)

@@ -527,7 +527,8 @@ class AttentionCall:
         max_i ||o_i - sum_j p_ij v_j||_inf / max_j ||v_j||_inf over evenly spaced queries of every
         sequence and head, with p recomputed in float64. Both sides are convex combinations of
         the values. Rounding leaves about the precision of the kernel's dtype; a mask, scale, prior
-        or sink column that the kernel did not apply leaves a number of order 1.
+        or sink column that the kernel did not apply leaves a number of order 1, and numbers that
+        are not finite leave infinity.
 
         Parameters
         ----------
@@ -564,7 +565,9 @@ class AttentionCall:
             if len(gap):
                 largest = max(largest, float(gap.nan_to_num(math.inf).max()))
         scale = float(self.v.abs().max())
-        return largest / scale if scale else largest
+        residual = largest / scale if scale else largest
+        # Where nothing can be compared, nothing is certified.
+        return math.inf if math.isnan(residual) else residual
 
     @torch.no_grad()
     def solve(self, batch: int, head: int, rows: slice | Tensor = slice(None)) -> TransportPlan:

@@ -1,6 +1,7 @@
 """Certificates: what the kernel returned is the plan times the values, and a fault is a number."""
 
 import copy
+import math
 import sys
 from dataclasses import replace
 
@@ -156,3 +157,10 @@ def test_shapes_are_checked():
         AttentionCall.from_tensors(q, q).residual(q)
     with pytest.raises(ValueError, match=r"output must have shape \(1, 2, 3, 4\), got"):
         AttentionCall.from_tensors(q, q, v=q).residual(q.transpose(1, 2))
+
+
+def test_numbers_that_are_not_finite_are_certified_by_none():
+    model = tiny_lm()
+    with torch.no_grad():
+        model.blocks[-1].attention.v_proj.bias[0] = math.nan
+    assert residual(model, ids(2, 24)) == math.inf

@@ -76,6 +76,26 @@ def test_normalisers_are_computed_once(monkeypatch):
     np.testing.assert_array_equal(again.weights, first.weights[:, 20:30])
 
 
+def test_a_row_is_solved_once_for_all_windows(monkeypatch):
+    (call,) = captured(ALiBiPrior(2)).calls
+    levels = PlanLevels(call)
+    solve, solved = PlanLevels._plan, []
+
+    def counted(self, query, temperature):
+        solved.append((query, temperature))
+        return solve(self, query, temperature)
+
+    monkeypatch.setattr(PlanLevels, "_plan", counted)
+    whole, checked = levels.row(20), levels.row(20, check=True)
+    part = levels.row(20, keys=(3, 11))
+    assert solved == [(20, 1.0)] and part.attrs == whole.attrs
+    assert part["weights"].equals(whole["weights"].sel(key=slice(3, 10)))
+    assert checked.attrs["verdict"] == "agrees" and whole.attrs["verdict"] == "not checked"
+    assert not levels.row(21).identical(whole) and levels.row(20).identical(whole)
+    levels.row(20, temperature=2.0)
+    assert solved[1:] == [(21, 1.0), (20, 1.0), (20, 2.0)]
+
+
 def test_blocks_do_not_show(monkeypatch):
     call = captured(priors()["goat"]).calls[0]
     whole = PlanLevels(call).view((0, LENGTH), (0, LENGTH), rows=20, columns=30)
