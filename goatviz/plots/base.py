@@ -158,6 +158,14 @@ def as_json(drawn: Panel | Sequence[Panel] | go.Figure, buffers: list[bytes] | N
     if not isinstance(panels, Sequence) or not all(isinstance(one, Panel) for one in panels):
         raise TypeError(f"drawn must be a plotly Figure or panels, got {type(drawn).__name__}")
     data, layout = _column(panels, NARROW)
+    # What a wider page needs to set the text anew (explore/front/figure.js).
+    words = _column_words(panels)
+    layout["meta"] = {
+        "width": NARROW,
+        "title": words.title,
+        "subtitle": words.subtitle,
+        "caption": list(words.caption),
+    }
 
     def plain(value: Any) -> Any:
         if isinstance(value, np.ndarray):
@@ -239,11 +247,15 @@ def menu(entries: Sequence[Entry], words: Words, *, columns: int = 2) -> Figure:
 
 def _column(panels: Sequence[Panel], width: int) -> tuple[list[Trace], dict[str, Any]]:
     """Panels below each other, under the title and note of the first."""
+    words = _column_words(panels)
     first, *others = panels
-    words = _with_captions(Words(first.title, first.note), panels)
     first = replace(first, title="", note="")
     place = _Place([[first, *others]], [words], 1, width, menus=0)
     return place.lower([first, *others], words, "x")
+
+
+def _column_words(panels: Sequence[Panel]) -> Words:
+    return _with_captions(Words(panels[0].title, panels[0].note), panels)
 
 
 def _figure(data: list[Trace], layout: dict[str, Any]) -> Figure:
@@ -256,7 +268,8 @@ def _figure(data: list[Trace], layout: dict[str, Any]) -> Figure:
 def wrapped(text: str, pixels: float, size: int) -> list[str]:
     """Lines of plain text that fit into a width at a font size, escaped for plotly."""
     characters = max(8, int(pixels / (0.56 * size)))
-    return [style.escape(line) for line in textwrap.wrap(text, characters)]
+    lines = textwrap.wrap(text, characters, break_on_hyphens=False)
+    return [style.escape(line) for line in lines]
 
 
 def _text_width(text: object, size: int = 12) -> float:

@@ -124,7 +124,8 @@ def heads_panel(
         layers | _id_ticks(y, profile["layer"].values),
         note=note,
         caption=mass_caption(profile),
-        height=int(np.clip(24 * len(y), 130, 760)),
+        # Rows are lower where there are many, so that thirty layers fit beside other panels.
+        height=int(np.clip(min(24 * len(y), 240 + 8 * len(y)), 130, 760)),
         masked=not present.all(),
     )
 

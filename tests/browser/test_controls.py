@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from goatviz.plots import base
+from goatviz.plots.base import Panel, as_json
+
 pytestmark = pytest.mark.browser
 
 SETUP = """
@@ -113,6 +116,35 @@ def test_a_figure_takes_the_colours_of_its_page(front):
     assert found["font"] == {"size": 12, "color": "black"} and found["title"] == "kept"
     assert found["xaxis"]["title"] == "x"
     assert found["xaxis"]["gridcolor"] == found["yaxis"]["gridcolor"] == "grey"
+
+
+@pytest.mark.parametrize("width", [300, 415, 660, 1200])
+def test_a_wider_place_sets_the_text_as_the_kernel_would(front, monkeypatch, width):
+    sentence = "a sentence with its <b>hostile</b> & long words, " * 3 + "x" * 90
+    curve = {"type": "scatter", "mode": "lines", "x": [0, 1], "y": [0, 1]}
+    names = ["plan", "the prior of the same head", "score / \u03c4", "potential", "POT"]
+    panels = [
+        Panel(
+            sentence,
+            [{**curve, "name": name} for name in names],
+            {"title": "key [tokens]"},
+            {"title": "weight"},
+            note=sentence,
+            caption=[sentence, "Short."],
+        ),
+        Panel("Below", [{**curve, "name": "plan"}], {"title": "lag", "nticks": 7}),
+        Panel("Alone", [curve]),
+    ]
+    for drawn in (panels, panels[1:], panels[2]):
+        given = json.loads(as_json(drawn))
+        with monkeypatch.context() as wider:
+            wider.setattr(base, "NARROW", width)
+            wanted = json.loads(as_json(drawn))["layout"]
+        data, layout = json.dumps(given["data"]), json.dumps(given["layout"])
+        found = front(f"it.fitted({layout}, {data}, {width})")
+        assert found.pop("meta")["width"] == 340
+        assert wanted.pop("meta")["width"] == width
+        assert found == wanted
 
 
 def test_the_pages_own_plotly_keeps_its_name(front):

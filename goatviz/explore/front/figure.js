@@ -56,6 +56,89 @@ export function themed(layout, ink, grid) {
   return found;
 }
 
+export function wrapped(text, pixels, size) {
+  // Lines of plain text that fit into a width at a font size, escaped for plotly.
+  const most = Math.max(8, Math.floor(pixels / (0.56 * size)));
+  const lines = [];
+  let line = [];
+  for (const word of text.split(/\s+/).filter(Boolean)) {
+    let letters = [...word];
+    for (;;) {
+      const joined = line.length ? [...line, " ", ...letters] : letters;
+      if (joined.length <= most) {
+        line = joined;
+        break;
+      }
+      if (letters.length > most) {
+        // It fills this line and goes on in the next.
+        const room = Math.max(1, most - line.length - (line.length ? 1 : 0));
+        line = [...line, ...(line.length ? [" "] : []), ...letters.slice(0, room)];
+        letters = letters.slice(room);
+      }
+      lines.push(line);
+      line = [];
+    }
+  }
+  if (line.length) lines.push(line);
+  const names = { "&": "&amp;", "<": "&lt;", ">": "&gt;" };
+  return lines.map((each) => each.join("").replace(/[&<>]/g, (sign) => names[sign]));
+}
+
+export function fitted(layout, data, width) {
+  // The layout of a figure that was measured for another width: text in as many lines and the
+  // legend in as many rows as it needs here, as plots/base.py would set them, which measures.
+  const words = layout.meta;
+  if (!words?.width || !width) return layout;
+  const { l, r, t, b } = layout.margin;
+  const lines = (text, size, at) => wrapped(text, at - 20, size);
+  const titles = (at) => [lines(words.title, 16, at), lines(words.subtitle, 12, at)];
+  const captions = (at) => words.caption.flatMap((text) => lines(text, 11, at));
+  const names = [...new Set(data.filter((trace) => trace.showlegend).map((trace) => trace.name))];
+  const pixels = (text, size) =>
+    0.56 * size * Math.max(...text.split("<br>").map((line) => [...line].length));
+  const legend = (at) => {
+    const room = at - l - r;
+    const total = names.reduce((sum, name) => sum + pixels(name, 12) + 46, 0);
+    if (total <= room) return [0, names.length ? 1 : 0];
+    const widest = Math.max(...names.map((name) => pixels(name, 11))) + 4;
+    const each = Math.min(Math.ceil(widest), Math.floor(room) - 46);
+    return [each, Math.ceil(names.length / Math.max(1, Math.floor(room / (each + 46))))];
+  };
+  const [before, now] = [words.width, width].map((at) => {
+    const [title, subtitle] = titles(at);
+    const caption = captions(at);
+    const [each, rows] = legend(at);
+    const top = 20 * title.length + 15 * subtitle.length;
+    return { title, subtitle, caption, each, rows, top };
+  });
+  const top = now.top - before.top;
+  const foot = 20 * (now.rows - before.rows);
+  const bottom = foot + 15 * (now.caption.length - before.caption.length);
+  const { entrywidth, ...entries } = layout.legend;
+  const found = {
+    ...layout,
+    height: layout.height + top + bottom,
+    margin: { ...layout.margin, t: t + top, b: b + bottom },
+    legend: now.each ? { ...entries, entrywidth: now.each } : entries,
+  };
+  if (layout.title) {
+    const subtitle = { ...layout.title.subtitle, text: now.subtitle.join("<br>") };
+    found.title = { ...layout.title, text: now.title.join("<br>"), subtitle };
+  }
+  if (now.caption.length) {
+    // The caption is the last annotation.
+    const caption = layout.annotations.at(-1);
+    const text = now.caption.join("<br>");
+    const moved = { ...caption, text, yshift: caption.yshift - foot };
+    found.annotations = [...layout.annotations.slice(0, -1), moved];
+  }
+  const ticks = (at) => Math.max(3, Math.floor((at - l - r) / 58));
+  for (const name of Object.keys(layout))
+    if (/^xaxis\d*$/.test(name) && layout[name].nticks === ticks(words.width))
+      found[name] = { ...layout[name], nticks: ticks(width) };
+  return found;
+}
+
 export function unpacked({ text, spec, buffers = [] }) {
   // The figure with its arrays, which are written as numbers of buffers.
   const fill = (value) => {
@@ -89,11 +172,16 @@ export function renderFigure({ model, el, plotly: loading, host }) {
   const read = () => {
     const figure = model.get("figure");
     content = figure.text || figure.spec ? unpacked(figure) : null;
-    // As high as its figure from the start, so that nothing below it jumps when it is drawn.
-    place.style.minHeight = `${content?.layout?.height ?? model.get("height")}px`;
+    reserve();
     root.dataset.waiting = content ? "no" : "yes";
     tell();
     redraw();
+  };
+  const laidOut = () => fitted(content.layout ?? {}, content.data ?? [], place.clientWidth);
+  const reserve = () => {
+    // As high as its figure from the start, so that nothing below it jumps when it is drawn.
+    const height = content ? laidOut().height : model.get("height");
+    place.style.minHeight = height ? `${height}px` : "";
   };
   const label = () => root.setAttribute("aria-label", model.get("label"));
   const tell = () => {
@@ -120,8 +208,9 @@ export function renderFigure({ model, el, plotly: loading, host }) {
     busy = true;
     try {
       width = place.clientWidth;
+      reserve();
       const layout = {
-        ...themed(content.layout ?? {}, colourOf(root, "ink"), colourOf(root, "faint")),
+        ...themed(laidOut(), colourOf(root, "ink"), colourOf(root, "faint")),
         width,
         autosize: false,
         uirevision: model.get("view_of"),

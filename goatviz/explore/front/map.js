@@ -331,11 +331,13 @@ export function renderMap({ model, el, host }) {
     context.font = "12px Inter, Helvetica, Arial, sans-serif";
     context.textAlign = "center";
     context.textBaseline = "bottom";
-    context.fillText("key [token]", margin.left + width / 2, canvas.clientHeight - 4);
+    // Below the ticks, which leave room where no tokens are named.
+    const below = keyed ? canvas.clientHeight - 4 : margin.top + height + 40;
+    context.fillText("key [tokens]", margin.left + width / 2, below);
     context.save();
-    context.translate(12, margin.top + height / 2);
+    context.translate(named ? 12 : margin.left - 54, margin.top + height / 2);
     context.rotate(-Math.PI / 2);
-    context.fillText("query [token]", 0, 6);
+    context.fillText("query [tokens]", 0, 6);
     context.restore();
   };
 

@@ -40,6 +40,7 @@ export function renderPassage({ model, el, host }) {
   );
   const status = make("div", { class: "goatviz-part-note", "aria-live": "polite" }, root);
   let spans = [];
+  let painted = []; // the share of full colour of each
   let hovered = null; // the token that is pointed at, and its weights once they are known
   let found = [];
 
@@ -53,6 +54,7 @@ export function renderPassage({ model, el, host }) {
 
   const build = () => {
     text.replaceChildren();
+    painted = [];
     spans = model.get("tokens").map((token, at) => {
       // A line may break before a word.
       if (/^\W/.test(token)) make("wbr", {}, text);
@@ -73,8 +75,10 @@ export function renderPassage({ model, el, host }) {
     const at = hovered?.weights ? hovered.at : model.get("at");
     const { full, shares } = shades(shown, model.get("sink"));
     spans.forEach((span, token) => {
-      const share = shares[token] ?? 0;
-      span.style.setProperty("--goatviz-share", share.toFixed(3));
+      const share = (shares[token] ?? 0).toFixed(3);
+      // Most keep theirs, and a style that is set again is computed again.
+      if (painted[token] !== share) span.style.setProperty("--goatviz-share", share);
+      painted[token] = share;
       span.classList.toggle("goatviz-forbidden", Number.isNaN(shown[token]));
       span.classList.toggle("goatviz-chosen", token === at);
     });
@@ -171,10 +175,12 @@ export function renderPassage({ model, el, host }) {
   ]);
   build();
   chosen();
-  // The passage has a place on the page only after this.
-  requestAnimationFrame(() => reveal(model.get("at")));
+  // It begins when the passage has a place on the page.
+  const resized = new ResizeObserver(() => reveal(model.get("at")));
+  resized.observe(text);
   return () => {
     stop();
+    resized.disconnect();
     root.remove();
   };
 }
