@@ -272,6 +272,11 @@ def wrapped(text: str, pixels: float, size: int) -> list[str]:
     return [style.escape(line) for line in lines]
 
 
+def _subtitle_text(lines: Sequence[str]) -> str:
+    """Lines below a title; plotly would set a single one lower, close to what follows."""
+    return "<br>".join([*lines, ""] if len(lines) == 1 else lines)
+
+
 def _text_width(text: object, size: int = 12) -> float:
     lines = str(text).split("<br>")
     return 0.56 * size * max(len(line) for line in lines)
@@ -444,7 +449,7 @@ class _Place:
         if words.title:
             layout["title"] = {
                 "text": "<br>".join(self.title(words)),
-                "subtitle": {"text": "<br>".join(self.subtitle(words))},
+                "subtitle": {"text": _subtitle_text(self.subtitle(words))},
                 "x": 0.0,
                 "xref": "container",
                 "xanchor": "left",

@@ -103,7 +103,7 @@ def test_a_choice_is_that_entry_drawn():
         alone = menu([entries(3, 3)[3 * layer + head]], WORDS)
         picked = checked(chosen.choose(layer=layer, head=head))
         assert data_of(picked) == data_of(alone)
-        assert picked.layout.title.subtitle.text == f"a subtitle; block {layer}"
+        assert picked.layout.title.subtitle.text == f"a subtitle; block {layer}<br>"
         assert not picked.layout.updatemenus
 
 

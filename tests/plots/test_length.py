@@ -74,7 +74,7 @@ def test_the_figure_is_the_panel():
     sweep = length_result()
     figure, panel = draw_length(sweep, measure="token"), accuracy_panel(sweep, measure="token")
     assert figure.layout.title.text == "Length extrapolation: needle"
-    assert figure.layout.title.subtitle.text.replace("<br>", " ") == panel.note
+    assert figure.layout.title.subtitle.text.replace("<br>", " ").strip() == panel.note
     assert [trace.name for trace in figure.data] == [trace["name"] for trace in panel.traces]
     for trace, drawn in zip(panel.traces, figure.data, strict=True):
         np.testing.assert_array_equal(drawn.y, trace["y"])

@@ -425,9 +425,8 @@ def test_the_margin_follows_the_head():
     for layer, head in PLACES[1:]:
         text = figure.choose(layer=layer, head=head).layout.title.subtitle.text
         expected = profile["margin_text"].sel(layer=layer, head=head).item()
-        assert (
-            text.replace("<br>", " ") == f"layer {layer}, head {head} (layers.{layer}); {expected}"
-        )
+        text = text.replace("<br>", " ").strip()
+        assert text == f"layer {layer}, head {head} (layers.{layer}); {expected}"
 
 
 # --- maps ---

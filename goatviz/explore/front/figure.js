@@ -122,7 +122,8 @@ export function fitted(layout, data, width) {
     legend: now.each ? { ...entries, entrywidth: now.each } : entries,
   };
   if (layout.title) {
-    const subtitle = { ...layout.title.subtitle, text: now.subtitle.join("<br>") };
+    const below = now.subtitle.length === 1 ? [...now.subtitle, ""] : now.subtitle;
+    const subtitle = { ...layout.title.subtitle, text: below.join("<br>") };
     found.title = { ...layout.title, text: now.title.join("<br>"), subtitle };
   }
   if (now.caption.length) {
