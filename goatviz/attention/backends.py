@@ -183,9 +183,7 @@ def widened(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor]:
 
     The widths are padded with zeros to a multiple of 8. scale <q, k> is the whole logit.
     """
-    q, k, v, prior = inputs.q, inputs.k, inputs.v, inputs.prior
-    points = prior._placed(inputs.query_points, inputs.key_points)
-    lanes = prior._lanes(*points, q.dtype, inputs.scale, centred=True)
+    q, k, v, lanes = inputs.q, inputs.k, inputs.v, inputs.lanes()
     phi = inputs.to_query_heads(lanes.query.to(q.device), "prior", head_dim=0)
     psi = lanes.key.to(k.device).expand(k.shape[1], -1, -1)
     width = max(q.shape[-1] + phi.shape[-1], v.shape[-1])

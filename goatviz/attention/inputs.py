@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from goatviz.priors.base import Prior, readable
+from goatviz.attention.kept import KeptLanes
+from goatviz.priors.base import Lanes, Prior, readable
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,6 +40,8 @@ class AttentionInputs:
         c of c tanh(x / c), applied to the scaled scores before the prior is added.
     log_prior : Tensor or None
         K itself where it is known already, shape (heads, n_queries, n_keys), up to row constants.
+    kept : KeptLanes or None
+        Lanes of an earlier call of as many keys at 0, 1, ...
     """
 
     q: Tensor
@@ -54,6 +57,7 @@ class AttentionInputs:
     window: int | None = None
     softcap: float | None = None
     log_prior: Tensor | None = None
+    kept: KeptLanes | None = None
 
     @property
     def scale(self) -> float:
@@ -151,6 +155,18 @@ class AttentionInputs:
         if table is None:
             table = self.prior._log_prior(*self.prior._placed(self.query_points, self.key_points))
         return self.to_query_heads(table, "prior", head_dim=0).to(self.q.device).unsqueeze(0)
+
+    def lanes(self) -> Lanes:
+        """The prior's lanes for queries and keys of this dtype and scale."""
+
+        def make() -> Lanes:
+            points = self.prior._placed(self.query_points, self.key_points)
+            return self.prior._lanes(*points, self.q.dtype, self.scale, centred=True)
+
+        length = self.q.shape[2]
+        if self.kept is None or not self.consecutive or length != self.k.shape[2]:
+            return make()
+        return self.kept.get(self.prior, (length, self.q.dtype, self.scale), make)
 
     def to_query_heads(self, tensor: Tensor, name: str, *, head_dim: int) -> Tensor:
         """Repeat heads over the query heads that share them."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from goatviz import checks
 from goatviz.attention.backends import BACKENDS, IMPLEMENTATIONS, attend, default_impl
 from goatviz.attention.inputs import AttentionInputs
+from goatviz.attention.kept import KeptLanes
 from goatviz.attention.positions import RotaryEmbedding
 from goatviz.priors.base import PositionsLike, Prior, as_positions
 from goatviz.priors.fixed import UniformPrior
@@ -257,6 +258,7 @@ class Attention(nn.Module):
         self.rotary = rotary
         self.causal = checks.flag("causal", causal)
         self.impl = impl
+        self._kept = KeptLanes()
         self.q_proj = nn.Linear(embed_dim, num_heads * content_dim, bias=bias)
         self.k_proj = nn.Linear(embed_dim, num_kv_heads * content_dim, bias=bias)
         self.v_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=bias)
@@ -388,6 +390,7 @@ class Attention(nn.Module):
             causal=self.causal,
             padding_mask=padding_mask,
             log_prior=row,
+            kept=self._kept,
         )
         out = attend(inputs, self.impl)
         if answer is not None and (changed := answer(out)) is not None:
