@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import torch
 import xarray as xr
 
 from benchmarks._measure import added_peak, interleaved
-from benchmarks._report import Column, Report
 from experiments._slices import (
     Experiment,
     Measures,
     Trained,
     add_document_options,
+    growing,
     losses,
 )
 from goatviz.models import CausalLM
+from goatviz.results import TRAINING_COST, make_result
 from goatviz.tasks import DNA
 from goatviz.training import Execution, TrainConfig
+from goatviz.training.checkpoint import device_name
 from goatviz.training.execution import Engine, start
 from goatviz.training.presets import preset
 
@@ -54,46 +58,69 @@ def measures(trained: Trained, options: Namespace) -> Measures:
     return {"sweep": lambda: losses(trained, options), "speed": lambda: speed(options)}
 
 
-def speed(options: Namespace) -> Iterable[xr.Dataset]:
-    """Time training steps of every scheme, interleaved, and write dna-speed.json."""
+def speed(options: Namespace) -> Iterator[xr.Dataset]:
+    """What training costs every scheme, at one length more each time."""
     base, *_ = EXPERIMENT.runs(options).values()
+    recipes = {scheme: replace(base, positions=scheme) for scheme in options.schemes}
     lengths = (64, 96) if options.tiny else SPEED_LENGTHS
-    half = options.device == "cuda"
-    asked = Namespace(device=options.device, lengths=list(lengths), schemes=options.schemes)
-    report = Report(
-        "dna-speed",
-        f"DNA: {base.num_layers} layers, d = {base.embed_dim}, batch {base.batch_size}, "
-        f"{'bfloat16' if half else 'float32'}; medians of {REPEATS} interleaved repeats; "
-        "attention: one layer with its projections, forward and backward",
-        Namespace(**vars(asked), out=options.out),
-    )
-    columns = [
-        Column("training", "tokens/s", ",.0f"),
-        Column("attention", "tokens/s", ",.0f"),
-    ]
-    table = report.table("DNA: training steps", columns, peak=True)
-    precision = "bf16" if half else "no"
-    with start(Execution(device=options.device, mixed_precision=precision)) as engine:
-        for length in lengths:
-            config = replace(base, task=base.task.at_length(length))
+    return growing(partial(training_cost, recipes, device=options.device), lengths)
+
+
+def training_cost(
+    recipes: Mapping[str, TrainConfig], *, lengths: Sequence[int], device: str = "cpu"
+) -> xr.Dataset:
+    """Throughput and peak memory of training steps, and throughput of a layer's attention.
+
+    Parameters
+    ----------
+    recipes : mapping of str to TrainConfig
+        One for each scheme; steps are taken on its documents.
+    lengths : sequence of int
+        Tokens of context; every step takes a batch of as many sequences as the recipe has.
+    device : {"cpu", "cuda"}
+        On a GPU, steps run in bfloat16.
+
+    Returns
+    -------
+    xarray.Dataset
+        Schema "training_cost": medians of 5 repeats, those of all schemes interleaved.
+    """
+    shape = len(recipes), len(lengths)
+    trained, attended, peaks = (np.empty(shape) for _ in range(3))
+    half = device == "cuda"
+    execution = Execution(device=device, mixed_precision="bf16" if half else "no")
+    with start(execution) as engine:
+        for column, length in enumerate(lengths):
             calls: dict[tuple[str, str], Callable[[], object]] = {}
-            for scheme in options.schemes:
-                step, attend = contestants(engine, replace(config, positions=scheme))
+            for scheme, recipe in recipes.items():
+                config = replace(recipe, task=recipe.task.at_length(length))
+                step, attend = contestants(engine, config)
                 calls |= {(scheme, "training"): step, (scheme, "attention"): attend}
-            seconds = interleaved(calls, REPEATS, options.device)
-            tokens = config.batch_size * length
-            unit = "rope" if "rope" in options.schemes else options.schemes[0]
-            for scheme in options.schemes:
-                table.add(
-                    scheme,
-                    tokens / seconds[scheme, "training"],
-                    tokens / seconds[scheme, "attention"],
-                    length=length,
-                    ratio=seconds[scheme, "training"] / seconds[unit, "training"],
-                    peak=added_peak(calls[scheme, "training"], options.device),
-                )
-    report.finish()
-    return ()
+            seconds = interleaved(calls, REPEATS, device)
+            for row, (scheme, recipe) in enumerate(recipes.items()):
+                tokens = recipe.batch_size * length
+                trained[row, column] = tokens / seconds[scheme, "training"]
+                attended[row, column] = tokens / seconds[scheme, "attention"]
+                peaks[row, column] = added_peak(calls[scheme, "training"], device)
+    first, *_ = recipes.values()
+    return make_result(
+        TRAINING_COST,
+        {
+            "tokens_per_second": trained,
+            "attention_tokens_per_second": attended,
+            "peak_memory": peaks,
+        },
+        coords={"scheme": list(recipes), "length": list(lengths)},
+        attrs={
+            "task": first.task.name,
+            "batch_size": first.batch_size,
+            "repeats": REPEATS,
+            "training_length": first.task.length,
+            "machine": device_name(torch.device(device)),
+            "threads": torch.get_num_threads(),
+            "precision": "bfloat16" if half else "float32",
+        },
+    )
 
 
 def contestants(

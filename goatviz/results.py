@@ -39,7 +39,8 @@ class Field:
     dims : tuple of str
         Its dimensions, in order.
     units : str
-        "nats", "probability", "tokens", "score", "radian/token", "count", or "1".
+        "nats", "probability", "tokens", "tokens/s", "score", "radian/token", "count", "MiB", or
+        "1".
     long_name : str
         Text of an axis title.
     """
@@ -525,6 +526,17 @@ TRAINING_LOG = Schema(
     },
 )
 
+TRAINING_COST = Schema(
+    "training_cost",
+    {
+        "tokens_per_second": Field(_POOLED, "tokens/s", "throughput of training steps"),
+        "attention_tokens_per_second": Field(
+            _POOLED, "tokens/s", "throughput of a layer's attention, forward and backward"
+        ),
+        "peak_memory": Field(_POOLED, "MiB", "what a training step adds to the peak of memory"),
+    },
+)
+
 SCHEMAS = {
     schema.name: schema
     for schema in (
@@ -544,6 +556,7 @@ SCHEMAS = {
         SINK_EFFECT,
         SIGNAL_CORRELATION,
         TRAINING_LOG,
+        TRAINING_COST,
     )
 }
 

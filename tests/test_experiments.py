@@ -146,11 +146,13 @@ def test_language_models_are_measured_as_the_shipped_ones(experiment, documents,
 def test_dna_has_speed_and_memory(experiment, bases, tmp_path):
     assert experiment("dna", *bases, "--unseen", bases[-1]) == _slices.DONE
     out = tmp_path / "work" / "out"
-    brought_home(out, "dna", "sweep.nc", "speed.json")
-    rows = json.loads((out / "dna-speed.json").read_text())["rows"]
-    assert {row["metric"] for row in rows} == {"training", "attention"}
-    assert all(row["value"] > 0 and row["unit"] == "tokens/s" for row in rows)
-    assert {row["peak"] is None for row in rows if row["metric"] == "training"} == {False}
+    cost = brought_home(out, "dna", "sweep.nc", "speed.nc")["speed.nc"]
+    assert cost.attrs["schema"] == goatviz.load_shipped_result("dna-cost").attrs["schema"]
+    assert cost["scheme"].values.tolist() == ["goat", "rope"]
+    assert cost["length"].values.tolist() == [64, 96]
+    assert (cost["tokens_per_second"] > 0).all() and (cost["peak_memory"] >= 0).all()
+    # Attention is a part of a training step.
+    assert (cost["attention_tokens_per_second"] > cost["tokens_per_second"]).all()
 
 
 def test_what_fails_stops_nothing_else(experiment, tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from goatviz import checks
 from goatviz.analysis.perplexity import loss_difference
 from goatviz.paper.evidence import Evidence
 from goatviz.paper.exhibit import (
@@ -103,7 +104,7 @@ def wikipedia(evidence: Evidence) -> Exhibit:
 
 
 def dna(evidence: Evidence) -> Exhibit:
-    sweep = evidence.result("dna-sweep")
+    sweep, cost = evidence.result("dna-sweep"), evidence.result("dna-cost")
     return Exhibit(
         slug="dna",
         title="DNA: loss on unseen human sequence against length",
@@ -112,11 +113,17 @@ def dna(evidence: Evidence) -> Exhibit:
             "predicted. Four equal bases would cost ln 4 = 1.386 nats. "
             f"{_loss_verdict(sweep)}"
         ),
-        table=_with_bits(_loss_table(sweep), sweep),
+        table=_with_cost(_with_bits(_loss_table(sweep), sweep), sweep, cost),
         figure=draw_perplexity(sweep),
         scale=scale_text(evidence.checkpoint("dna-goat")),
         paper_scale="dna",
-        provenance=_documents_provenance("dna", sweep),
+        provenance=[
+            *_documents_provenance("dna", sweep),
+            f"Cost of a training step of {cost.attrs['batch_size']} sequences, medians of "
+            f"{cost.attrs['repeats']}: {cost.attrs['machine']}, "
+            f"{checks.count_text(cost.attrs['threads'], 'thread')}, {cost.attrs['precision']}; "
+            f"{cost.attrs['command']}",
+        ],
         claim=(
             "The paper trains on pieces of 6,000 and 12,000 bases of the human genome, from a "
             "uniform start, and reports a lower perplexity with GOAT than with RoPE, and 36 % less "
@@ -164,6 +171,21 @@ def _with_bits(table: Table, sweep: xr.Dataset) -> Table:
     bits = sweep[["mean_loss", "mean_loss_low", "mean_loss_high"]] / np.log(2)
     rows = length_table(bits, "mean_loss", ".4f", what="").rows
     return Table(table.header, [*table.rows, *([f"{s}, bits per base", *n] for s, *n in rows)])
+
+
+def _with_cost(table: Table, sweep: xr.Dataset, cost: xr.Dataset) -> Table:
+    """The table, and what training costs at each of its lengths, where that was measured."""
+    rows = []
+    for field, what in (
+        ("tokens_per_second", "training [tokens/s]"),
+        ("attention_tokens_per_second", "attention alone [tokens/s]"),
+        ("peak_memory", "peak memory of a training step [MiB]"),
+    ):
+        for scheme in cost["scheme"].values:
+            values = cost[field].sel(scheme=scheme).reindex(length=sweep["length"].values).values
+            cells = ["" if np.isnan(value) else f"{value:,.0f}" for value in values]
+            rows.append([f"{scheme}, {what}", *cells])
+    return Table(table.header, [*table.rows, *rows])
 
 
 def _documents_provenance(task: str, sweep: xr.Dataset) -> list[str]:

@@ -41,11 +41,13 @@ CHECKPOINTS = (
 )
 RESULTS = (
     "passkey-sweep",
+    "passkey-8-sweep",
     "needle-sweep",
     "needle-grid",
     "text-eltec",
     "text-wikitext2",
     "dna-sweep",
+    "dna-cost",
     *(f"text-{scheme}-sink-effect" for scheme in TEXT_SCHEMES),
     "smollm2-sink-effect",
     "smollm2-last-layer-sinks",

@@ -182,6 +182,11 @@ def passkey_answers(evidence: Evidence) -> list[Measured]:
     return _answers(evidence.result("passkey-sweep"), "strict")
 
 
+def passkey_8_answers(evidence: Evidence) -> list[Measured]:
+    """The same with a number of eight digits."""
+    return _answers(evidence.result("passkey-8-sweep"), "strict")
+
+
 def needle_letters(evidence: Evidence) -> list[Measured]:
     return _answers(evidence.result("needle-sweep"), "token")
 
@@ -262,6 +267,13 @@ def dna_rope(evidence: Evidence) -> list[Measured]:
 def dna_rope_far(evidence: Evidence) -> list[Measured]:
     """The same at 16 and 32 times the training length."""
     return [_against(evidence, "dna-sweep", "rope", multiple) for multiple in (16, 32)]
+
+
+def dna_memory(evidence: Evidence) -> list[Measured]:
+    """Peak memory of a training step, GOAT's over RoPE's, at the shortest and longest length."""
+    peak = evidence.result("dna-cost")["peak_memory"]
+    shares = (peak.sel(scheme="goat") / peak.sel(scheme="rope")).values
+    return [exact(shares[at], seeds=1) for at in (0, -1)]
 
 
 def _against(evidence: Evidence, name: str, other: str, multiple: int) -> Measured:

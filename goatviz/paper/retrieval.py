@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,16 +40,34 @@ _NEEDLE_CLAIM = (
 
 def exhibits(evidence: Evidence) -> list[Exhibit]:
     """All exhibits of this module."""
-    return [passkey(evidence), passkey_mass(evidence), needle(evidence), needle_depth(evidence)]
+    return [
+        passkey(evidence),
+        passkey(evidence, "8"),
+        passkey_mass(evidence),
+        needle(evidence),
+        needle_depth(evidence),
+    ]
 
 
-def passkey(evidence: Evidence) -> Exhibit:
-    sweep = evidence.result("passkey-sweep")
+def passkey(evidence: Evidence, digits: str = "") -> Exhibit:
+    name = f"passkey-{digits}" if digits else "passkey"
+    sweep = evidence.result(f"{name}-sweep")
+    count = json.loads(sweep.attrs["task_options"])["value_length"]
+    provenance = _sweep_provenance("passkey", sweep)
+    if digits:
+        # The recipe of four digits but for their number.
+        provenance = [
+            line.replace("value_length=4", f"value_length={count}").replace(
+                "--preset tiny --out runs/passkey",
+                f"--preset tiny --value-length {count} --out runs/passkey{count}",
+            )
+            for line in provenance
+        ]
     return Exhibit(
-        slug="passkey",
-        title="Passkey: answers beyond the training length",
+        slug=name,
+        title=f"Passkey of {count} digits: answers beyond the training length",
         caption=(
-            "A number of four digits is hidden in random letters and asked for at the end. All "
+            f"A number of {count} digits is hidden in random letters and asked for at the end. All "
             f"models were trained at {sweep.attrs['training_length']} tokens on the same sequences "
             "in the same order, and are asked the same questions; small marks are single runs. "
             f"{_verdict(sweep, 'strict')}"
@@ -57,7 +76,7 @@ def passkey(evidence: Evidence) -> Exhibit:
         figure=draw_length(sweep),
         scale=scale_text(evidence.checkpoint("passkey-goat")),
         paper_scale="passkey",
-        provenance=_sweep_provenance("passkey", sweep),
+        provenance=provenance,
         claim=(
             "The paper reports near-perfect retrieval far beyond the training length with GOAT, "
             "against RoPE, ALiBi, sinusoidal and interpolated positions. Its numbers are not known "
