@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, dataclass, fields, is_dataclass, make_dataclass, replace
 from itertools import pairwise
@@ -110,7 +110,7 @@ class Sweep:
     per_document: int = 1
     """Documents: largest number of pieces from one document."""
     join: tuple[Path, ...] = ()
-    """Answers: tables of other runs that were asked the same questions; their runs come first."""
+    """Tables of other runs with the same questions or pieces; their runs come first."""
     cache: Path | None = None
     """Folder of measured cells, created if missing, from which a stopped sweep resumes."""
     overwrite: bool = False
@@ -156,19 +156,15 @@ class Sweep:
     def _answers(self, runs: Runs, command_line: str) -> tuple[xr.Dataset, _Headline]:
         from goatviz.analysis import join_sweeps, length_sweep, needle_grid
         from goatviz.analysis.length import check_joinable
-        from goatviz.results import load_result
 
         if self.source is not None or self.documents is not None or self.per_document != 1:
             raise ValueError(
                 "--source, --documents and --per-document are for text and dna; "
                 f"{self.folder} holds models of {runs.task.name}"
             )
-        earlier = [load_result(path) for path in self.join]
-        for path, table in zip(self.join, earlier, strict=True):
-            try:
-                check_joinable(table, runs.models, runs.task, self.lengths, self.depths)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"--join {path}: {error}") from error
+        earlier = self._earlier(
+            lambda table: check_joinable(table, runs.models, runs.task, self.lengths, self.depths)
+        )
         asked = {"lengths": self.lengths, "examples": self.examples, **self._common()}
         if self.depths:
             sweep = needle_grid(runs.models, runs.task, depths=self.depths, **asked)
@@ -181,10 +177,9 @@ class Sweep:
         return sweep, _Headline("whole answers right", ".1%", sweep["mean_strict"])
 
     def _documents(self, runs: Runs, command_line: str) -> tuple[xr.Dataset, _Headline]:
-        from goatviz.analysis import perplexity_sweep
+        from goatviz.analysis import join_sweeps, perplexity_sweep
+        from goatviz.analysis.length import check_losses_joinable
 
-        if self.join:
-            raise ValueError("--join is for passkey and needle")
         if not hasattr(runs.task, "source"):
             raise ValueError(
                 f"{self.folder} must hold models of passkey, needle, text or dna, "
@@ -199,16 +194,31 @@ class Sweep:
             raise ValueError("--depths are for passkey and needle: documents have no answers")
         if self.source == runs.task.source:
             raise ValueError(f"--source {self.source} is what these models were trained on")
-        sweep = perplexity_sweep(
-            runs.models,
-            replace(runs.task, source=self.source),
-            lengths=self.lengths,
-            documents=self.documents,
-            per_document=self.per_document,
-            **self._common(),
+        task = replace(runs.task, source=self.source)
+        asked = {
+            "lengths": self.lengths,
+            "documents": self.documents,
+            "per_document": self.per_document,
+        }
+        earlier = self._earlier(
+            lambda table: check_losses_joinable(table, runs.models, task, **asked)
         )
+        sweep = perplexity_sweep(runs.models, task, **asked, **self._common())
         sweep.attrs["command"] = command_line
+        sweep = join_sweeps(*earlier, sweep)
         return sweep, _Headline("loss [nats/token]", ".4f", sweep["mean_loss"])
+
+    def _earlier(self, check: Callable[[xr.Dataset], None]) -> list[xr.Dataset]:
+        """The tables to join, each of which passes the check."""
+        from goatviz.results import load_result
+
+        tables = [load_result(path) for path in self.join]
+        for path, table in zip(self.join, tables, strict=True):
+            try:
+                check(table)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"--join {path}: {error}") from error
+        return tables
 
     def _common(self) -> dict[str, Any]:
         return {"cache": self.cache, "progress": True}

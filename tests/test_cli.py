@@ -414,6 +414,19 @@ def test_documents_are_swept(tmp_path, capsys):
     assert result.attrs["source"] == str(tmp_path / "test")
     assert result.attrs["command"] == shlex.join(["goatviz", *new])
     assert result.sizes["piece"] == 4
+    both = tmp_path / "both.nc"
+    new[new.index(str(out))] = str(both)
+    joining = [*new, "--join", str(out)]
+    assert main(joining) == 0
+    assert "alibi (1 run and those joined)" in capsys.readouterr().out
+    joined = load_result(both)
+    assert joined.sizes["run"] == 2 and joined.attrs["command"].count("goatviz sweep") == 2
+    assert (joined["loss"].isel(run=1) == result["loss"].isel(run=0)).all()
+    joining[joining.index("2")] = "1"
+    assert main([*joining, "--overwrite"]) == 2
+    told = capsys.readouterr().err
+    assert f"--join {out}: sweeps must be of the same questions, got documents" in told
+    assert load_result(both).identical(joined)
 
 
 def test_answers_have_no_documents(tmp_path, capsys):

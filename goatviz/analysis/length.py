@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -30,9 +30,16 @@ from goatviz.analysis.cells import (
     trained_lengths,
 )
 from goatviz.analysis.intervals import share_fields
+from goatviz.analysis.perplexity import SAME, asked_pieces, joined_losses
 from goatviz.models import CausalLM
-from goatviz.results import LENGTH_SWEEP, NEEDLE_GRID, check_result, make_result
-from goatviz.tasks import Task
+from goatviz.results import (
+    LENGTH_SWEEP,
+    NEEDLE_GRID,
+    PERPLEXITY_SWEEP,
+    check_result,
+    make_result,
+)
+from goatviz.tasks import DNA, Task, Text
 from goatviz.training.evaluation import CHUNK, HELD_OUT_STREAM, AnswerAccuracy, evaluate_answers
 
 if TYPE_CHECKING:
@@ -225,21 +232,21 @@ def join_sweeps(*sweeps: xr.Dataset) -> xr.Dataset:
     Parameters
     ----------
     *sweeps : xarray.Dataset
-        All from `length_sweep` or all from `needle_grid`: of one task, with the same schemes,
-        lengths, depths, training length and seed of the questions.
+        All from `length_sweep`, from `needle_grid` or from `perplexity_sweep`: of one task, with
+        the same schemes, lengths and training length, and the same questions or pieces.
 
     Returns
     -------
     xarray.Dataset
         Same schema. Runs stand in the order of the sweeps, numbered from 0; in a grid they are
-        pooled. Shares and intervals are those of the counts together.
+        pooled. Means, shares and intervals are those of all runs together.
 
     Raises
     ------
     TypeError
         If there is no sweep, or one of another kind than the first.
     ValueError
-        If they were not asked the same questions.
+        If they were not asked the same questions, or did not read the same pieces.
 
     Examples
     --------
@@ -251,16 +258,22 @@ def join_sweeps(*sweeps: xr.Dataset) -> xr.Dataset:
     if not sweeps:
         raise TypeError("sweeps must hold at least one, got none")
     first = sweeps[0]
-    is_grid = getattr(first, "attrs", {}).get("schema") == NEEDLE_GRID.name
-    schema = NEEDLE_GRID if is_grid else LENGTH_SWEEP
+    named = getattr(first, "attrs", {}).get("schema")
+    schema = {each.name: each for each in (NEEDLE_GRID, PERPLEXITY_SWEEP)}.get(named, LENGTH_SWEEP)
     for sweep in sweeps:
         check_result(sweep, schema)
         _check_same_questions(first, sweep)
-    attrs = {name: value for name, value in first.attrs.items() if name != "command"}
+    joined = joined_losses(sweeps) if schema is PERPLEXITY_SWEEP else _joined_answers(sweeps)
     if commands := [sweep.attrs["command"] for sweep in sweeps if "command" in sweep.attrs]:
-        attrs["command"] = "; ".join(commands)
+        joined.attrs["command"] = "; ".join(commands)
+    return joined
+
+
+def _joined_answers(sweeps: Sequence[xr.Dataset]) -> xr.Dataset:
+    first = sweeps[0]
+    attrs = {name: value for name, value in first.attrs.items() if name != "command"}
     schemes, lengths = list(first["scheme"].values), list(first["length"].values)
-    if is_grid:
+    if attrs["schema"] == NEEDLE_GRID.name:
         each = [_grid_counts(grid) for grid in sweeps]
         data = _pooled({name: sum(counts[name] for counts in each) for name in _COUNTS})
         coords = {"scheme": schemes, "depth": first["depth"].values, "length": lengths}
@@ -289,8 +302,17 @@ def check_joinable(
     _check_same_questions(earlier, asked)
 
 
+def check_losses_joinable(
+    earlier: xr.Dataset, models: Models, task: Text | DNA, **asked: Any
+) -> None:
+    """Raise what `join_sweeps` would, before a `perplexity_sweep` is measured."""
+    check_result(earlier, PERPLEXITY_SWEEP)
+    _check_same_questions(earlier, asked_pieces(models, task, **asked))
+
+
 def _check_same_questions(first: xr.Dataset, other: xr.Dataset) -> None:
-    for name in ("task", "task_options", "training_length", "seed"):
+    names = SAME if "piece" in first.dims else ("task", "task_options", "training_length", "seed")
+    for name in names:
         if other.attrs[name] != first.attrs[name]:
             raise ValueError(
                 f"sweeps must be of the same questions, got {name} {first.attrs[name]!r} and "

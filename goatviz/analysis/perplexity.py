@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 #: Resamples of the bootstrap.
 RESAMPLES = 2000
+#: Attributes of a sweep, equal in sweeps of the same pieces.
+SAME = ("task", "source", "documents", "training_length", "resamples", "seed")
 # Tokens whose logits are held at a time, over all windows of a batch.
 _BATCH_TOKENS = 2**13
 # Logits of a chunk where the caller sets no chunk.
@@ -112,30 +114,65 @@ def perplexity_sweep(
     >>> sweep["tokens"].values.tolist()
     [[64, 64], [64, 64]]
     """
+    models, windows, asked = _asked(models, task, lengths, per_document, documents, seed)
+    if chunk is not None:
+        checks.positive_int("chunk", chunk)
+    windows = windows._replace(chunk=chunk, cache=check_cache(cache))
+    loss, place = _losses_of(models, windows, progress)
+    counted = windows.counted
+    by_place = np.add.reduceat(counted, [0, *windows.ends[:-1]], axis=1, dtype=int)
+    tokens = np.repeat(counted.sum(axis=1)[:, None], len(windows.lengths), axis=1)
+    return _swept(loss, tokens, place, by_place, asked)
+
+
+def joined_losses(sweeps: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Sweeps of the same pieces as one; see `join_sweeps`, which checks that they are the same."""
+    first = sweeps[0]
+    for sweep in sweeps:
+        if not sweep["position_tokens"].equals(first["position_tokens"]):
+            raise ValueError("sweeps must be of the same pieces, but their tokens are not as many")
+    loss, place = (
+        np.concatenate([sweep[name].values for sweep in sweeps], axis=1)
+        for name in ("loss", "position_loss")
+    )
+    return _swept(loss, first["tokens"].values, place, first["position_tokens"].values, first)
+
+
+def asked_pieces(
+    models: Models,
+    task: Text | DNA,
+    *,
+    lengths: Sequence[int],
+    per_document: int = 1,
+    documents: int | None = None,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Coordinates and attributes of a `perplexity_sweep` with these arguments, before it is run."""
+    return _asked(models, task, lengths, per_document, documents, seed)[2]
+
+
+def _asked(
+    models: Models,
+    task: Text | DNA,
+    lengths: Sequence[int],
+    per_document: int,
+    documents: int | None,
+    seed: int,
+) -> tuple[dict[str, list[CausalLM]], _Windows, xr.Dataset]:
+    """The checked models, the windows that they read, and coordinates and attributes of a sweep."""
+    import xarray as xr
+
     checks.instance("task", task, (Text, DNA), "a Text or DNA")
     models = check_models(models, task)
     lengths = check_lengths(lengths)
     longest = lengths[-1]
     if any(longest % length for length in lengths):
         raise ValueError(f"lengths must all divide the last, {longest}, got {lengths}")
-    if chunk is not None:
-        checks.positive_int("chunk", chunk)
     pieces, names = _pieces(task, longest, per_document, documents)
     counted = counts(pieces, task).numpy()
     ends = [2**power for power in range(4, longest.bit_length()) if 2**power < longest] + [longest]
-    windows = _Windows(pieces, counted, names, lengths, ends, chunk, check_cache(cache))
-    loss, place = _losses_of(models, windows, progress)
-    by_place = np.add.reduceat(counted, [0, *ends[:-1]], axis=1, dtype=int)
-    tokens = np.repeat(counted.sum(axis=1)[:, None], len(lengths), axis=1)
-    data = {"loss": loss, "tokens": tokens, "position_loss": place, "position_tokens": by_place}
-    # The same tokens at every length.
-    data["run_loss"] = np.einsum("srpt,p->srt", loss, tokens[:, 0] / tokens[:, 0].sum())
-    weights = bootstrap_weights(len(names), RESAMPLES, seed)
-    data |= _mean_over_pieces("mean_loss", loss, tokens, weights)
-    data |= _mean_over_pieces("mean_position_loss", place, by_place, weights)
     coords = {
         "scheme": list(models),
-        "run": np.arange(loss.shape[1]),
         "piece": np.arange(len(names)),
         "length": lengths,
         "position": ends,
@@ -148,6 +185,28 @@ def perplexity_sweep(
         "resamples": RESAMPLES,
         "seed": seed,
     }
+    windows = _Windows(pieces, counted, names, lengths, ends, None, None)
+    return models, windows, xr.Dataset(coords=coords, attrs=attrs)
+
+
+def _swept(
+    loss: np.ndarray,
+    tokens: np.ndarray,
+    place: np.ndarray,
+    by_place: np.ndarray,
+    asked: xr.Dataset,
+) -> xr.Dataset:
+    """The result of a sweep from the losses of its pieces, shape (schemes, runs, pieces, ...)."""
+    data = {"loss": loss, "tokens": tokens, "position_loss": place, "position_tokens": by_place}
+    # The same tokens at every length.
+    data["run_loss"] = np.einsum("srpt,p->srt", loss, tokens[:, 0] / tokens[:, 0].sum())
+    resamples, seed = (int(asked.attrs[name]) for name in ("resamples", "seed"))
+    weights = bootstrap_weights(len(tokens), resamples, seed)
+    data |= _mean_over_pieces("mean_loss", loss, tokens, weights)
+    data |= _mean_over_pieces("mean_position_loss", place, by_place, weights)
+    coords = {"scheme": asked["scheme"].values, "run": np.arange(loss.shape[1])}
+    coords |= {name: asked[name].values for name in ("piece", "length", "position")}
+    attrs = {name: asked.attrs[name] for name in SAME}
     data |= perplexities(data, coords, attrs)
     return make_result(PERPLEXITY_SWEEP, data, coords=coords, attrs=attrs)
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
-from goatviz.analysis import loss_difference, perplexity, perplexity_sweep
+from goatviz.analysis import join_sweeps, loss_difference, perplexity, perplexity_sweep
 from goatviz.analysis.intervals import bootstrap_interval, bootstrap_weights
 from goatviz.models import CausalLM, ModelConfig
 from goatviz.results import (
@@ -63,6 +64,39 @@ def test_losses_are_those_of_full_passes(task):
                 wanted = [each[a:b].mean() for a, b in zip([0, *ends[:-1]], ends, strict=True)]
                 np.testing.assert_allclose(places, wanted, atol=1e-4)
     assert np.isnan(sweep["loss"].sel(scheme="rope", run=1)).all()
+
+
+def test_sweeps_of_other_seeds_are_one(task):
+    models = [small_model(seed) for seed in range(3)]
+    whole = perplexity_sweep({"goat": models}, task, lengths=[32, 128])
+    parts = [
+        perplexity_sweep({"goat": each}, task, lengths=[32, 128])
+        for each in (models[:1], models[1:])
+    ]
+    parts[0].attrs["command"], parts[1].attrs["command"] = "first", "second"
+    joined = join_sweeps(*parts)
+    assert joined.attrs.pop("command") == "first; second"
+    assert joined.identical(whole)
+    shipped = load_shipped_result("text-eltec")
+    again = join_sweeps(shipped.isel(run=[0]), shipped.isel(run=slice(1, None)))
+    # To rounding: the shipped one was computed by another processor.
+    xr.testing.assert_allclose(again, shipped, rtol=1e-12)
+
+
+def test_sweeps_of_other_pieces_are_not_joined(task, tmp_path):
+    model = small_model()
+    sweep = perplexity_sweep({"goat": model}, task, lengths=[32])
+    for options, message in (
+        ({"lengths": [16, 32]}, "same lengths, got 32 and 16, 32"),
+        ({"per_document": 2}, "same questions, got documents "),
+        ({"seed": 1}, "same questions, got seed 0 and 1"),
+    ):
+        other = perplexity_sweep({"goat": model}, task, **{"lengths": [32], **options})
+        with pytest.raises(ValueError, match=message):
+            join_sweeps(sweep, other)
+    fewer = sweep.assign(position_tokens=sweep["position_tokens"] - 1)
+    with pytest.raises(ValueError, match="same pieces, but their tokens are not as many"):
+        join_sweeps(sweep, fewer)
 
 
 def test_means_and_intervals(task):
