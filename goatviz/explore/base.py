@@ -21,7 +21,7 @@ from goatviz.explore.export import write_page
 from goatviz.explore.jobs import Job, Newest, running_loop
 from goatviz.explore.page import FigureView, Page, Place, trait_name
 from goatviz.explore.selection import NAMES, Selection
-from goatviz.plots.base import Panel, Words, as_figure, grid
+from goatviz.plots.base import Panel, Words, as_figure, grid, single
 from goatviz.plots.figure import Figure
 
 
@@ -392,15 +392,15 @@ class Explorer(Page):
     def save_image(
         self, path: str | os.PathLike, *, panel: str | None = None, **options: Any
     ) -> Path:
-        """Write the panels as one image, for the present values; needs kaleido and a Chromium.
+        """Write maps and panels as one image, as they are now; needs kaleido and a Chromium.
 
         Parameters
         ----------
         path : path-like
             Path in an existing folder that ends in .png, .svg, .pdf, .jpg, .jpeg or .webp.
         panel : str, optional
-            One panel alone, such as "row"; default all of them. Maps, thumbnails and passages are
-            not part of an image: `goatviz.plot_plan` draws a plan as a figure.
+            One part alone, such as "row", "map", or "heads" for the thumbnails. Default: all but
+            thumbnails and passages; a passage is text, and in no image.
         **options
             Options of `Figure.write_image`: theme, width, height, scale.
 
@@ -416,11 +416,17 @@ class Explorer(Page):
         ImportError, RuntimeError
             If kaleido or a Chromium is missing; the message says how to get it.
         """
+        figures = self.picture({}).figures
+        drawn = {name: figures.get(name) or part.panel() for name, part in self.parts.items()}
+        drawn = {name: one for name, one in drawn.items() if one is not None}
         if panel is None:
-            figure = self.draw()
+            shown = [one for name, one in drawn.items() if self.parts[name].kind != "heads"]
+            each = [panel for one in shown for panel in ([one] if isinstance(one, Panel) else one)]
+            figure = grid(each, Words(self.label))
         else:
-            figures = self.picture({}).figures
-            figure = as_figure(figures[checks.one_of("panel", panel, figures)])
+            chosen = drawn[checks.one_of("panel", panel, drawn)]
+            # A map is drawn as wide as a page, a figure as narrow as on the page.
+            figure = as_figure(chosen) if panel in figures else single(chosen)
         figure.write_image(path, **options)
         return Path(path)
 

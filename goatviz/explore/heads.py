@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import traitlets
 
 from goatviz.explore.page import Part
-from goatviz.explore.plan_map import colour_range, to_codes
+from goatviz.explore.plan_map import colour_range, to_codes, to_shares, weight_texts
+from goatviz.plots.base import Panel
+from goatviz.plots.plan import shares_panel
 from goatviz.plots.style import colour_table
 from goatviz.results import PLAN_THUMBNAILS, check_result, with_all_dimensions
 
@@ -73,6 +76,39 @@ class HeadsView(Part):
         if self._latest is None or self._latest[0] is not content:
             self._latest = content, self._state_of(content)
         return self._latest[1]
+
+    def panel(self) -> Panel | None:
+        """All pictures side by side, layers from left to right, heads downwards."""
+        if self._latest is None:
+            return None
+        content = with_all_dimensions(self._latest[0], PLAN_THUMBNAILS)
+        scale = colour_range("log", highest=1.0)
+        # One empty cell parts a picture from the next.
+        shares = np.pad(
+            to_shares(content["weights"].values, scale),
+            ((0, 0), (0, 0), (0, 1), (0, 1)),
+            constant_values=np.nan,
+        )
+        layers, heads, rows, columns = shares.shape
+        atlas = shares.transpose(1, 2, 0, 3).reshape(heads * rows, layers * columns)
+        axes = tuple(
+            {
+                "title": dim,
+                "tickvals": ((np.arange(count) + 0.5) * size - 1).tolist(),
+                "ticktext": [str(number) for number in content[dim].values],
+            }
+            for dim, count, size in (("layer", layers, columns), ("head", heads, rows))
+        )
+        drawn = shares_panel(
+            self.title,
+            atlas,
+            weight_texts(scale),
+            x=np.arange(atlas.shape[1]),
+            y=np.arange(atlas.shape[0]),
+            axes=axes,
+            note=f"Logarithmic colours. {self.rule}",
+        )
+        return replace(drawn, height=int(np.clip(24 * heads, 120, 600)))
 
     def close(self) -> None:
         self._latest = None

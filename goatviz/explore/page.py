@@ -106,6 +106,10 @@ class Part(traitlets.HasTraits):
             for name, value in state.items():
                 setattr(self, name, value)
 
+    def panel(self) -> Panel | None:
+        """What is shown, as a panel of a figure, if it can be one."""
+        return None
+
     def received(self, message: Mapping[str, Any]) -> None:
         """Act on a message of the page."""
 

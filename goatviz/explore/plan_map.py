@@ -19,6 +19,9 @@ from goatviz.analysis.compare import PlanDifference
 from goatviz.analysis.levels import POOLS, PlanLevels, PlanView, colour_decades, colour_scale
 from goatviz.explore.jobs import Job, Newest, running_loop
 from goatviz.explore.page import Part
+from goatviz.plots.base import Panel
+from goatviz.plots.marks import tick_format, token_ticks
+from goatviz.plots.plan import shares_panel
 from goatviz.plots.style import colour_table, diverging_table
 
 SCALES = ("auto", "linear", "log")
@@ -28,6 +31,14 @@ DECADES = 5
 FIRST_VIEW = 256
 #: The most cells a side that are sent, whatever a page asks for.
 MOST_CELLS = 2048
+#: Cells a side of an image.
+IMAGE_CELLS = 400
+#: Scales of colours in words, as in front/map.js.
+COLOURS = {
+    "linear": "linear colours",
+    "log": "logarithmic colours",
+    "signed": "colours by the root of the difference",
+}
 #: Views of more pairs than this are computed beside the kernel's own work.
 INLINE_PAIRS = 4_000_000
 #: An axis of more tokens than this is sent without their text.
@@ -203,6 +214,37 @@ class PlanMap(Part):
             "brush": [],
         }
 
+    def panel(self) -> Panel:
+        """The window that is shown, with its colours, as a panel of a figure."""
+        plan, levels = self._shown, self.levels
+        out = (plan.sink,) if self.without else ()
+        window = (tuple(self.view[name]) for name in ("queries", "keys"))
+        room = {"rows": IMAGE_CELLS, "columns": IMAGE_CELLS}
+        shown = levels.view(*window, **room, pool=self.pool, without=out)
+        scale = self.view["range"]
+        places = {"query": shown.queries, "key": shown.key_edges[:-1]}
+        axes = []
+        for dim, tokens in (("key", plan.key_tokens), ("query", plan.query_tokens)):
+            axis = {"title": f"{dim} [tokens]", "tickformat": tick_format(places[dim])}
+            if tokens is not None and shown.exact:
+                axis |= token_ticks(places[dim], [tokens[at] for at in places[dim]], dim)
+            axes.append(axis)
+        chosen = None
+        if self.selection and shown.exact:
+            query, key = self.selection
+            chosen = np.outer(places["query"] == query, places["key"] == key)
+        return shares_panel(
+            plan.title,
+            to_shares(shown.weights, scale),
+            weight_texts(scale),
+            x=places["key"],
+            y=places["query"],
+            axes=tuple(axes),
+            signed=self.signed,
+            note=f"{shown.rule}; {COLOURS[scale['kind']]}" + "; without the sink" * self.without,
+            chosen=chosen,
+        )
+
     def close(self) -> None:
         self._work.stop()
         self._shown = None
@@ -313,20 +355,39 @@ def _highest(view: PlanView) -> float:
     return float(np.nanmax(np.abs(view.weights), initial=0.0))
 
 
+def to_shares(weights: np.ndarray, scale: dict[str, Any]) -> np.ndarray:
+    """Where each weight lies between the first colour, 0, and the last, 1; NaN stays NaN."""
+    low, high = scale["low"], scale["high"]
+    values = np.clip(weights, low, high)
+    if scale["kind"] == "log":
+        return np.log(values / low) / np.log(high / low)
+    if scale["kind"] == "signed":
+        # Most differences are small, and the largest are few.
+        return (1 + np.sign(values) * np.sqrt(np.abs(values) / high)) / 2
+    return (values - low) / (high - low)
+
+
 def to_codes(weights: np.ndarray, scale: dict[str, Any]) -> bytes:
     """One byte for each cell: 0 for NaN, 1 to 255 from the range's low to its high end."""
-    low, high = scale["low"], scale["high"]
     known = ~np.isnan(weights)
-    values = np.clip(np.where(known, weights, low), low, high)
-    if scale["kind"] == "log":
-        share = np.log(values / low) / np.log(high / low)
-    elif scale["kind"] == "signed":
-        # Most differences are small, and the largest are few.
-        share = (1 + np.sign(values) * np.sqrt(np.abs(values) / high)) / 2
-    else:
-        share = (values - low) / (high - low)
-    codes = 1 + np.rint(254 * share).astype(np.uint8)
+    shares = to_shares(np.where(known, weights, scale["low"]), scale)
+    codes = 1 + np.rint(254 * shares).astype(np.uint8)
     return np.where(known, codes, 0).astype(np.uint8).tobytes()
+
+
+def weight_texts(scale: dict[str, Any]) -> list[str]:
+    """The weights of evenly spaced shares of a scale, first and last colour among them."""
+    low, high = scale["low"], scale["high"]
+    shares = np.linspace(0.0, 1.0, 5)
+    if scale["kind"] == "log":
+        weights = low * (high / low) ** shares
+    elif scale["kind"] == "signed":
+        weights = (2 * shares - 1) * np.abs(2 * shares - 1) * high
+    else:
+        weights = low + shares * (high - low)
+    return [
+        f"{weight:.3g}" if weight >= 0 else f"\N{MINUS SIGN}{-weight:.3g}" for weight in weights
+    ]
 
 
 def _described(

@@ -160,6 +160,77 @@ class _Window:
         )
 
 
+# --- a map as an explorer shows it ---
+
+
+def shares_panel(
+    title: str,
+    shares: np.ndarray,
+    texts: Sequence[str],
+    *,
+    x: np.ndarray,
+    y: np.ndarray,
+    axes: tuple[Mapping[str, Any], Mapping[str, Any]],
+    signed: bool = False,
+    note: str = "",
+    chosen: np.ndarray | None = None,
+) -> Panel:
+    """A map whose cells are shares of a scale of colours, made elsewhere.
+
+    Parameters
+    ----------
+    title, note : str
+        Text above the map.
+    shares : array
+        Shape (rows, columns), 0 at the first colour and 1 at the last; NaN where there is no cell.
+    texts : sequence of str
+        Values of evenly spaced shares, from 0 to 1, beside the scale.
+    x, y : array
+        Place of each column and each row.
+    axes : tuple of mapping
+        plotly's settings of the two axes, of which the vertical one runs downwards.
+    signed : bool
+        Whether the middle of the scale stands for 0.
+    chosen : array of bool, optional
+        The cells that get a frame, where cells are one unit wide.
+    """
+    scale = style.DIVERGING if signed else style.SEQUENTIAL
+    # Cells stand around their places.
+    halves = [(places[1] - places[0]) / 2 if len(places) > 1 else 0.5 for places in (x, y)]
+    across = {"range": [x[0] - halves[0], x[-1] + halves[0]], **axes[0]}
+    down = {"range": [y[-1] + halves[1], y[0] - halves[1]], **axes[1]}
+    traces: list[marks.Trace] = [
+        marks.heatmap(
+            x,
+            y,
+            shares,
+            name="weight",
+            hover="query %{y:,}, key %{x:,}",
+            colorscale=scale,
+            zmin=0.0,
+            zmax=1.0,
+        ),
+        marks.colour_bar(
+            "weight bar",
+            colorscale=scale,
+            cmin=0.0,
+            cmax=1.0,
+            colorbar={"tickvals": np.linspace(0, 1, len(texts)).tolist(), "ticktext": list(texts)},
+        ),
+    ]
+    if chosen is not None:
+        traces += marks.double_frame(x, y, chosen, name="chosen pair")
+    return Panel(
+        title,
+        traces,
+        across,
+        down,
+        note=note,
+        height=300,
+        masked=bool(np.isnan(shares).any()),
+    )
+
+
 # --- one row ---
 
 

@@ -472,6 +472,42 @@ def test_the_passage_is_a_row_or_a_column(explorer, monkeypatch):
     assert explorer.error == "ValueError: at must be an integer in 0 .. 47, got 99"
 
 
+def test_an_image_has_maps_and_figures_and_thumbnails_on_demand(tmp_path, monkeypatch):
+    model = small_model()
+    explorer = explore_plan(
+        model, ids(), tokens=[f"t{n}" for n in range(LENGTH)], against=Hide([0])
+    )
+    written = []
+    monkeypatch.setattr(
+        "goatviz.plots.figure.Figure.write_image", lambda figure, path: written.append(figure)
+    )
+    explorer.save_image(tmp_path / "all.png")
+    titles = [note.text for note in written[0].layout.annotations if "<b>" in note.text]
+    where = f"layer {explorer.layer}, head {explorer.head}"
+    for title, wanted in zip(
+        titles,
+        [where.capitalize(), f"{where.capitalize()} after Hide", "Difference: ", "Query 47"],
+        strict=False,
+    ):
+        assert title.replace("<br>", " ").replace("</b> <b>", " ").startswith(f"<b>{wanted}")
+    maps = [trace for trace in written[0].data if trace.type == "heatmap"]
+    assert len(maps) == 3 and maps[2].colorscale != maps[0].colorscale
+
+    explorer.save_image(tmp_path / "heads.png", panel="heads")
+    thumbnails = plan_thumbnails(captured(model, ids()))
+    (atlas,) = [trace for trace in written[1].data if trace.type == "heatmap"]
+    rows, columns = thumbnails.sizes["row"], thumbnails.sizes["column"]
+    layer, head = 1, thumbnails.sizes["head"] - 1
+    picture = np.asarray(atlas.z)[
+        head * (rows + 1) : (head + 1) * (rows + 1) - 1,
+        layer * (columns + 1) : (layer + 1) * (columns + 1) - 1,
+    ]
+    wanted = np.clip(thumbnails["weights"].sel(layer=layer, head=head).values, 1e-5, 1)
+    np.testing.assert_allclose(picture, 1 + np.log10(wanted) / 5, atol=1e-5)
+    with pytest.raises(ValueError, match="panel must be one of heads, map, .* got 'passage'"):
+        explorer.save_image(tmp_path / "text.png", panel="passage")
+
+
 def test_a_page_without_a_choice_fits_and_keeps_what_is_shown(tmp_path):
     tokens = [f"t{i}" for i in range(700)]
     explorer = explore_plan(small_model(num_heads=4, embed_dim=64), ids(700), tokens=tokens)

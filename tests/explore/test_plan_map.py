@@ -11,7 +11,13 @@ from goatviz.adapters import capture
 from goatviz.analysis.levels import PlanLevels
 from goatviz.attention import Attention
 from goatviz.explore import PlanMap, ShownPlan
-from goatviz.explore.plan_map import MOST_CELLS, colour_range, to_codes
+from goatviz.explore.plan_map import (
+    MOST_CELLS,
+    colour_range,
+    to_codes,
+    to_shares,
+    weight_texts,
+)
 from goatviz.plots.style import colour_table
 
 
@@ -70,6 +76,40 @@ def test_codes_at_the_ends_of_their_range():
     scale = colour_range("log", highest=1.0)
     assert to_codes(np.array([0.0, 1e-5, 1.0, np.nan]), scale) == bytes([1, 1, 255, 0])
     assert colour_range("linear", highest=0.0)["high"] == 1.0
+
+
+@pytest.mark.parametrize("kind", ["linear", "log", "signed"])
+def test_a_scale_tells_the_weights_of_its_shares(kind):
+    scale = colour_range(kind, highest=0.5)
+    texts = weight_texts(scale)
+    weights = np.array([float(text.replace("\N{MINUS SIGN}", "-")) for text in texts])
+    np.testing.assert_allclose(to_shares(weights, scale), [0, 0.25, 0.5, 0.75, 1], atol=2e-3)
+    assert np.isnan(to_shares(np.array([np.nan]), scale)).all()
+
+
+def test_its_panel_is_the_window_with_its_colours(monkeypatch):
+    source = levels()
+    widget = PlanMap(ShownPlan(source, "A head", key_tokens=[f"k{n}" for n in range(40)]))
+    ask = {"kind": "view", "id": 1, "queries": [10, 30], "keys": [5, 25], "rows": 20, "columns": 20}
+    answers(widget, monkeypatch, ask)
+    widget.selection = [12, 7]
+    panel = widget.panel()
+    cells, bar, _, frame = panel.traces
+    wanted = to_shares(source.view((10, 30), (5, 25)).weights, widget.view["range"])
+    np.testing.assert_allclose(cells["z"], wanted, rtol=1e-6)
+    assert np.isnan(wanted).any() and panel.masked
+    assert cells["x"].tolist() == list(range(5, 25))
+    assert cells["y"].tolist() == list(range(10, 30))
+    assert panel.x["range"] == [4.5, 24.5] and panel.y["range"] == [29.5, 9.5]
+    assert panel.x["ticktext"][0] == "k5" and "ticktext" not in panel.y
+    assert bar["marker"]["colorbar"]["ticktext"] == weight_texts(widget.view["range"])
+    assert (min(frame["x"]), max(frame["y"])) == (6.54, 12.46)
+    assert panel.title == "A head" and panel.note.startswith("every query; every key; ")
+    widget.without = True
+    lesser = source.view((10, 30), (5, 25), without=(0,)).weights
+    np.testing.assert_allclose(
+        widget.panel().traces[0]["z"], to_shares(lesser, widget.view["range"]), rtol=1e-6
+    )
 
 
 def test_the_palette_gives_every_code_a_colour_of_its_own():
