@@ -211,7 +211,7 @@ def over_depths(grid: xr.Dataset) -> xr.Dataset:
     >>> grid = load_shipped_result("needle-grid")
     >>> pooled = over_depths(grid)
     >>> int(pooled["examples"].sel(scheme="goat", length=64))
-    480
+    800
     """
     import xarray as xr
 
@@ -252,7 +252,7 @@ def join_sweeps(*sweeps: xr.Dataset) -> xr.Dataset:
     --------
     >>> from goatviz import load_shipped_result
     >>> sweep = load_shipped_result("needle-sweep")
-    >>> join_sweeps(sweep.isel(run=[0]), sweep.isel(run=[1, 2])).sizes == sweep.sizes
+    >>> join_sweeps(sweep.isel(run=[0]), sweep.isel(run=slice(1, None))).sizes == sweep.sizes
     True
     """
     if not sweeps:

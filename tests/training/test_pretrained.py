@@ -129,7 +129,7 @@ def test_schemes_differ_in_positions_alone(task):
     assert all(recipe == recipes[0] for recipe in recipes)
 
 
-@pytest.mark.parametrize(("task", "runs"), [("passkey", 5), ("needle", 3)])
+@pytest.mark.parametrize(("task", "runs"), [("passkey", 5), ("needle", 5)])
 def test_shipped_sweeps_are_of_the_shipped_models(task, runs):
     sweep = load_shipped_result(f"{task}-sweep")
     schemes = ["goat", "rope", "rope-interpolated", "alibi", "sinusoidal"]
