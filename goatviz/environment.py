@@ -27,6 +27,7 @@ DISTRIBUTIONS = (
     "torch",
     "triton",
     "flash-attn",
+    "flash-attn-4",
     "transformers",
     "accelerate",
     "POT",

@@ -10,6 +10,7 @@ import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -217,7 +218,7 @@ def _refuse_softcap(inputs: AttentionInputs, name: str) -> None:
 
 def _flash_hindrance() -> str | None:
     if importlib.util.find_spec("flash_attn") is None:
-        return "flash-attn 2 is not installed (pip install 'goatviz[flash]')"
+        return "flash-attn is not installed (pip install 'goatviz[flash]', or flash-attn-4)"
     return _no_gpu()
 
 
@@ -228,12 +229,14 @@ def _no_gpu() -> str | None:
 def _flash(inputs: AttentionInputs) -> Tensor:
     """flash-attn on lanes, or with its own slopes where they are the whole prior."""
     _check_flash(inputs)
-    slopes = _alibi_slopes(inputs)
+    function, generation = _flash_attn()
+    slopes = _alibi_slopes(inputs) if generation == 2 else None
     if slopes is None and not isinstance(inputs.prior, UniformPrior):
         if inputs.softcap is not None:
             raise ValueError(
                 "impl='flash' caps a prior's lanes along with the scores: with "
-                f"softcap={inputs.softcap:g} it serves ALiBi's slopes and the uniform prior"
+                f"softcap={inputs.softcap:g} it serves the uniform prior and, by flash-attn 2, "
+                "ALiBi's slopes"
             )
         inputs.prior._check_lanes()
         q, k, v = widened(inputs)
@@ -245,44 +248,44 @@ def _flash(inputs: AttentionInputs) -> Tensor:
             f"impl='flash' takes heads of up to {_LARGEST_HEAD} channels, got {q.shape[-1]} "
             "with the prior's lanes"
         )
-    out = call_flash(
-        *(each.transpose(1, 2) for each in (q, k, v)),
-        scale=inputs.scale,
-        causal=inputs.causal,
-        window=inputs.window,
-        softcap=inputs.softcap,
-        slopes=slopes,
-    )
-    return out.transpose(1, 2)[..., : inputs.v.shape[-1]]
+    out = _call_flash(function, inputs, q, k, v, slopes=slopes)
+    return out[..., : inputs.v.shape[-1]]
 
 
-def call_flash(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    causal: bool,
-    window: int | None,
-    softcap: float | None,
-    slopes: Tensor | None,
-) -> Tensor:
-    """flash_attn_func of flash-attn 2 in its own layout, (batch, length, heads, d)."""
+def _flash_attn() -> tuple[Callable[..., Any], int]:
+    """flash_attn_func, and the generation of flash-attn that it is of: 2 if that is installed."""
     try:
         from flash_attn import flash_attn_func
-    except ImportError as error:
-        raise ImportError(f"impl='flash' cannot run: {_flash_hindrance() or error}") from error
+    except ImportError:
+        try:
+            from flash_attn.cute import flash_attn_func
+        except ImportError as error:
+            hindrance = _flash_hindrance() or error
+            raise ImportError(f"impl='flash' cannot run: {hindrance}") from error
+        return flash_attn_func, 4
+    return flash_attn_func, 2
+
+
+def _call_flash(
+    function: Callable[..., Any], inputs: AttentionInputs, *qkv: Tensor, slopes: Tensor | None
+) -> Tensor:
+    """One call in flash-attn's own layout, (batch, length, heads, d)."""
+    window, only = inputs.window, {}
     before = -1 if window is None else window - 1
-    return flash_attn_func(
-        q,
-        k,
-        v,
-        softmax_scale=scale,
-        causal=causal,
-        window_size=(before, 0 if causal and window is not None else before),
-        softcap=0.0 if softcap is None else softcap,
-        alibi_slopes=slopes,
+    if slopes is not None:
+        # Generation 4 has none, and is not given the argument.
+        only["alibi_slopes"] = slopes
+    found = function(
+        *(each.transpose(1, 2) for each in qkv),
+        softmax_scale=inputs.scale,
+        causal=inputs.causal,
+        window_size=(before, 0 if inputs.causal and window is not None else before),
+        softcap=0.0 if inputs.softcap is None else inputs.softcap,
+        **only,
     )
+    # Generation 4 returns the log-sum-exp, or None, beside it.
+    out = found[0] if isinstance(found, tuple) else found
+    return out.transpose(1, 2)
 
 
 def _check_flash(inputs: AttentionInputs) -> None:
@@ -351,7 +354,7 @@ BACKENDS: dict[str, Backend] = {
         ),
         Backend(
             "flash",
-            "flash-attn 2: lanes, or its slopes where they are the prior; windows",
+            "flash-attn 2 or 4: lanes, or slopes (2) where they are the prior; windows",
             _flash,
             _flash_hindrance,
         ),

@@ -319,6 +319,50 @@ def flash_attn(monkeypatch):
     return calls
 
 
+@pytest.fixture
+def flash_attn_4(flash_attn, monkeypatch):
+    """A module `flash_attn.cute` with the signature of flash-attn 4.0.0b36, and nothing of 2.
+
+    The same layout and windows, whose absent ends are negative or None; no slopes; a tuple of the
+    output and, if asked for, the log-sum-exp.
+    """
+    second = sys.modules["flash_attn"].flash_attn_func
+
+    def flash_attn_func(
+        q,
+        k,
+        v,
+        qv=None,
+        gather_kv_indices=None,
+        softmax_scale=None,
+        causal=False,
+        window_size=(None, None),
+        learnable_sink=None,
+        softcap=0.0,
+        num_splits=1,
+        pack_gqa=None,
+        deterministic=False,
+        score_mod=None,
+        score_mod_bwd=None,
+        mask_mod=None,
+        aux_tensors=None,
+        aux_scalars=None,
+        block_sparse_tensors=None,
+        block_sparse_tensors_bwd=None,
+        return_lse=False,
+        gather_bwd_recompute_p=False,
+        gather_bwd_token_chunk=None,
+    ):
+        given = {"softmax_scale": softmax_scale, "causal": causal, "softcap": softcap}
+        return second(q, k, v, window_size=window_size, **given), None
+
+    package, cute = ModuleType("flash_attn"), ModuleType("flash_attn.cute")
+    cute.flash_attn_func = flash_attn_func
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", cute)
+    return flash_attn
+
+
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
 
@@ -335,6 +379,27 @@ def test_flash_is_the_definition(flash_attn, dtype, settings, name):
         agree("flash", *draw(queries, dtype=dtype), 1e-2, prior=prior, **settings)
     # Keys and values are handed over as they are, not repeated for the heads that share them.
     assert {call["k"].shape[2] for call in flash_attn} == {2}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"causal": False}, {"window": 9}, {"window": 9, "causal": False}]
+)
+@pytest.mark.parametrize("name", ["none", "goat", "half of goat", "alibi"])
+def test_flash_4_is_the_definition(flash_attn_4, settings, name):
+    prior = PRIORS[name]()
+    agree("flash", *draw(dtype=torch.bfloat16), 1e-2, prior=prior, **settings)
+    assert [call["slopes"] for call in flash_attn_4] == [None]
+    if name == "none":
+        agree("flash", *draw(dtype=torch.bfloat16), 1e-2, prior=prior, softcap=2.0, **settings)
+
+
+def test_flash_4_has_lanes_in_place_of_slopes(flash_attn_4):
+    q, k, v = draw(dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="uniform prior and, by flash-attn 2, ALiBi's slopes"):
+        prior_attention(q, k, v, prior=ALiBiPrior(2), impl="flash", softcap=0.5)
+    prior = RecencyPrior(2)
+    prior_attention(q, k, v, prior=prior, impl="flash").float().square().sum().backward()
+    assert float(prior.raw_slope.grad.abs().min()) > 0
 
 
 def test_flash_takes_slopes_in_place_of_lanes(flash_attn):
@@ -364,7 +429,7 @@ def test_slopes_that_learn_go_through_lanes(flash_attn):
         ({"dtype": torch.float32}, "takes bfloat16 and float16, got torch.float32"),
         ({"padding_mask": torch.ones(2, 8, dtype=torch.bool)}, "takes no padding_mask"),
         ({"query_pos": 8, "key_pos": 8}, "leave query_pos and key_pos out"),
-        ({"softcap": 2.0}, "serves ALiBi's slopes and the uniform prior"),
+        ({"softcap": 2.0}, "serves the uniform prior and, by flash-attn 2"),
         ({"prior": BucketPrior(2)}, "BucketPrior has no finite factorisation"),
     ],
     ids=["float32", "padding", "positions", "softcap", "no lanes"],
@@ -384,6 +449,7 @@ def test_flash_refuses_heads_that_are_too_wide(flash_attn):
 
 def test_flash_that_is_missing_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", None)
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", None)
     with pytest.raises(ImportError, match="impl='flash' cannot run"):
         prior_attention(*draw(8, 8, dtype=torch.bfloat16), impl="flash")
 
