@@ -19,8 +19,8 @@ from goatviz.training import TrainConfig
 
 FOLDER = Path(goatviz.__file__).parent / "checkpoints"
 SCHEMES = ("goat", "rope")
-#: Tokens of context: that of training, and up to eight times as much.
-LENGTHS = (512, 1024, 2048, 4096)
+#: Tokens of context: that of training, and up to four times as much.
+LENGTHS = (512, 1024, 2048)
 
 
 def main(source: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from statistics import median
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from goatviz.training.presets import preset
 
 #: Bases at which speed and memory are measured.
 SPEED_LENGTHS = (1024, 2048, 4096, 6000)
-REPEATS = 5
+REPEATS, PEAKS = 5, 3
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -83,7 +84,8 @@ def training_cost(
     Returns
     -------
     xarray.Dataset
-        Schema "training_cost": medians of 5 repeats, those of all schemes interleaved.
+        Schema "training_cost": medians of 5 repeats, those of all schemes interleaved, and of 3
+        peaks, which on a CPU differ by some 5 %.
     """
     shape = len(recipes), len(lengths)
     trained, attended, peaks = (np.empty(shape) for _ in range(3))
@@ -101,7 +103,8 @@ def training_cost(
                 tokens = recipe.batch_size * length
                 trained[row, column] = tokens / seconds[scheme, "training"]
                 attended[row, column] = tokens / seconds[scheme, "attention"]
-                peaks[row, column] = added_peak(calls[scheme, "training"], device)
+                step = calls[scheme, "training"]
+                peaks[row, column] = median(added_peak(step, device) for _ in range(PEAKS))
     first, *_ = recipes.values()
     return make_result(
         TRAINING_COST,

@@ -248,10 +248,11 @@ CLAIMS: tuple[Claim, ...] = (
         figure="dna",
         reads=("dna-goat", "dna-cost"),
         rule=tuple(Criterion(f"peak memory of a training step, GOAT over RoPE, {where}",
-                             "below", 1, digits=".3f")
-                   for where in ("at 512 bases", "at 4,096")),
+                             "at most", 0.9, digits=".3f")
+                   for where in ("at 512 bases", "at 2,048")),
         measure=measures.dna_memory,
-        note="Of a process on a CPU, in float32. On a GPU it has not been measured here.",
+        note="Of a process on a CPU, in float32; two measurements differ by some 5 %. Not measured on "
+        "a GPU.",
     ),
     Claim(
         slug="flash",
