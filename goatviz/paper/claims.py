@@ -251,8 +251,8 @@ CLAIMS: tuple[Claim, ...] = (
                              "at most", 0.9, digits=".3f")
                    for where in ("at 512 bases", "at 2,048")),
         measure=measures.dna_memory,
-        note="Of a process on a CPU, in float32; two measurements differ by some 5 %. Not measured on "
-        "a GPU.",
+        note="Of a process on a CPU, in float32; two measurements differ by some 5 %. Not "
+        "measured on a GPU.",
     ),
     Claim(
         slug="flash",
