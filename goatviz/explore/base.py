@@ -425,7 +425,9 @@ class Explorer(Page):
             figure = grid(each, Words(self.label))
         else:
             chosen = drawn[checks.one_of("panel", panel, drawn)]
-            # A map is drawn as wide as a page, a figure as narrow as on the page.
+            if self.parts[panel].kind == "map":
+                # About square, as wide as an image is by default.
+                chosen = replace(chosen, height=530)
             figure = as_figure(chosen) if panel in figures else single(chosen)
         figure.write_image(path, **options)
         return Path(path)

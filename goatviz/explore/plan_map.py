@@ -221,7 +221,8 @@ class PlanMap(Part):
         window = (tuple(self.view[name]) for name in ("queries", "keys"))
         room = {"rows": IMAGE_CELLS, "columns": IMAGE_CELLS}
         shown = levels.view(*window, **room, pool=self.pool, without=out)
-        scale = self.view["range"]
+        colours = self._colours or self._colours_of(shown)
+        scale = colour_range(*colours, highest=max(self._highest, _highest(shown)))
         places = {"query": shown.queries, "key": shown.key_edges[:-1]}
         axes = []
         for dim, tokens in (("key", plan.key_tokens), ("query", plan.query_tokens)):

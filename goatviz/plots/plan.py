@@ -226,7 +226,7 @@ def shares_panel(
         across,
         down,
         note=note,
-        height=300,
+        height=230,
         masked=bool(np.isnan(shares).any()),
     )
 

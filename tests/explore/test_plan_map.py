@@ -105,11 +105,19 @@ def test_its_panel_is_the_window_with_its_colours(monkeypatch):
     assert bar["marker"]["colorbar"]["ticktext"] == weight_texts(widget.view["range"])
     assert (min(frame["x"]), max(frame["y"])) == (6.54, 12.46)
     assert panel.title == "A head" and panel.note.startswith("every query; every key; ")
-    widget.without = True
-    lesser = source.view((10, 30), (5, 25), without=(0,)).weights
+    widget.scale = "linear"
+    assert widget.panel().note.endswith("; linear colours")
+    weights = source.view((10, 30), (5, 25)).weights
     np.testing.assert_allclose(
-        widget.panel().traces[0]["z"], to_shares(lesser, widget.view["range"]), rtol=1e-6
+        widget.panel().traces[0]["z"], weights / np.nanmax(weights), rtol=1e-6
     )
+    widget.scale, widget.without = "auto", True
+    lesser = source.view((10, 30), (5, 25), without=(0,)).weights
+    found = widget.panel()
+    texts = found.traces[1]["marker"]["colorbar"]["ticktext"]
+    scale = {"kind": "log", "low": float(texts[0]), "high": float(texts[-1])}
+    assert found.note.endswith("; logarithmic colours; without the sink")
+    np.testing.assert_allclose(found.traces[0]["z"], to_shares(lesser, scale), atol=1e-3)
 
 
 def test_the_palette_gives_every_code_a_colour_of_its_own():
