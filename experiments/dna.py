@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from statistics import median
 
 import numpy as np
 import torch
@@ -84,11 +83,12 @@ def training_cost(
     Returns
     -------
     xarray.Dataset
-        Schema "training_cost": medians of 5 repeats, those of all schemes interleaved, and of 3
-        peaks, which on a CPU differ by some 5 %.
+        Schema "training_cost": medians of 5 repeats, those of all schemes interleaved; the median,
+        smallest and largest of 3 peaks, which on a CPU differ by some 5 %.
     """
     shape = len(recipes), len(lengths)
-    trained, attended, peaks = (np.empty(shape) for _ in range(3))
+    trained, attended = np.empty(shape), np.empty(shape)
+    peaks = np.empty((*shape, PEAKS))
     half = device == "cuda"
     execution = Execution(device=device, mixed_precision="bf16" if half else "no")
     with start(execution) as engine:
@@ -104,20 +104,23 @@ def training_cost(
                 trained[row, column] = tokens / seconds[scheme, "training"]
                 attended[row, column] = tokens / seconds[scheme, "attention"]
                 step = calls[scheme, "training"]
-                peaks[row, column] = median(added_peak(step, device) for _ in range(PEAKS))
+                peaks[row, column] = [added_peak(step, device) for _ in range(PEAKS)]
     first, *_ = recipes.values()
     return make_result(
         TRAINING_COST,
         {
             "tokens_per_second": trained,
             "attention_tokens_per_second": attended,
-            "peak_memory": peaks,
+            "peak_memory": np.median(peaks, axis=-1),
+            "peak_memory_low": peaks.min(axis=-1),
+            "peak_memory_high": peaks.max(axis=-1),
         },
         coords={"scheme": list(recipes), "length": list(lengths)},
         attrs={
             "task": first.task.name,
             "batch_size": first.batch_size,
             "repeats": REPEATS,
+            "peaks": PEAKS,
             "training_length": first.task.length,
             "machine": device_name(torch.device(device)),
             "threads": torch.get_num_threads(),

@@ -533,7 +533,7 @@ TRAINING_COST = Schema(
         "attention_tokens_per_second": Field(
             _POOLED, "tokens/s", "throughput of a layer's attention, forward and backward"
         ),
-        "peak_memory": Field(_POOLED, "MiB", "what a training step adds to the peak of memory"),
+        **_interval("peak_memory", _POOLED, "MiB", "what a training step adds to peak memory"),
     },
 )
 
