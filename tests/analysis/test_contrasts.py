@@ -18,7 +18,7 @@ def test_a_difference_of_schemes_is_the_paired_one(name):
     found = loss_contrast(sweep, "goat", length, less="rope")
     wanted = [float(paired[f"difference{end}"]) for end in ("", "_low", "_high")]
     np.testing.assert_allclose(found[:3], wanted)
-    assert (found.examples, found.seeds) == (sweep.sizes["piece"], 3)
+    assert (found.examples, found.seeds) == (sweep.sizes["piece"], sweep.sizes["run"])
 
 
 def test_a_difference_of_lengths_over_runs_is_students():
@@ -26,7 +26,8 @@ def test_a_difference_of_lengths_over_runs_is_students():
     found = loss_contrast(sweep, "rope", 4096, at=256)
     runs = sweep["run_loss"].sel(scheme="rope")
     apart = (runs.sel(length=4096) - runs.sel(length=256)).values
-    wanted = stats.t.interval(0.95, 2, loc=apart.mean(), scale=stats.sem(apart))
+    freedom = len(apart) - 1
+    wanted = stats.t.interval(0.95, freedom, loc=apart.mean(), scale=stats.sem(apart))
     np.testing.assert_allclose((found.seed_low, found.seed_high), wanted)
     assert found.value == pytest.approx(apart.mean())
 
