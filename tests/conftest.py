@@ -18,8 +18,10 @@ settings.register_profile("default", derandomize=True, deadline=None)
 settings.register_profile("thorough", derandomize=False, deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-# The workers of pytest-xdist share the cores; threads on top of them only wait for one another.
+# The workers of pytest-xdist share the cores; threads on top of them only wait for one another. So
+# do servers and kernels that tests start, whose numbers would differ in their last bits otherwise.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 #: Marks, and the fixtures whose tests have them, so that no test can forget to.
 MARKS = {

@@ -130,7 +130,7 @@ def sizes(explorer: Exported, states: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 #: Traits that a page without a kernel has no use for.
-_UNSAVED = {"library", "layout", "tabbable", "tooltip"}
+_UNSAVED = {"library", "own_id", "layout", "tabbable", "tooltip"}
 
 
 def _state(explorer: Exported, values: Mapping[str, Any], shared: _Shared) -> dict[str, Any]:

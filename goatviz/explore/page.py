@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -252,6 +253,8 @@ class Page(anywidget.AnyWidget):
         Share of the work that is done; -1 while nothing is being done.
     doing, error, summary : str
         Name of the work that is being done, the last error, and all that is shown in words.
+    own_id : str
+        The id of the widget's model, by which the page finds the model behind anywidget's.
     """
 
     _esm = front_script()
@@ -267,12 +270,14 @@ class Page(anywidget.AnyWidget):
     library = traitlets.Instance(PlotlyLibrary, allow_none=True).tag(
         sync=True, **widget_serialization
     )
+    own_id = traitlets.Unicode().tag(sync=True)
 
     _adopted = False
 
     def __init__(self, places: Mapping[str, Place] | None = None, *, label: str = "") -> None:
         self.parts: dict[str, Part] = {}
-        super().__init__(library=plotly_library(), label=label)
+        own_id = uuid.uuid4().hex
+        super().__init__(library=plotly_library(), label=label, own_id=own_id, model_id=own_id)
         self.layout.width = "100%"
         self.on_msg(self._received)
         if places is not None:
@@ -283,7 +288,7 @@ class Page(anywidget.AnyWidget):
         """Open the page with all that it shows first, once its parts are known.
 
         Whatever is set later travels by messages, which a browser takes only after it has imported
-        the front end, and which anywidget drops if that takes longer than two seconds.
+        the front end.
         """
         if self._adopted:
             super().open()

@@ -53,6 +53,22 @@ function keepKeys(root) {
   return () => window.removeEventListener("keydown", look, true);
 }
 
+async function reconnect(model) {
+  // anywidget takes no message from the kernel any more, ever, once importing this file has taken
+  // longer than two seconds, as on a busy machine. Then hand messages on without it, and ask for
+  // all that has been missed. A page without a kernel, and one of marimo, has no such model.
+  const own = await model.widget_manager?.get_model(model.get("own_id"));
+  if (!own?.comm_live) return;
+  const gated = Object.getPrototypeOf(own);
+  try {
+    await gated._handle_comm_msg.call(own, { content: { data: { method: "" } } });
+  } catch {
+    const { _handle_comm_msg: take } = Object.getPrototypeOf(gated);
+    own.comm.on_msg(take.bind(own));
+    own.comm.send({ method: "request_state" }, own.callbacks());
+  }
+}
+
 function render({ model, el }) {
   const root = make("div", { class: "goatviz-explorer" }, el);
   const closed = new AbortController();
@@ -72,6 +88,7 @@ function render({ model, el }) {
   };
   stops.push(listen(model, [["summary", tell]]));
   tell();
+  reconnect(model).catch((error) => console.warn("goatviz: no way back to the kernel", error));
   return () => {
     for (const stop of stops) stop();
     root.remove();
