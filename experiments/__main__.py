@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import dna, language, needle, passkey
+from experiments import dna, language, needle, passkey, vision
 from experiments._slices import DONE, run
 from experiments._weights import SHARD_BYTES, join_shards, write_shards
 
-EXPERIMENTS = (passkey.EXPERIMENT, needle.EXPERIMENT, language.EXPERIMENT, dna.EXPERIMENT)
+EXPERIMENTS = tuple(each.EXPERIMENT for each in (passkey, needle, language, dna, vision))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,9 +30,9 @@ from safetensors.torch import save_file
 
 from goatviz.analysis import load_runs, perplexity_sweep, prior_profile
 from goatviz.files import whole_file
-from goatviz.models import CausalLM
+from goatviz.models import CausalLM, Transformer
 from goatviz.results import save_result
-from goatviz.tasks import Task
+from goatviz.tasks import Images, Task
 from goatviz.training import (
     Execution,
     OutOfTime,
@@ -58,14 +58,14 @@ class Trained(NamedTuple):
     ----------
     task : Task
         Task that all models were trained on.
-    models : dict of str to list of CausalLM
+    models : dict of str to list of Transformer
         Models by scheme, in the order of their seeds, on the device of the slice.
     cells : Path
         Folder of measured cells, from which a stopped measurement goes on.
     """
 
     task: Task
-    models: dict[str, list[CausalLM]]
+    models: dict[str, list[Transformer]]
     cells: Path
 
 
@@ -130,9 +130,10 @@ class Experiment:
 
 def tiny(recipe: TrainConfig) -> TrainConfig:
     """A recipe of seconds on one core, for a rehearsal."""
+    task = recipe.task
     return replace(
         recipe,
-        task=recipe.task.at_length(64),
+        task=task.at_side(7 * task.patch) if isinstance(task, Images) else task.at_length(64),
         embed_dim=32,
         num_layers=2,
         num_heads=2,
@@ -357,7 +358,8 @@ def _measure(experiment: Experiment, folder: Path, options: Namespace, command: 
             model.to(options.device)
     trained = Trained(loaded.task, loaded.models, folder / "cells")
     measures: dict[str, Callable[[], Iterable[xr.Dataset]]] = {}
-    if "goat" in trained.models:
+    # A prior on a grid has no profile; its parameters are among the records.
+    if "goat" in trained.models and not isinstance(trained.task, Images):
         measures["prior"] = lambda: [prior_profile(trained.models["goat"][0], resolution=64)]
     measures |= experiment.measures(trained, options)
 

@@ -23,6 +23,8 @@ _HOMES = {
     "Execution": "goatviz.training",
     "HeavyHitters": "goatviz.transport",
     "Hide": "goatviz.transport",
+    "ImageClassifier": "goatviz.models",
+    "Images": "goatviz.tasks",
     "KeyTablePrior": "goatviz.priors",
     "LagTablePrior": "goatviz.priors",
     "ModelConfig": "goatviz.models",

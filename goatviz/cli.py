@@ -54,7 +54,7 @@ class Train:
     """Train one model: `goatviz train TASK --preset SIZE --help` lists what can be changed."""
 
     task: Annotated[str, tyro.conf.Positional]
-    """copy-mixture, passkey, needle, text or dna."""
+    """copy-mixture, passkey, needle, text, dna or images."""
     preset: str = "tiny"
     """The recipe to start from: tiny, small or paper."""
 
@@ -89,16 +89,16 @@ class Info:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Evaluate every checkpoint of a folder at every length: its answers (passkey, needle) or its
-    loss on documents (text, dna, with --source). The result is netCDF. Checkpoints that do not
-    load are named and left out, and the exit status is then 3."""
+    """Evaluate every checkpoint of a folder at every length: its answers (passkey, needle, images)
+    or its loss on documents (text, dna, with --source). The result is netCDF. Checkpoints that do
+    not load are named and left out, and the exit status is then 3."""
 
     folder: tyro.conf.Positional[Path]
     """Checkpoints of one recipe that differ only in scheme and seed."""
     out: Path = Path("sweep.nc")
     """File to write, .nc; its folder is created if missing."""
     lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    """Tokens of context, increasing."""
+    """Tokens of context, increasing; for images side x side x channels."""
     depths: tuple[float, ...] = ()
     """Answers: their positions, as fractions of the text; makes a grid of lengths and depths."""
     examples: int = 256
@@ -182,7 +182,7 @@ class Sweep:
 
         if not hasattr(runs.task, "source"):
             raise ValueError(
-                f"{self.folder} must hold models of passkey, needle, text or dna, "
+                f"{self.folder} must hold models of passkey, needle, images, text or dna, "
                 f"got {runs.task.name}"
             )
         if self.source is None:

@@ -1,13 +1,14 @@
 """Small transformers built from one block, in which only the position scheme changes.
 
-The shipped checkpoints are `CausalLM`s. Layers live in `goatviz.attention`, priors in
-`goatviz.priors`; `goatviz.analysis` reads the priors of a model.
+The shipped checkpoints are `CausalLM`s; an `ImageClassifier` reads pixels. Layers live in
+`goatviz.attention`, priors in `goatviz.priors`; `goatviz.analysis` reads the priors of a model.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,11 @@ from goatviz.attention.layer import Attention, LayerCache
 from goatviz.attention.positions import (
     InterpolatedRotaryEmbedding,
     LearnedEmbedding,
+    LearnedGridEmbedding,
     RotaryEmbedding,
     SinusoidalEmbedding,
 )
-from goatviz.priors.base import Prior, readable
+from goatviz.priors.base import PositionsLike, Prior, grid_positions, readable
 from goatviz.priors.fixed import ALiBiPrior, BucketPrior, UniformPrior
 from goatviz.priors.sink import RecencyPrior, SinkPrior
 from goatviz.priors.spectral import SpectralPrior
@@ -36,11 +38,13 @@ POSITION_SCHEMES = (
     "sinusoidal",
     "learned",
 )
+#: Those of them that are defined on a grid.
+IMAGE_SCHEMES = ("goat", "none", "learned")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that determines a `CausalLM` except its weights.
+    """Everything that determines a model except its weights.
 
     Attributes
     ----------
@@ -55,7 +59,8 @@ class ModelConfig:
     positions : str
         One of `POSITION_SCHEMES`; "none" has a uniform prior and no positions at all.
     training_length : int
-        T, tokens: normalises the sink, bounds learned positions, anchors interpolation.
+        T, tokens: normalises the sink, bounds learned positions, anchors interpolation. For
+        images, the numbers of one: side x side x channels.
     prior_rank, sink_rank : int
         R and M of the GOAT prior.
     prior_init : str
@@ -65,6 +70,11 @@ class ModelConfig:
     skip : bool
         Add the residual stream to the output of attention. Without it every token, even the
         query's own, reaches the output only through the transport plan.
+    patch : int or None
+        Side of a square patch in pixels makes it an `ImageClassifier`, whose `positions` is one
+        of `IMAGE_SCHEMES`; None: a `CausalLM`.
+    channels : int
+        Numbers of a pixel.
     """
 
     vocab_size: int
@@ -81,6 +91,8 @@ class ModelConfig:
     prior_init: str = "seeded"
     base: float = 10_000.0
     skip: bool = True
+    patch: int | None = None
+    channels: int = 1
 
     def __post_init__(self) -> None:
         checks.integer_fields(
@@ -101,6 +113,33 @@ class ModelConfig:
                 f"embed_dim must be a multiple of num_heads, got {self.embed_dim} and "
                 f"{self.num_heads}"
             )
+        checks.integer_fields(self, channels=1)
+        if self.patch is not None:
+            checks.positive_int("patch", self.patch)
+            checks.one_of("positions of images", self.positions, IMAGE_SCHEMES)
+            patches_across(self.training_length, self.patch, self.channels)
+
+
+def patches_across(length: int, patch: int, channels: int = 1) -> int:
+    """Patches along a side of a square image of `length` numbers.
+
+    Raises
+    ------
+    ValueError
+        If there is no such image.
+
+    Examples
+    --------
+    >>> patches_across(28 * 28, patch=4)
+    7
+    """
+    side = math.isqrt(length // channels)
+    if side * side * channels != length or side % patch or not side:
+        raise ValueError(
+            f"length must be side x side x {channels}, with a side that is a multiple of "
+            f"patch={patch}, got {length}"
+        )
+    return side // patch
 
 
 def goat_prior(
@@ -112,6 +151,7 @@ def goat_prior(
     causal: bool = True,
     base: float = 10_000.0,
     init: str = "seeded",
+    axes: int = 0,
 ) -> Prior:
     r"""GOAT's log-prior: relative + sink, + recency when causal.
 
@@ -130,14 +170,17 @@ def goat_prior(
     init : str
         "seeded": small random spectrum and sink, ALiBi's slopes; "uniform": a flat prior with a
         slope of 0.001, from which everything can still be learned.
+    axes : int
+        0 for sequences; 2 for images.
 
     Examples
     --------
     >>> list(goat_prior(2, rank=4, sink_rank=4, training_length=64).components())
     ['relative', 'sink', 'recency']
     """
-    prior = SpectralPrior(num_heads, rank=rank, base=base, init=init) + SinkPrior(
-        num_heads, rank=sink_rank, training_length=training_length, base=base, init=init
+    common = {"base": base, "axes": axes, "init": init}
+    prior = SpectralPrior(num_heads, rank=rank, **common) + SinkPrior(
+        num_heads, rank=sink_rank, training_length=training_length, **common
     )
     if checks.flag("causal", causal):
         slopes = None if init == "seeded" else [1e-3] * num_heads
@@ -166,42 +209,35 @@ class Block(nn.Module):
         self,
         x: Tensor,
         *,
+        positions: PositionsLike | None = None,
         padding_mask: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Shape (batch, length, embed_dim) in and out."""
-        carried = self.attention(self.attention_norm(x), padding_mask=padding_mask, cache=cache)
+        carried = self.attention(
+            self.attention_norm(x), positions=positions, padding_mask=padding_mask, cache=cache
+        )
         x = x + carried if self.skip else carried
         if self.mlp is not None:
             x = x + self.mlp(self.mlp_norm(x))
         return x
 
 
-class CausalLM(nn.Module):
-    """A decoder-only language model with one of the position schemes.
-
-    Parameters
-    ----------
-    config : ModelConfig
-        Sizes and the position scheme.
+class Transformer(nn.Module):
+    """What `CausalLM` and `ImageClassifier` share: blocks, a norm and a head.
 
     Attributes
     ----------
+    config : ModelConfig
+        Sizes and the position scheme.
     checkpoint_activations : bool
         Keep only the inputs of blocks and recompute the rest in the backward pass; default False.
-
-    Examples
-    --------
-    >>> model = CausalLM(ModelConfig(vocab_size=8, training_length=16, embed_dim=32))
-    >>> model(torch.zeros(1, 4, dtype=torch.long)).shape
-    torch.Size([1, 4, 8])
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = checks.instance("config", config, ModelConfig, "a ModelConfig")
-        self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
-        self.position_embedding = _position_embedding(config)
+        self._add_inputs(config)
         self.blocks = nn.ModuleList(
             Block(_attention(config), config.mlp_ratio, skip=config.skip)
             for _ in range(config.num_layers)
@@ -210,6 +246,75 @@ class CausalLM(nn.Module):
         self.head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         self.checkpoint_activations = False
         self._reset_weights()
+
+    def _add_inputs(self, config: ModelConfig) -> None:
+        """Make what comes before the blocks."""
+        raise NotImplementedError
+
+    def _checked(self, ids: Tensor) -> Tensor:
+        if ids.ndim != 2 or ids.numel() == 0:
+            raise ValueError(f"ids must have shape (batch, length), got {tuple(ids.shape)}")
+        if ids.is_floating_point() or ids.dtype == torch.bool:
+            raise TypeError(f"ids must be integers, got {ids.dtype}")
+        if readable():
+            _check_range(ids, self.config.vocab_size)
+        return ids
+
+    def _through_blocks(
+        self, x: Tensor, cache: list[LayerCache] | None = None, **options: Any
+    ) -> Tensor:
+        again = self.checkpoint_activations and cache is None and torch.is_grad_enabled()
+        for depth, block in enumerate(self.blocks):
+            if again:
+                x = checkpoint(block, x, use_reentrant=False, **options)
+            else:
+                x = block(x, cache=None if cache is None else cache[depth], **options)
+        return x
+
+    def _reset_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Attention):
+                projections = (module.q_proj, module.k_proj, module.v_proj, module.out_proj)
+            elif isinstance(module, Block) and module.mlp is not None:
+                projections = (module.mlp[0], module.mlp[2])
+            else:
+                continue
+            for linear in projections:
+                nn.init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))
+                nn.init.zeros_(linear.bias)
+            # The residual stream sums 2 x layers outputs: keep its variance at the start.
+            projections[-1].weight.data /= math.sqrt(2 * len(self.blocks))
+        self._reset_inputs()
+        nn.init.normal_(self.head.weight, std=0.02)
+
+    def _reset_inputs(self) -> None:
+        """Draw the weights of what `_add_inputs` made."""
+        raise NotImplementedError
+
+
+class CausalLM(Transformer):
+    """A decoder-only language model with one of the position schemes.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Sizes and the position scheme; without a patch.
+
+    Examples
+    --------
+    >>> model = CausalLM(ModelConfig(vocab_size=8, training_length=16, embed_dim=32))
+    >>> model(torch.zeros(1, 4, dtype=torch.long)).shape
+    torch.Size([1, 4, 8])
+    """
+
+    def _add_inputs(self, config: ModelConfig) -> None:
+        if config.patch is not None:
+            raise ValueError(f"patch must be None for a language model, got {config.patch}")
+        self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
+        self.position_embedding = _position_embedding(config)
+
+    def _reset_inputs(self) -> None:
+        nn.init.normal_(self.embedding.weight, std=1.0)
 
     def new_cache(self) -> list[LayerCache]:
         """An empty cache with one entry per layer, for successive calls of `forward`."""
@@ -238,12 +343,7 @@ class CausalLM(nn.Module):
         Tensor
             Shape (batch, length, vocab_size).
         """
-        if ids.ndim != 2 or ids.numel() == 0:
-            raise ValueError(f"ids must have shape (batch, length), got {tuple(ids.shape)}")
-        if ids.is_floating_point() or ids.dtype == torch.bool:
-            raise TypeError(f"ids must be integers, got {ids.dtype}")
-        if readable():
-            _check_range(ids, self.config.vocab_size)
+        self._checked(ids)
         if cache is not None and len(cache) != len(self.blocks):
             raise ValueError(f"cache must have {len(self.blocks)} entries, got {len(cache)}")
         start = 0 if cache is None else cache[0].length
@@ -252,30 +352,94 @@ class CausalLM(nn.Module):
             end = start + ids.shape[1]
             index = torch.arange(start, end, device=ids.device)
             x = x + self.position_embedding(index, last=end - 1)
-        again = self.checkpoint_activations and cache is None and torch.is_grad_enabled()
-        for depth, block in enumerate(self.blocks):
-            if again:
-                x = checkpoint(block, x, padding_mask=padding_mask, use_reentrant=False)
-            else:
-                entry = None if cache is None else cache[depth]
-                x = block(x, padding_mask=padding_mask, cache=entry)
-        return self.head(self.norm(x))
+        return self.head(self.norm(self._through_blocks(x, cache, padding_mask=padding_mask)))
 
-    def _reset_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, Attention):
-                projections = (module.q_proj, module.k_proj, module.v_proj, module.out_proj)
-            elif isinstance(module, Block) and module.mlp is not None:
-                projections = (module.mlp[0], module.mlp[2])
-            else:
-                continue
-            for linear in projections:
-                nn.init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))
-                nn.init.zeros_(linear.bias)
-            # The residual stream sums 2 x layers outputs: keep its variance at the start.
-            projections[-1].weight.data /= math.sqrt(2 * len(self.blocks))
-        nn.init.normal_(self.embedding.weight, std=1.0)
-        nn.init.normal_(self.head.weight, std=0.02)
+
+class ImageClassifier(Transformer):
+    """A vision transformer: patches of a square image, a class token in front, no causal mask.
+
+    It reads an image as a language model reads text: as numbers in a row, of which the class is
+    the next. So tasks, training and sweeps are the same, and a higher resolution is a longer row.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Sizes and the position scheme, with a patch.
+
+    Notes
+    -----
+    GOAT's prior is on the grid of patches, where the class token has no place, and has no recency
+    term (Litman and Guo 2026, vision experiment). Learned positions are interpolated bicubically
+    to other resolutions, as vision transformers do.
+
+    Examples
+    --------
+    >>> config = ModelConfig(vocab_size=256, training_length=64, embed_dim=32, patch=4)
+    >>> ImageClassifier(config)(torch.zeros(1, 144, dtype=torch.long)).shape
+    torch.Size([1, 1, 256])
+    """
+
+    def _add_inputs(self, config: ModelConfig) -> None:
+        if config.patch is None:
+            raise ValueError("patch must be the side of a patch in pixels, got None")
+        self.embedding = nn.Linear(config.patch**2 * config.channels, config.embed_dim)
+        self.class_token = nn.Parameter(torch.zeros(config.embed_dim))
+        self.position_embedding = None
+        if config.positions == "learned":
+            across = patches_across(config.training_length, config.patch, config.channels)
+            self.position_embedding = LearnedGridEmbedding(config.embed_dim, side=across)
+
+    def _reset_inputs(self) -> None:
+        nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(self.embedding.in_features))
+        nn.init.zeros_(self.embedding.bias)
+        nn.init.normal_(self.class_token, std=0.02)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits of the class.
+
+        Parameters
+        ----------
+        ids : Tensor
+            Integers in [0, 256) and below vocab_size, shape (batch, side x side x channels): rows
+            of pixels from the top, each pixel's channels together.
+
+        Returns
+        -------
+        Tensor
+            Shape (batch, 1, vocab_size).
+
+        Raises
+        ------
+        ValueError
+            If `ids` are no square image whose side is a multiple of the patch.
+        """
+        self._checked(ids)
+        patch, channels = self.config.patch, self.config.channels
+        across = patches_across(ids.shape[1], patch, channels)
+        pixels = ids.to(self.embedding.weight.dtype) / 127.5 - 1
+        pixels = pixels.reshape(len(ids), across, patch, across, patch, channels)
+        patches = pixels.transpose(2, 3).reshape(len(ids), across * across, -1)
+        x = self.embedding(patches)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(across)
+        x = torch.cat([self.class_token.expand(len(ids), 1, -1), x], dim=1)
+        positions = None
+        if self.config.positions == "goat":
+            positions = grid_positions(across, across, class_token=True)
+        x = self._through_blocks(x, positions=positions)
+        return self.head(self.norm(x[:, :1]))
+
+
+def build_model(config: ModelConfig) -> Transformer:
+    """The model that a config determines, with fresh weights.
+
+    Examples
+    --------
+    >>> type(build_model(ModelConfig(vocab_size=8, training_length=16))).__name__
+    'CausalLM'
+    """
+    checks.instance("config", config, ModelConfig, "a ModelConfig")
+    return CausalLM(config) if config.patch is None else ImageClassifier(config)
 
 
 def interpolate_positions(model: CausalLM) -> CausalLM:
@@ -325,14 +489,20 @@ def _attention(config: ModelConfig) -> Attention:
     content_dim = head_dim if config.content_dim is None else config.content_dim
     prior: Prior = UniformPrior()
     rotary = None
+    causal = config.patch is None
     if config.positions == "goat":
+        tokens = config.training_length
+        if not causal:
+            tokens = 1 + patches_across(tokens, config.patch, config.channels) ** 2
         prior = goat_prior(
             heads,
             rank=config.prior_rank,
             sink_rank=config.sink_rank,
-            training_length=config.training_length,
+            training_length=tokens,
+            causal=causal,
             base=config.base,
             init=config.prior_init,
+            axes=0 if causal else 2,
         )
         content_dim = config.content_dim
     elif config.positions == "alibi":
@@ -352,6 +522,7 @@ def _attention(config: ModelConfig) -> Attention:
         content_dim=content_dim,
         prior=prior,
         rotary=rotary,
+        causal=causal,
     )
 
 

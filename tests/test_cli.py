@@ -217,7 +217,7 @@ def test_presets_are_where_flags_start(tmp_path, capsys):
     [
         (
             ["haystack"],
-            "task must be one of copy-mixture, passkey, needle, text, dna, got 'haystack'",
+            "task must be one of copy-mixture, passkey, needle, text, dna, images, got 'haystack'",
         ),
         (["passkey", "--preset", "huge"], "preset of passkey must be one of tiny, small, paper"),
         (["--preset", "tiny", "passkey"], "TASK comes first: goatviz train passkey --preset tiny"),

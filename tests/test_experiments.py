@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 LIMIT = 16 * 2**20
 #: A limit of time that the first step exceeds.
 AT_ONCE = ("--minutes=1e-9",)
-RECORDS = ("cards.json", "log.jsonl", "prior.nc", "priors.safetensors")
+RECORDS = ("cards.json", "log.jsonl", "priors.safetensors")
 
 
 @pytest.fixture
@@ -64,6 +65,16 @@ def bases(tmp_path) -> list[str]:
     return ["--source", str(tmp_path / "train.fa"), "--validation", str(tmp_path / "valid.fa")]
 
 
+@pytest.fixture
+def pictures(tmp_path) -> list[str]:
+    """Options that name images whose class is their brightness."""
+    classes = np.arange(60) % 3
+    images = (100 * classes[:, None, None, None] + np.zeros((1, 24, 24, 3))).astype(np.uint8)
+    held = {f"x_{part}": images for part in ("train", "test")}
+    np.savez(tmp_path / "a.npz", **held, **{f"y_{part}": classes for part in ("train", "test")})
+    return ["--source", str(tmp_path / "a.npz")]
+
+
 def brought_home(out: Path, name: str, *ends: str) -> dict[str, object]:
     """The tables of an experiment, after a check of everything beside them."""
     files = {path.name.removeprefix(f"{name}-"): path for path in out.iterdir()}
@@ -79,7 +90,7 @@ def brought_home(out: Path, name: str, *ends: str) -> dict[str, object]:
         ".blocks.1.attention.prior." in key for key in load_file(files["priors.safetensors"])
     )
     tables = {end: load_result(path) for end, path in files.items() if end.endswith(".nc")}
-    words = tables["prior.nc"].attrs["command"].split()
+    words = tables["sweep.nc"].attrs["command"].split()
     assert not {"--out", "--work", "--minutes"} & set(words) and "--tiny" in words
     return tables
 
@@ -102,7 +113,7 @@ def test_a_run_cut_off_goes_on_bit_for_bit(experiment, tmp_path, capsys, slow):
         for key in ("sha256", "losses", "history"):
             assert resumed[key] == whole[key]
     resumed, whole = (
-        brought_home(tmp_path / work / "out", "passkey", "sweep.nc")["sweep.nc"]
+        brought_home(tmp_path / work / "out", "passkey", "prior.nc", "sweep.nc")["sweep.nc"]
         for work in ("work", "whole")
     )
     assert resumed.drop_attrs().identical(whole.drop_attrs())
@@ -120,7 +131,7 @@ def test_a_run_cut_off_goes_on_bit_for_bit(experiment, tmp_path, capsys, slow):
 
 def test_needle_is_asked_by_depth(experiment, tmp_path):
     assert experiment("needle", "--schemes", "goat") == _slices.DONE
-    tables = brought_home(tmp_path / "work" / "out", "needle", "grid.nc", "sweep.nc")
+    tables = brought_home(tmp_path / "work" / "out", "needle", "prior.nc", "grid.nc", "sweep.nc")
     assert list(tables["grid.nc"]["depth"].values) == [0.1, 0.3, 0.5, 0.7, 0.9]
 
 
@@ -129,7 +140,8 @@ def test_language_models_are_measured_as_the_shipped_ones(experiment, documents,
     ends = [f"{scheme}-{end}.nc" for scheme in ("goat", "rope", "alibi")
             for end in ("sinks", "signal", "sink-effect")]  # fmt: skip
     implied = ["rope-implied.nc", "alibi-implied.nc"]
-    tables = brought_home(tmp_path / "work" / "out", "language", "sweep.nc", *ends, *implied)
+    ends += ["prior.nc", "sweep.nc"]
+    tables = brought_home(tmp_path / "work" / "out", "language", *ends, *implied)
     for ours, shipped in (
         ("rope-sink-effect.nc", "text-rope-sink-effect"),
         ("goat-signal.nc", "smollm2-signal"),
@@ -146,13 +158,23 @@ def test_language_models_are_measured_as_the_shipped_ones(experiment, documents,
 def test_dna_has_speed_and_memory(experiment, bases, tmp_path):
     assert experiment("dna", *bases, "--unseen", bases[-1]) == _slices.DONE
     out = tmp_path / "work" / "out"
-    cost = brought_home(out, "dna", "sweep.nc", "speed.nc")["speed.nc"]
+    cost = brought_home(out, "dna", "prior.nc", "sweep.nc", "speed.nc")["speed.nc"]
     assert cost.attrs["schema"] == goatviz.load_shipped_result("dna-cost").attrs["schema"]
     assert cost["scheme"].values.tolist() == ["goat", "rope"]
     assert cost["length"].values.tolist() == [64, 96]
     assert (cost["tokens_per_second"] > 0).all() and (cost["peak_memory"] >= 0).all()
     # Attention is a part of a training step.
     assert (cost["attention_tokens_per_second"] > cost["tokens_per_second"]).all()
+
+
+def test_images_are_read_at_finer_resolutions(experiment, pictures, tmp_path):
+    assert experiment("vision", *pictures) == _slices.DONE
+    sweep = brought_home(tmp_path / "work" / "out", "vision", "sweep.nc")["sweep.nc"]
+    assert sweep.attrs["schema"] == goatviz.load_shipped_result("passkey-sweep").attrs["schema"]
+    assert sweep["scheme"].values.tolist() == ["goat", "none", "learned"]
+    # 7 patches of 8 pixels across, and 384 / 224 and 512 / 224 times as many.
+    assert sweep["length"].values.tolist() == [3 * (8 * across) ** 2 for across in (7, 12, 16)]
+    assert (sweep["examples"] == 8).all() and (sweep["tokens"] == 8).all()
 
 
 def test_what_fails_stops_nothing_else(experiment, tmp_path, monkeypatch, capsys):
@@ -188,7 +210,7 @@ def test_what_would_be_lost_is_refused_before_the_work(experiment, monkeypatch, 
     assert "results need h5netcdf, which are not installed" in capsys.readouterr().err
 
 
-def test_recipes_are_those_of_the_paper(documents, bases, monkeypatch):
+def test_recipes_are_those_of_the_paper(documents, bases, pictures, monkeypatch):
     asked = {}
     monkeypatch.setattr(command, "run", lambda each, options, _: asked.update(each.runs(options)))
     for arguments in (["passkey"], ["needle"], ["language", *documents], ["dna", *bases]):
@@ -207,6 +229,10 @@ def test_recipes_are_those_of_the_paper(documents, bases, monkeypatch):
         *(8, 8, 1000),
         *(2, 8),
     )
+    command.main(["vision", *pictures])
+    vision = asked["vision-goat-0"]
+    assert (vision.embed_dim, vision.num_layers, vision.num_heads) == (384, 12, 6)
+    assert (vision.prior_rank, vision.sink_rank, vision.learning_rate) == (16, 2, 5e-4)
     with torch.device("meta"):
         language = CausalLM(asked["language-rope-0"].model_config())
     assert 25e6 < sum(weight.numel() for weight in language.parameters()) < 125e6

@@ -1,4 +1,4 @@
-"""CausalLM under every position scheme: cached = full, causality, padding, and its config."""
+"""Models under every position scheme: cached = full, causality, padding, grids, and the config."""
 
 import dataclasses
 import math
@@ -8,13 +8,16 @@ import torch
 
 from goatviz.attention import InterpolatedRotaryEmbedding
 from goatviz.models import (
+    IMAGE_SCHEMES,
     POSITION_SCHEMES,
     CausalLM,
+    ImageClassifier,
     ModelConfig,
+    build_model,
     goat_prior,
     interpolate_positions,
 )
-from goatviz.priors import BucketPrior, Prior, UniformPrior
+from goatviz.priors import BucketPrior, Prior, UniformPrior, grid_positions
 
 TRAINING, LENGTH, VOCAB = 8, 13, 11
 
@@ -231,3 +234,126 @@ def test_interpolated_positions_are_the_same_model_up_to_the_training_length():
     assert rope.head.weight.abs().max() > 0
     with pytest.raises(ValueError, match="model must have positions 'rope', got 'goat'"):
         interpolate_positions(CausalLM(ModelConfig(**sizes)))
+
+
+def classifier(positions="goat", **changes):
+    settings = {"vocab_size": 256, "training_length": 8 * 8, "embed_dim": 48, "num_layers": 2}
+    settings |= {"num_heads": 4, "prior_rank": 4, "sink_rank": 2, "patch": 2}
+    made = build_model(ModelConfig(positions=positions, **(settings | changes))).eval()
+    with torch.no_grad():
+        for module in made.modules():
+            if isinstance(module, Prior):
+                for parameter in module.parameters(recurse=False):
+                    parameter.normal_()
+        if made.position_embedding is not None:
+            made.position_embedding.table.normal_()
+    return made
+
+
+def pictures(side=8, channels=1):
+    shape = (3, side, side, channels)
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("positions", IMAGE_SCHEMES)
+def test_images_of_any_resolution_give_one_row_of_logits(positions):
+    model = classifier(positions)
+    assert isinstance(model, ImageClassifier)
+    with torch.no_grad():
+        for side in (2, 8, 14):
+            assert model(pictures(side).flatten(1)).shape == (3, 1, 256)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_patch_is_a_square_of_pixels(channels):
+    model = classifier("none", channels=channels, training_length=64 * channels, num_layers=1)
+    seen = []
+    model.embedding.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    image = pictures(channels=channels)
+    with torch.no_grad():
+        model(image.flatten(1))
+    assert seen[0].shape == (3, 16, 4 * channels)
+    wanted = image[:, 2:4, 6:8].flatten(1).float() / 127.5 - 1
+    torch.testing.assert_close(seen[0][:, 1 * 4 + 3], wanted)
+
+
+@pytest.mark.parametrize("positions", IMAGE_SCHEMES)
+def test_only_positions_tell_where_patches_are(positions):
+    model, image = classifier(positions), pictures()
+    swapped = torch.cat([image[:, 4:], image[:, :4]], dim=1)
+    with torch.no_grad():
+        apart = (model(image.flatten(1)) - model(swapped.flatten(1))).abs().max()
+    assert apart < 1e-5 if positions == "none" else apart > 1e-4
+
+
+def test_the_prior_of_images_is_on_their_grid_and_sees_all_patches():
+    model = classifier()
+    calls = []
+    layer = model.blocks[0].attention
+    layer.observer = lambda q, k, **call: calls.append(call)
+    with torch.no_grad():
+        model(pictures(12).flatten(1))
+    (call,) = calls
+    assert not call["causal"]
+    assert set(layer.prior.components()) == {"relative", "sink"}
+    assert torch.equal(
+        call["key_pos"].nan_to_num(-1), grid_positions(6, 6, class_token=True).nan_to_num(-1)
+    )
+    # The same shift of query and key changes nothing in the relative term.
+    term = layer.prior.components()["relative"]
+    relative = term.log_prior(call["key_pos"], call["key_pos"]).detach()
+    grid = relative[:, 1:, 1:].reshape(-1, 6, 6, 6, 6)
+    torch.testing.assert_close(
+        grid[:, :-1, :-2, :-1, :-2], grid[:, 1:, 2:, 1:, 2:], rtol=0, atol=1e-5
+    )
+    assert float(relative[:, 0].abs().max()) == 0
+
+
+def test_learned_places_are_interpolated_to_other_resolutions():
+    model = classifier("learned", embed_dim=8, num_heads=2)
+    table = model.position_embedding.table.detach()
+    torch.testing.assert_close(model.position_embedding(4), table.flatten(0, 1))
+    with torch.no_grad():
+        model.position_embedding.table[:] = torch.arange(4.0)[:, None, None]
+        finer = model.position_embedding(8).reshape(8, 8, 8)
+    # Rows stay apart, columns equal, and the order of the rows is kept.
+    assert float((finer - finer[:, :1, :1]).abs().max()) < 1e-5
+    assert bool((finer[1:, 0, 0] > finer[:-1, 0, 0]).all())
+
+
+def test_recomputed_activations_of_images_change_nothing():
+    model, image = classifier(), pictures().flatten(1)
+    gradients = []
+    for again in (False, True):
+        model.checkpoint_activations = again
+        model.zero_grad()
+        model(image).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"positions": "rope"}, "positions of images must be one of goat, none, learned"),
+        ({"patch": 3}, "length must be side x side x 1, .* patch=3, got 64"),
+        ({"patch": 0}, "patch must be an integer of at least 1, got 0"),
+        ({"channels": 0}, "channels must be an integer of at least 1, got 0"),
+    ],
+)
+def test_configs_of_images_out_of_range(changes, message):
+    with pytest.raises(ValueError, match=message):
+        classifier(**changes)
+
+
+def test_a_model_of_images_is_no_language_model_and_the_reverse():
+    config = classifier().config
+    with pytest.raises(ValueError, match="patch must be None for a language model, got 2"):
+        CausalLM(config)
+    with pytest.raises(ValueError, match="patch must be the side of a patch in pixels, got None"):
+        ImageClassifier(dataclasses.replace(config, patch=None))
+    with pytest.raises(ValueError, match="length must be side x side x 1, .* got 60"):
+        classifier()(torch.zeros(1, 60, dtype=torch.long))
+    with pytest.raises(ValueError, match="ids must lie in"):
+        classifier()(torch.full((1, 64), 256))

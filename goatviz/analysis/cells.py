@@ -20,32 +20,34 @@ from torch import Tensor, nn
 
 from goatviz import checks
 from goatviz.files import whole_file
-from goatviz.models import CausalLM
-from goatviz.tasks import Task
+from goatviz.models import CausalLM, ImageClassifier, Transformer
+from goatviz.tasks import Images, Task
 
 #: Length of a SHA-256 in hexadecimal.
 _SUM = 64
 #: Types whose values are fully described by their repr.
 _PLAIN = (bool, int, float, str, tuple, type(None), torch.dtype)
 
-Models = Mapping[str, CausalLM | Sequence[CausalLM]]
+Models = Mapping[str, Transformer | Sequence[Transformer]]
 
 
-def check_models(models: Models, task: Task) -> dict[str, list[CausalLM]]:
+def check_models(models: Models, task: Task) -> dict[str, list[Transformer]]:
     """Lists of models by scheme, after checking that every vocabulary holds the task's tokens."""
     wanted = "a mapping of scheme names to models, such as {'goat': model}"
     if not checks.instance("models", models, Mapping, wanted):
         raise ValueError(f"models must be {wanted}, got none")
+    of_images = isinstance(task, Images)
+    kind, one = (ImageClassifier, "an ImageClassifier") if of_images else (CausalLM, "a CausalLM")
     runs = {}
     for scheme, given in models.items():
         name = f"models[{scheme!r}]"
-        if isinstance(given, CausalLM):
+        if isinstance(given, Transformer):
             given = [given]
-        run = list(checks.instance(name, given, Iterable, "a CausalLM or a sequence of them"))
+        run = list(checks.instance(name, given, Iterable, f"{one} or a sequence of them"))
         if not run:
             raise ValueError(f"{name} must hold at least one model, got none")
         for model in run:
-            checks.instance(name, model, CausalLM, "a CausalLM")
+            checks.instance(name, model, kind, one)
             if model.config.vocab_size < task.vocab_size:
                 raise ValueError(
                     f"{name} must have a vocabulary of at least the task's {task.vocab_size} "
@@ -133,7 +135,11 @@ def each_model(
 
 def exceeds_positions(model: CausalLM, length: int) -> bool:
     """Whether the model has learned positions, and none for this length."""
-    return model.config.positions == "learned" and length > model.config.training_length
+    return (
+        isinstance(model, CausalLM)
+        and model.config.positions == "learned"
+        and length > model.config.training_length
+    )
 
 
 def _read_json(path: Path, name: str) -> Any:

@@ -74,9 +74,10 @@ def length_sweep(
     models : mapping of str to CausalLM or sequence of CausalLM
         Models by scheme; several models of a scheme are runs with different seeds.
     task : Task
-        `Passkey` or `Needle`; its own length does not matter.
+        `Passkey`, `Needle` or `Images`; its own length does not matter, and images are those of
+        its held-out part.
     lengths : sequence of int
-        Context lengths in tokens, increasing.
+        Context lengths in tokens, increasing; for images side x side x channels.
     examples : int or mapping of int to int
         Number of questions for each model and length, or the number by length.
     seed : int
@@ -383,7 +384,7 @@ class _Questions(NamedTuple):
         cache: str | os.PathLike | None,
     ) -> _Questions:
         if not task.answer_length:
-            raise ValueError(f"task must have answers (passkey, needle), got {task.name}")
+            raise ValueError(f"task must have answers (passkey, needle, images), got {task.name}")
         by_length = isinstance(examples, Mapping)
         counts = [
             checks.positive_int(
@@ -391,7 +392,7 @@ class _Questions(NamedTuple):
             )
             for length in lengths
         ]
-        tasks = [task.at_length(length) for length in lengths]
+        tasks = [task.held_out().at_length(length) for length in lengths]
         return cls(tasks, counts, depths, seed, chunk, check_cache(cache))
 
 

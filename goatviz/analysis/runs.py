@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from goatviz import checks
-from goatviz.models import POSITION_SCHEMES, CausalLM, interpolate_positions
+from goatviz.models import POSITION_SCHEMES, Transformer, interpolate_positions
 from goatviz.tasks import Task
 from goatviz.training.checkpoint import Checkpoint, load_checkpoint
 from goatviz.training.config import TrainConfig
@@ -21,12 +21,12 @@ class Runs(NamedTuple):
     ----------
     task : Task
         Task that all were trained on.
-    models : dict of str to list of CausalLM
+    models : dict of str to list of Transformer
         Models by scheme, in the order of their seeds.
     """
 
     task: Task
-    models: dict[str, list[CausalLM]]
+    models: dict[str, list[Transformer]]
 
 
 def load_runs(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from goatviz import checks
 from goatviz.priors.base import readable
 
 
@@ -164,6 +165,34 @@ class LearnedEmbedding(nn.Module):
         if last >= self.max_length:
             raise ValueError(f"position {last} was never learned: max_length is {self.max_length}")
         return self.table(index.to(self.table.weight.device).long())
+
+
+class LearnedGridEmbedding(nn.Module):
+    """One learned vector for each place of a square grid, interpolated to grids of other sizes.
+
+    Parameters
+    ----------
+    dim : int
+        Embedding size.
+    side : int
+        Places along each axis of the grid that is learned.
+    """
+
+    def __init__(self, dim: int, *, side: int) -> None:
+        super().__init__()
+        checks.positive_int("dim", dim)
+        self.side = checks.positive_int("side", side)
+        self.table = nn.Parameter(torch.empty(side, side, dim))
+        nn.init.normal_(self.table, std=0.02)
+
+    def forward(self, side: int) -> Tensor:
+        """Embeddings of a grid of `side` x `side` places in rows: shape (side^2, dim)."""
+        if side == self.side:
+            return self.table.flatten(0, 1)
+        resized = nn.functional.interpolate(
+            self.table.permute(2, 0, 1)[None], size=(side, side), mode="bicubic"
+        )
+        return resized[0].flatten(1).mT
 
 
 def _last(index: Tensor, last: int | None) -> int:

@@ -24,10 +24,14 @@ class Task(Protocol):
         Number of predicted tokens, at the end of each sequence, whose accuracy counts; 0 if none.
     masked : int or None
         Targets with this id are left out of the loss.
+    answers_only : bool
+        Whether the answer is all that is predicted, so that a model need not have logits for what
+        comes before it.
     """
 
     name: ClassVar[str]
     masked: ClassVar[int | None] = None
+    answers_only: ClassVar[bool] = False
     length: int
     vocab_size: int
 

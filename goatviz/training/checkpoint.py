@@ -25,7 +25,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from goatviz.files import check_shipped, locked, shipped_file, shipped_names, whole_files
-from goatviz.models import CausalLM, ModelConfig
+from goatviz.models import ModelConfig, Transformer, build_model
 from goatviz.tasks import CopyMixture, Task
 from goatviz.training.evaluation import AnswerAccuracy
 from goatviz.training.loop import TrainResult
@@ -44,7 +44,7 @@ class Checkpoint:
     ----------
     name : str
         File name without its ending.
-    model : CausalLM
+    model : Transformer
         The model in evaluation mode, on the CPU.
     card : dict
         Provenance: config, seed, command, data, device, steps, wall_time_s, losses, versions,
@@ -52,7 +52,7 @@ class Checkpoint:
     """
 
     name: str
-    model: CausalLM
+    model: Transformer
     card: dict[str, Any]
 
 
@@ -131,14 +131,14 @@ def device_name(device: torch.device) -> str:
     return f"CPU: {model}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def save_checkpoint(model: CausalLM, card: dict[str, Any], path: str | os.PathLike) -> Path:
+def save_checkpoint(model: Transformer, card: dict[str, Any], path: str | os.PathLike) -> Path:
     """Write `path`.safetensors and `path`.json, whole or not at all; the card comes last.
 
     Several writers take turns, so that a reader always finds two files of the same writer.
 
     Parameters
     ----------
-    model : CausalLM
+    model : Transformer
         Model whose weights are saved.
     card : dict
         Card from `make_card`; sha256 and card_sha256 are added.
@@ -286,7 +286,7 @@ def _load(name: str, read: Callable[[str], bytes]) -> Checkpoint:
     return Checkpoint(name=name, model=model.eval(), card=card)
 
 
-def _model(name: str, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> CausalLM:
+def _model(name: str, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Transformer:
     """The model of a card on the meta device, after a check that `tensors` fit it.
 
     The cost is bounded by the size of the tensors, whatever sizes the card gives.
@@ -303,7 +303,7 @@ def _model(name: str, values: dict[str, Any], tensors: dict[str, torch.Tensor]) 
         if not (tensor.isfinite() | (tensor.isneginf() & key.endswith("raw_slope"))).all():
             raise ValueError(f"{name}.safetensors must hold finite numbers, got others in {key}")
     with torch.device("meta"):
-        return CausalLM(config).float()
+        return build_model(config).float()
 
 
 def _misfit(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> str:
@@ -314,7 +314,7 @@ def _misfit(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> str:
     if heads > held:
         return f"must hold numbers for {heads} heads, got {held} in all"
     with torch.device("meta"):
-        single = CausalLM(replace(config, num_layers=1)).float().state_dict()
+        single = build_model(replace(config, num_layers=1)).float().state_dict()
     first = "blocks.0."
     layer = {key.removeprefix(first): t for key, t in single.items() if key.startswith(first)}
     count = len(single) + (config.num_layers - 1) * len(layer)

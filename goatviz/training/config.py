@@ -17,7 +17,7 @@ class TrainConfig:
     Attributes
     ----------
     task : Task
-        The data: a `CopyMixture`, `Passkey`, `Needle`, `Text` or `DNA`.
+        The data: a `CopyMixture`, `Passkey`, `Needle`, `Text`, `DNA` or `Images`.
     positions : str
         Position scheme, one of `goatviz.models.POSITION_SCHEMES`.
     embed_dim, num_layers, num_heads, content_dim, mlp_ratio, skip
@@ -94,6 +94,8 @@ class TrainConfig:
             prior_rank=self.prior_rank,
             sink_rank=self.sink_rank,
             prior_init=self.prior_init,
+            patch=getattr(self.task, "patch", None),
+            channels=getattr(self.task, "channels", 1),
         )
 
     def to_dict(self) -> dict[str, Any]:

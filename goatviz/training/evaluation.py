@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from goatviz import checks
 from goatviz.attention.positions import InterpolatedRotaryEmbedding
-from goatviz.models import CausalLM
+from goatviz.models import CausalLM, Transformer
 from goatviz.tasks import Task
 
 #: Added to a run's seed for held-out data: a stream that no training run of that seed draws from.
@@ -68,7 +68,7 @@ class AnswerAccuracy(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    model: CausalLM,
+    model: Transformer,
     task: Task,
     *,
     sequences: int = 4096,
@@ -79,7 +79,7 @@ def evaluate(
 
     Parameters
     ----------
-    model : CausalLM
+    model : Transformer
         Model to evaluate; it is left in evaluation mode.
     task : Task
         A task of any length. Sequences in which every target is masked are left out.
@@ -112,17 +112,19 @@ def evaluate(
 
 
 @torch.no_grad()
-def prefill(model: CausalLM, ids: Tensor, *, chunk: int = CHUNK, last: int | None = None) -> Tensor:
+def prefill(
+    model: Transformer, ids: Tensor, *, chunk: int = CHUNK, last: int | None = None
+) -> Tensor:
     """Next-token logits through the key-value cache, `chunk` tokens at a time.
 
     Parameters
     ----------
-    model : CausalLM
-        Model to run, in whichever mode it is.
+    model : Transformer
+        Model to run, in whichever mode it is. One of images has logits for the last position only.
     ids : Tensor
         Integers, shape (batch, length).
     chunk : int
-        Number of tokens at a time.
+        Number of tokens at a time, where there is a cache.
     last : int, optional
         Number of positions at the end whose logits are returned, which saves most of the memory;
         default all.
@@ -159,7 +161,7 @@ def prefill(model: CausalLM, ids: Tensor, *, chunk: int = CHUNK, last: int | Non
 
 @torch.no_grad()
 def evaluate_answers(
-    model: CausalLM,
+    model: Transformer,
     task: Task,
     *,
     examples: int = 256,
@@ -172,10 +174,10 @@ def evaluate_answers(
 
     Parameters
     ----------
-    model : CausalLM
+    model : Transformer
         Model to evaluate; it is left in evaluation mode.
     task : Task
-        A `Passkey` or `Needle` of any length.
+        A `Passkey`, `Needle` or `Images` of any length.
     examples, batch_size : int
         Number of sequences, and of those in one batch.
     seed : int
@@ -199,12 +201,13 @@ def evaluate_answers(
     24
     """
     if not task.answer_length:
-        raise ValueError(f"task must have answers (passkey, needle), got {task.name}")
+        raise ValueError(f"task must have answers (passkey, needle, images), got {task.name}")
     checks.positive_int("examples", examples)
     span = task.answer_length
     right = right_tokens = 0
     total = 0.0
-    for ids in _batches(model, task, examples, batch_size, seed, depth=depth):
+    options = {} if depth is None else {"depth": depth}
+    for ids in _batches(model, task, examples, batch_size, seed, **options):
         logits = prefill(model, ids[:, :-1], chunk=chunk, last=span).double()
         wanted = ids[:, -span:]
         same = logits.argmax(-1) == wanted
@@ -248,7 +251,7 @@ def sequence_loss(model: CausalLM, ids: Tensor, *, chunk: int = CHUNK) -> Tensor
 
 
 def _batches(
-    model: CausalLM, task: Task, count: int, size: int, seed: int, **options: float | None
+    model: Transformer, task: Task, count: int, size: int, seed: int, **options: float
 ) -> Iterator[Tensor]:
     """Fresh sequences in batches, for a model in evaluation mode."""
     model.eval()
@@ -259,9 +262,13 @@ def _batches(
         yield drawn.to(device)
 
 
-def _chunks(model: CausalLM, ids: Tensor, chunk: int) -> Iterator[tuple[int, Tensor]]:
-    """The start of each chunk and its logits, through one cache."""
+def _chunks(model: Transformer, ids: Tensor, chunk: int) -> Iterator[tuple[int, Tensor]]:
+    """The start of each chunk and its logits, through one cache if the model is causal."""
     checks.positive_int("chunk", chunk)
+    if not hasattr(model, "new_cache"):
+        logits = model(ids)
+        yield ids.shape[-1] - logits.shape[1], logits
+        return
     cache = model.new_cache()
     with squeezed_to(model, ids.shape[-1]):
         for start in range(0, ids.shape[-1], chunk):
@@ -283,14 +290,22 @@ def squeezed_to(model: nn.Module, length: int) -> Iterator[None]:
 
 
 def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
-    """Cross-entropy of every next token, nats; shape (batch, length) for ids of length + 1."""
+    """Cross-entropy of every next token, nats; shape (batch, length) for ids of length + 1.
+
+    It is 0 at the first positions of which a model has no logits, see `Task.answers_only`.
+    """
     logits = model(ids[:, :-1])
-    return F.cross_entropy(logits.float().mT, ids[:, 1:], reduction="none")
+    known = logits.shape[1]
+    losses = F.cross_entropy(logits.float().mT, ids[:, -known:], reduction="none")
+    return F.pad(losses, (ids.shape[1] - 1 - known, 0))
 
 
 def counts(ids: Tensor, task: Task) -> Tensor:
-    """Whether each target is not masked: booleans, shape (batch, length) for ids of length + 1."""
+    """Whether each target counts: booleans, shape (batch, length) for ids of length + 1."""
     targets = ids[:, 1:]
+    if task.answers_only:
+        answers = torch.arange(task.length, device=ids.device) >= task.length - task.answer_length
+        return answers.expand(targets.shape)
     if task.masked is None:
         return torch.ones_like(targets, dtype=torch.bool)
     return targets != task.masked

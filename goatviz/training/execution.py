@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from goatviz import checks
-from goatviz.models import CausalLM
+from goatviz.models import Transformer
 from goatviz.training.config import TrainConfig
 from goatviz.training.evaluation import loss_weights, task_loss
 
@@ -123,13 +123,13 @@ class Engine:
             )
 
     def prepare(
-        self, model: CausalLM, optimizer: torch.optim.Optimizer
+        self, model: Transformer, optimizer: torch.optim.Optimizer
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The model and optimiser to train with; `model` stays plain and shares the weights."""
         model.checkpoint_activations = self.execution.checkpoint_activations
         return self.accelerator.prepare(model, optimizer)
 
-    def release(self, prepared: nn.Module, model: CausalLM) -> None:
+    def release(self, prepared: nn.Module, model: Transformer) -> None:
         """Undo what `prepare` did to `model`."""
         self.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False, keep_torch_compile=False)
         model.checkpoint_activations = False

@@ -20,7 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from goatviz import checks
-from goatviz.models import CausalLM
+from goatviz.models import Transformer, build_model
 from goatviz.priors.base import Prior
 from goatviz.tasks import Task
 from goatviz.training.config import TrainConfig
@@ -47,7 +47,7 @@ class TrainResult:
 
     Attributes
     ----------
-    model : CausalLM
+    model : Transformer
         The model in evaluation mode.
     config : TrainConfig
         The recipe of the run.
@@ -65,7 +65,7 @@ class TrainResult:
         Whether this is the process that writes files; True if there is only one.
     """
 
-    model: CausalLM
+    model: Transformer
     config: TrainConfig
     history: list[dict[str, float]] = field(default_factory=list)
     held_out: HeldOutLoss | None = None
@@ -186,7 +186,7 @@ def _run(config: TrainConfig, engine: Engine, held_out: Task, reports: _Reports)
     started = time.perf_counter()
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = CausalLM(config.model_config()).to(engine.device)
+        model = build_model(config.model_config()).to(engine.device)
     data = torch.Generator().manual_seed(config.seed + 1)
     optimizer = torch.optim.AdamW(_parameter_groups(model, config), betas=(0.9, 0.98))
     parts = {"config": config, "model": model, "optimizer": optimizer, "data": data}

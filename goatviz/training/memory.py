@@ -16,12 +16,14 @@ import numpy as np
 import psutil
 import torch
 
-from goatviz.models import CausalLM
+from goatviz.models import Transformer, build_model
 from goatviz.training.config import TrainConfig
 from goatviz.training.evaluation import next_token_loss
 
 # Lengths at which saved tensors are counted; long enough that no constant part dominates.
 _PROBES = (64, 128, 256)
+# The same for images: patches along a side.
+_PATCHES_ACROSS = (8, 11, 16)
 # At their peak there are three copies of the logits: float32, log-probabilities, and gradient.
 _LOGIT_COPIES = 3
 
@@ -91,7 +93,8 @@ def estimate_memory(
         activations = ends + sizes.num_layers * block
     # The gradients of one block exist beside what all blocks keep.
     activations += block
-    activations += 4 * (_LOGIT_COPIES - 1) * config.task.length * sizes.vocab_size
+    predicted = config.task.answer_length if config.task.answers_only else config.task.length
+    activations += 4 * (_LOGIT_COPIES - 1) * predicted * sizes.vocab_size
     sequences = config.batch_size / parts
     return MemoryEstimate(16.0 * _parameters(config), float(activations * sequences))
 
@@ -127,13 +130,20 @@ def in_gigabytes(count: float) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
-def _small(config: TrainConfig, layers: int, length: int = 1) -> CausalLM:
+def _probes(config: TrainConfig) -> tuple[int, ...]:
+    sizes = config.model_config()
+    if sizes.patch is None:
+        return _PROBES
+    return tuple(sizes.channels * (sizes.patch * across) ** 2 for across in _PATCHES_ACROSS)
+
+
+def _small(config: TrainConfig, layers: int, length: int = 1) -> Transformer:
     sizes = config.model_config()
     # Positions must reach as far as they are probed.
     longest = max(sizes.training_length, length)
     sizes = replace(sizes, num_layers=layers, training_length=longest)
     with torch.random.fork_rng(devices=[]):
-        return CausalLM(sizes)
+        return build_model(sizes)
 
 
 def _parameters(config: TrainConfig) -> int:
@@ -143,10 +153,11 @@ def _parameters(config: TrainConfig) -> int:
 
 def _kept(config: TrainConfig, layers: int, mixed_precision: str) -> np.ndarray:
     """Bytes kept for the backward pass of one sequence: a polynomial of the length."""
-    model = _small(config, layers, max(_PROBES))
+    probes = _probes(config)
+    model = _small(config, layers, max(probes))
     held = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     bytes_kept = []
-    for length in _PROBES:
+    for length in probes:
         seen: dict[int, int] = {}
         alive = []
 
@@ -166,4 +177,4 @@ def _kept(config: TrainConfig, layers: int, mixed_precision: str) -> np.ndarray:
         ):
             next_token_loss(model, ids).sum()
         bytes_kept.append(sum(seen.values()))
-    return np.polyfit(_PROBES, bytes_kept, 2)
+    return np.polyfit(probes, bytes_kept, 2)

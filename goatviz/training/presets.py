@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from goatviz.tasks import DNA, CopyMixture, Needle, Passkey, Text
+from goatviz.tasks import DNA, CopyMixture, Images, Needle, Passkey, Text
 from goatviz.training.config import TrainConfig
 
 _TINY = TrainConfig(
@@ -91,6 +91,29 @@ PRESETS: dict[str, dict[str, TrainConfig]] = {
         "tiny": replace(_TINY, task=DNA(length=512), batch_size=8, **_DNA_PRIOR),
         "small": replace(_SMALL, task=DNA(length=2048), batch_size=16, **_DNA_PRIOR),
         "paper": replace(_PAPER, task=DNA(length=6000), batch_size=16, **_DNA_PRIOR),
+    },
+    # The paper's is ViT-S/16 with R = 16 and M = 2 on ImageNet, 300 epochs, with augmentation that
+    # is not part of goatviz.
+    "images": {
+        "tiny": replace(_TINY, task=Images(length=28**2, patch=4), sink_rank=2),
+        "small": replace(
+            _SMALL,
+            task=Images(length=3 * 64**2, patch=8, channels=3),
+            prior_rank=16,
+            sink_rank=2,
+            batch_size=128,
+        ),
+        "paper": replace(
+            _PAPER,
+            task=Images(length=3 * 224**2, patch=16, channels=3, classes=1000),
+            embed_dim=384,
+            num_heads=6,
+            prior_rank=16,
+            sink_rank=2,
+            batch_size=256,
+            learning_rate=5e-4,
+            weight_decay=0.05,
+        ),
     },
 }
 

@@ -3,12 +3,13 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from goatviz.models import POSITION_SCHEMES, CausalLM, ModelConfig
-from goatviz.tasks import DNA, CopyMixture, Needle, Passkey
+from goatviz.models import POSITION_SCHEMES, CausalLM, ImageClassifier, ModelConfig
+from goatviz.tasks import DNA, CopyMixture, Images, Needle, Passkey
 from goatviz.training import evaluate, evaluate_answers, prefill
 from goatviz.training.evaluation import (
     loss_weights,
@@ -242,3 +243,31 @@ def test_interpolated_positions_reach_the_whole_length_in_every_chunk():
         small_model("rope-interpolated", length=32), Needle(length=80), examples=2
     )
     assert found.tokens == 24
+
+
+def test_of_an_image_its_class_alone_is_predicted(tmp_path):
+    generator = np.random.default_rng(0)
+    held = {}
+    for part in ("train", "test"):
+        held[f"x_{part}"] = generator.integers(256, size=(20, 8, 8), dtype=np.uint8)
+        held[f"y_{part}"] = generator.integers(10, size=20)
+    np.savez(tmp_path / "a.npz", **held)
+    task = Images(str(tmp_path / "a.npz"), length=64)
+    torch.manual_seed(0)
+    config = ModelConfig(256, 64, embed_dim=32, patch=4)
+    model = ImageClassifier(config).eval()
+    ids = task.sample(40, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        logits = model(ids[:, :-1])[:, 0]
+        each = F.cross_entropy(logits, ids[:, -1], reduction="none")
+        losses = next_token_loss(model, ids)
+        assert losses.shape == (40, 64) and float(losses[:, :-1].abs().max()) == 0
+        torch.testing.assert_close(losses[:, -1], each)
+        torch.testing.assert_close(task_loss(model, ids, task), each.mean())
+    found = evaluate(model, task, sequences=40, batch_size=40, seed=3)
+    assert found.mean == pytest.approx(each.mean().item(), rel=1e-6)
+    assert found.standard_error == pytest.approx(each.std().item() / math.sqrt(40), rel=1e-5)
+    answers = evaluate_answers(model, task, examples=40, batch_size=40, seed=3)
+    right = int((logits.argmax(-1) == ids[:, -1]).sum())
+    assert answers[:4] == (40, right, 40, right)
+    assert answers.log_probability == pytest.approx(-each.mean().item(), rel=1e-5)

@@ -3,11 +3,12 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from goatviz.models import POSITION_SCHEMES, CausalLM
-from goatviz.tasks import CopyMixture, Needle, Passkey
+from goatviz.models import IMAGE_SCHEMES, POSITION_SCHEMES, CausalLM
+from goatviz.tasks import CopyMixture, Images, Needle, Passkey
 from goatviz.training import TrainConfig, evaluate, evaluate_answers, train
 
 TINY = TrainConfig(
@@ -156,3 +157,23 @@ def test_a_loss_that_is_not_finite_stops_the_run():
 def test_errors():
     with pytest.raises(TypeError, match="config must be a TrainConfig, got dict"):
         train({})
+
+
+@pytest.mark.parametrize("positions", IMAGE_SCHEMES)
+def test_a_classifier_learns_where_things_are_only_with_positions(positions, tmp_path):
+    # A bright patch in one of four corners: what is where cannot be told without positions.
+    classes = np.arange(400) % 4
+    images = np.zeros((400, 16, 16), np.uint8)
+    for image, corner in zip(images, classes, strict=True):
+        row, column = 12 * (corner // 2), 12 * (corner % 2)
+        image[row : row + 4, column : column + 4] = 255
+    held = {f"x_{part}": images for part in ("train", "test")}
+    held |= {f"y_{part}": classes for part in ("train", "test")}
+    np.savez(tmp_path / "a.npz", **held)
+    task = Images(str(tmp_path / "a.npz"), length=256, classes=4)
+    result = run(
+        task=task, positions=positions, steps=250, batch_size=32, num_layers=2, prior_rank=4,
+        content_dim=16, learning_rate=3e-3, prior_learning_rate=3e-2,
+    )  # fmt: skip
+    right = result.answers.strict
+    assert right < 0.6 if positions == "none" else right > 0.95

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from goatviz.models import POSITION_SCHEMES, CausalLM
+from goatviz.models import IMAGE_SCHEMES, POSITION_SCHEMES, build_model
 from goatviz.tasks import Passkey
 from goatviz.training import Execution, train
 from goatviz.training import memory as memory_module
@@ -20,7 +20,7 @@ CONFIG = dataclasses.replace(
 
 def kept_by(config, checkpoint=False):
     """What autograd keeps for the real batch."""
-    model = CausalLM(config.model_config())
+    model = build_model(config.model_config())
     model.checkpoint_activations = checkpoint
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     seen, alive = {}, []
@@ -50,6 +50,12 @@ def test_the_estimate_holds_what_autograd_keeps_and_little_more(positions):
     assert kept < estimate < (1.6 if positions == "bucket" else 1.5) * kept
 
 
+@pytest.mark.parametrize("positions", IMAGE_SCHEMES)
+def test_the_estimate_of_images_holds_it_too(positions):
+    config = dataclasses.replace(preset("images"), positions=positions, batch_size=3)
+    assert kept_by(config) < estimate_memory(config).activations < 1.5 * kept_by(config)
+
+
 def test_checkpointing_and_parts_take_less():
     whole = estimate_memory(CONFIG)
     again = estimate_memory(CONFIG, checkpoint_activations=True)
@@ -61,7 +67,7 @@ def test_checkpointing_and_parts_take_less():
 @pytest.mark.parametrize("task", PRESETS)
 def test_parameters_are_counted_exactly(task):
     config = preset(task)
-    count = sum(p.numel() for p in CausalLM(config.model_config()).parameters())
+    count = sum(p.numel() for p in build_model(config.model_config()).parameters())
     assert estimate_memory(config).parameters == 16 * count
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from goatviz.models import CausalLM
+from goatviz.models import IMAGE_SCHEMES, build_model
 from goatviz.tasks import TASKS
 from goatviz.training.presets import PRESETS, preset
 
@@ -20,22 +20,21 @@ def test_every_task_has_a_tiny_preset():
 
 def test_tiny_models_are_below_three_megabytes():
     for task in PRESETS:
-        model = CausalLM(preset(task).model_config())
+        model = build_model(preset(task).model_config())
         assert sum(p.numel() for p in model.parameters()) * 4 < 3e6
 
 
-@pytest.mark.parametrize("task", ["passkey", "needle", "text", "dna"])
+@pytest.mark.parametrize("task", ["passkey", "needle", "text", "dna", "images"])
 @pytest.mark.parametrize("size", ["tiny", "small", "paper"])
 def test_schemes_have_equal_parameter_counts(task, size):
     def count(positions):
         config = dataclasses.replace(preset(task, size), positions=positions)
         with torch.device("meta"):
-            model = CausalLM(config.model_config())
+            model = build_model(config.model_config())
         return sum(p.numel() for p in model.parameters())
 
-    counts = {
-        s: count(s) for s in ("goat", "rope", "rope-interpolated", "alibi", "none", "sinusoidal")
-    }
+    texts = ("goat", "rope", "rope-interpolated", "alibi", "none", "sinusoidal")
+    counts = {s: count(s) for s in (IMAGE_SCHEMES if task == "images" else texts)}
     assert max(counts.values()) / min(counts.values()) < 1.02, counts
 
 

@@ -1,0 +1,73 @@
+"""A vision transformer, read at other resolutions than the one it was trained at."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from dataclasses import replace
+from functools import partial
+
+from experiments._slices import Experiment, Measures, Trained, growing
+from goatviz.analysis import length_sweep
+from goatviz.tasks import Images
+from goatviz.training import TrainConfig
+from goatviz.training.presets import preset
+
+#: Resolutions of the paper, 384 and 512, over that of its training, 224.
+FINER = (1.0, 384 / 224, 512 / 224)
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Add the options of images."""
+    add = parser.add_argument
+    add("--source", required=True, help=".npz file of images and classes, see goatviz.tasks.Images")
+    add("--side", type=int, default=64, help="pixels along a side in training")
+    add("--patch", type=int, default=8, help="pixels along a side of a patch")
+    add("--channels", type=int, default=3, choices=(1, 3), help="1: grey, 3: colours")
+    add("--classes", type=int, default=10)
+    add("--steps", type=int, default=2000)
+    add("--batch-size", type=int, default=128)
+    add("--examples", type=int, default=2000, help="images of a cell, drawn with replacement")
+
+
+def recipe(options: Namespace) -> TrainConfig:
+    """ViT-S with R = 16 and M = 2, without the paper's augmentation."""
+    channels = options.channels
+    task = Images(
+        source=options.source,
+        length=channels * options.side**2,
+        patch=options.patch,
+        channels=channels,
+        classes=options.classes,
+    )
+    paper = preset("images", "paper")
+    return replace(paper, task=task, steps=options.steps, batch_size=options.batch_size)
+
+
+def sides(task: Images) -> list[int]:
+    """The training resolution and the paper's finer ones, to whole patches, in pixels."""
+    return [task.patch * round(finer * task.side / task.patch) for finer in FINER]
+
+
+def measures(trained: Trained, options: Namespace) -> Measures:
+    """Images classified right, against resolution."""
+    lengths = options.lengths or [trained.task.at_side(side).length for side in sides(trained.task)]
+    sweep = partial(
+        length_sweep,
+        trained.models,
+        trained.task,
+        examples=8 if options.tiny else options.examples,
+        cache=trained.cells,
+        progress=sys.stderr.isatty(),
+    )
+    return {"sweep": lambda: growing(sweep, lengths)}
+
+
+EXPERIMENT = Experiment(
+    name="vision",
+    about="vision transformers: images classified right at the training resolution and finer ones",
+    schemes=("goat", "learned", "none"),
+    recipe=recipe,
+    measures=measures,
+    add_options=add_options,
+)
