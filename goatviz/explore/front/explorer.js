@@ -56,8 +56,13 @@ function keepKeys(root) {
 async function reconnect(model) {
   // anywidget takes no message from the kernel any more, ever, once importing this file has taken
   // longer than two seconds, as on a busy machine. Then hand messages on without it, and ask for
-  // all that has been missed. A page without a kernel, and one of marimo, has no such model.
-  const own = await model.widget_manager?.get_model(model.get("own_id"));
+  // all that has been missed.
+  let own = null;
+  try {
+    own = await model.widget_manager.get_model(model.get("own_id"));
+  } catch {
+    // Not a page of Jupyter, or one without a kernel.
+  }
   if (!own?.comm_live) return;
   const gated = Object.getPrototypeOf(own);
   try {
@@ -88,7 +93,7 @@ function render({ model, el }) {
   };
   stops.push(listen(model, [["summary", tell]]));
   tell();
-  reconnect(model).catch((error) => console.warn("goatviz: no way back to the kernel", error));
+  reconnect(model);
   return () => {
     for (const stop of stops) stop();
     root.remove();
