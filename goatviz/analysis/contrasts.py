@@ -79,7 +79,7 @@ def loss_contrast(
     >>> from goatviz.results import load_shipped_result
     >>> novels = load_shipped_result("text-eltec")
     >>> round(loss_contrast(novels, "goat", 256, less="rope").value, 4)
-    0.0091
+    0.0103
     """
     check_result(sweep, PERPLEXITY_SWEEP)
     first = _part(sweep, scheme=scheme, length=length)

@@ -278,7 +278,7 @@ CLAIMS: tuple[Claim, ...] = (
         words="A 2-D prior is shift-invariant and lets a ViT be read at other resolutions.",
         place="Experiments (ImageNet-1k)",
         paper_scale="vision",
-        note="Not tested yet: priors on grids compute here, but no vision model is trained.",
+        note="Not tested yet: vision transformers can be trained here, but there is no result yet.",
     ),
     Claim(
         slug="scale",

@@ -340,7 +340,7 @@ def test_losses_are_the_sweeps_and_differences_are_paired(measure):
     assert f"loss {float(one['mean_loss']):.4f} (" in said
     assert f"perplexity {float(one['perplexity']):.4f} (" in said
     assert f"difference from alibi on the same pieces: {apart:+.4f} (" in said
-    assert "12 pieces, 4 runs" in said
+    assert "12 pieces, 5 runs" in said
 
 
 def test_measures_and_references_that_are_not_there():
