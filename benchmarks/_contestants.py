@@ -242,7 +242,12 @@ class PackageAttention(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, *, padding_mask: Tensor | None = None, cache: LayerCache | None = None
+        self,
+        x: Tensor,
+        *,
+        positions: None = None,
+        padding_mask: Tensor | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         return self.module(x, x, x, need_weights=False, is_causal=True)[0]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from goatviz import checks
 from goatviz.analysis.perplexity import loss_difference
 from goatviz.paper.evidence import Evidence
 from goatviz.paper.exhibit import (
@@ -120,8 +120,7 @@ def dna(evidence: Evidence) -> Exhibit:
         provenance=[
             *_documents_provenance("dna", sweep),
             f"Cost of a training step of {cost.attrs['batch_size']} sequences, medians of "
-            f"{cost.attrs['repeats']}: {cost.attrs['machine']}, "
-            f"{checks.count_text(cost.attrs['threads'], 'thread')}, {cost.attrs['precision']}; "
+            f"{cost.attrs['repeats']}: {cost.attrs['machine']}, {cost.attrs['precision']}; "
             f"{cost.attrs['command']}",
         ],
         claim=(
@@ -190,10 +189,11 @@ def _with_cost(table: Table, sweep: xr.Dataset, cost: xr.Dataset) -> Table:
 
 def _documents_provenance(task: str, sweep: xr.Dataset) -> list[str]:
     names = json.loads(sweep.attrs["documents"])
+    each = [name if count == 1 else f"{name} ({count})" for name, count in Counter(names).items()]
     return [
         *recipe_provenance(task),
         f"Seeds 0 to {sweep.sizes['run'] - 1} of every scheme; {len(names)} pieces of "
-        f"{int(sweep['length'][-1]):,} tokens: {', '.join(names)}; intervals: 95 % bootstrap over "
+        f"{int(sweep['length'][-1]):,} tokens: {', '.join(each)}; intervals: 95 % bootstrap over "
         "pieces, runs averaged, so they do not say how far other seeds may lie",
         f"Measure: {sweep.attrs['command']}",
     ]

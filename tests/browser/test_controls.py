@@ -191,3 +191,47 @@ def test_a_place_says_what_it_waits_for(front):
         *("Sinks: rate.", "Sinks: rate. Profiling, 35 %", "yes"),
         *("Sinks: rate. Profiling, 35 %", "no", 0),
     ]
+
+
+@pytest.mark.parametrize("gate", ["open", "shut"])
+def test_messages_that_anywidget_drops_are_taken_by_the_page(front, gate):
+    # As anywidget's model class stands over that of ipywidgets, whose method it overrides.
+    found = front(
+        f"""{{
+            const taken = [], sent = [];
+            const base = {{
+                async _handle_comm_msg(message) {{ taken.push([this.name, message]); }},
+            }};
+            const gated = Object.create(base);
+            gated._handle_comm_msg = async function (message) {{
+                if ("{gate}" === "shut") throw new Error("Failed to initialize model.");
+                return base._handle_comm_msg.call(this, message);
+            }};
+            const own = Object.assign(Object.create(gated), {{
+                name: "own", comm_live: true, callbacks: () => "callbacks",
+                comm: {{ on_msg(act) {{ this.act = act; }}, send: (...all) => sent.push(all) }},
+            }});
+            own.comm.on_msg(gated._handle_comm_msg.bind(own));
+            const asked = [];
+            const widget_manager = {{ get_model: async id => {{ asked.push(id); return own; }} }};
+            await it.reconnect({{ widget_manager, get: name => `the ${{name}}` }});
+            taken.length = 0;
+            await own.comm.act("update").catch(() => {{}});
+            return {{ asked, taken, sent }};
+        }}"""
+    )
+    assert found["asked"] == ["the own_id"] and found["taken"] == [["own", "update"]]
+    assert found["sent"] == ([[{"method": "request_state"}, "callbacks"]] if gate == "shut" else [])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "{ get: () => '' }",
+        "{ get: () => '', widget_manager: { get_model: async () => { throw new Error('no'); } } }",
+        "{ get: () => '', widget_manager: { get_model: async () => ({ comm_live: false }) } }",
+    ],
+    ids=["marimo", "unknown", "no kernel"],
+)
+def test_a_page_without_such_a_model_stays_as_it_is(front, model):
+    assert front(f"(await it.reconnect({model})) === undefined")

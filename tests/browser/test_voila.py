@@ -1,6 +1,5 @@
 """A notebook with an explorer as an app: Voila serves it, and its slider moves the figure."""
 
-import warnings
 from contextlib import suppress
 
 import nbformat
@@ -49,44 +48,28 @@ def served(tmp_path):
         yield url
 
 
+#: What the page says where its restoring ended without the widget, as on a busy machine.
+LATE = "Error displaying widget: model not found"
+
+
 def open_app(page, address):
-    """Open the app, and again if a busy machine took too long, which a warning tells."""
-    said = []
-    page.on("console", lambda message: said.append(message.text))
+    """Open the app, and again if ipywidgets did not find the widget in time; nothing else."""
     for _ in range(3):
         page.goto(address)
         with suppress(PlaywrightTimeout):
             page.locator(".goatviz-explorer .main-svg").first.wait_for(timeout=60_000)
             return
-        shown = page.locator("body").inner_text()
-        warnings.warn(f"No figure after a minute: {shown!r}; {said}", stacklevel=2)
-    raise AssertionError("no figure after three attempts of a minute")
+        assert LATE in page.locator("body").inner_text()
+    raise AssertionError(f"three times: {LATE}")
 
 
-#: The page stands still whenever a widget's front end is imported.
-STALLING = """
-const create = URL.createObjectURL;
-URL.createObjectURL = blob => {
-    const end = Date.now() + 2500;
-    while (blob.size < 1e6 && Date.now() < end);
-    return create(blob);
-};
-"""
-#: What anywidget says then, before it drops all that the kernel sends.
-GIVEN_UP = "[anywidget] Failed to initialize model."
-
-
-@pytest.mark.parametrize("stalling", [False, True])
-def test_a_slider_moves_the_figure_in_voila(served, offline_context, offline_page, stalling):
+def test_a_slider_moves_the_figure_in_voila(served, offline_context, offline_page):
     page = offline_page
-    if stalling:
-        page.add_init_script(STALLING)
     open_app(page, served)
     ids = torch.randint(32, (1, 48), generator=torch.Generator().manual_seed(0))
     explorer = explore_plan(load_pretrained("copy-mixture-1-goat"), ids)
     shown = page.locator(".goatviz-explorer")
     agree(shown, expected(explorer))
-    assert any(GIVEN_UP in error for error in offline_context.console_errors) == stalling
     slider = page.locator(".goatviz-controls input[type=range]")
     slider.focus()
     for _ in range(6):

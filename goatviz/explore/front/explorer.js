@@ -53,7 +53,7 @@ function keepKeys(root) {
   return () => window.removeEventListener("keydown", look, true);
 }
 
-async function reconnect(model) {
+export async function reconnect(model) {
   // anywidget takes no message from the kernel any more, ever, once importing this file has taken
   // longer than two seconds, as on a busy machine. Then hand messages on without it, and ask for
   // all that has been missed.
