@@ -189,7 +189,8 @@ def _labelled(source: str, part: str) -> Labelled:
             f"source {source} must hold one array x_{part} and one y_{part}, got {names}"
         )
     images, classes = (held[name] for name in sorted(held))
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
+    square = images.ndim in (3, 4) and images.shape[1] == images.shape[2]
+    if images.dtype != np.uint8 or not square or not images.size:
         raise ValueError(
             f"source {source} must hold images as uint8 of shape (images, side, side) or (images, "
             f"side, side, channels), got {images.dtype} of shape {images.shape}"

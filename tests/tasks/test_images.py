@@ -98,6 +98,7 @@ def test_values_out_of_range(options, message):
         ({"x_train": None}, "must hold one array x_train and one y_train, got y_train"),
         ({"x_train": np.zeros((6, 8, 8))}, "images as uint8 .* got float64 of shape"),
         ({"x_train": np.zeros((6, 64), np.uint8)}, "got uint8 of shape \\(6, 64\\)"),
+        ({"x_train": np.zeros((6, 8, 4), np.uint8)}, "got uint8 of shape \\(6, 8, 4\\)"),
         ({"y_train": np.arange(5)}, "a class from 0 for each of 6 images, got int64"),
         ({"y_train": np.arange(6) - 1}, "a class from 0"),
         ({"y_train": np.arange(6) + 9}, "classes must exceed the largest .*, 14, got 10"),
