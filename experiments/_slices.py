@@ -28,11 +28,11 @@ import xarray as xr
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from goatviz.analysis import load_runs, perplexity_sweep, prior_profile
+from goatviz.analysis import length_sweep, load_runs, perplexity_sweep, prior_profile
 from goatviz.files import whole_file
 from goatviz.models import CausalLM, Transformer
 from goatviz.results import save_result
-from goatviz.tasks import Images, Task
+from goatviz.tasks import Task
 from goatviz.training import (
     Execution,
     OutOfTime,
@@ -133,7 +133,7 @@ def tiny(recipe: TrainConfig) -> TrainConfig:
     task = recipe.task
     return replace(
         recipe,
-        task=task.at_side(7 * task.patch) if isinstance(task, Images) else task.at_length(64),
+        task=task.at_length(64 if task.patch is None else 1 + 7 * 7),
         embed_dim=32,
         num_layers=2,
         num_heads=2,
@@ -155,6 +155,21 @@ def growing(sweep: Callable[..., xr.Dataset], lengths: Sequence[int]) -> Iterato
     """A sweep to the first length, to the second, ...: time that runs out leaves the shorter."""
     for count in range(1, len(lengths) + 1):
         yield sweep(lengths=lengths[:count])
+
+
+def answers(
+    trained: Trained, lengths: Sequence[int], examples: int | Mapping[int, int]
+) -> Iterator[xr.Dataset]:
+    """Answers that are right, at one length more each time."""
+    sweep = partial(
+        length_sweep,
+        trained.models,
+        trained.task,
+        examples=examples,
+        cache=trained.cells,
+        progress=sys.stderr.isatty(),
+    )
+    return growing(sweep, lengths)
 
 
 def add_document_options(parser: ArgumentParser) -> None:
@@ -359,7 +374,7 @@ def _measure(experiment: Experiment, folder: Path, options: Namespace, command: 
     trained = Trained(loaded.task, loaded.models, folder / "cells")
     measures: dict[str, Callable[[], Iterable[xr.Dataset]]] = {}
     # A prior on a grid has no profile; its parameters are among the records.
-    if "goat" in trained.models and not isinstance(trained.task, Images):
+    if "goat" in trained.models and trained.task.patch is None:
         measures["prior"] = lambda: [prior_profile(trained.models["goat"][0], resolution=64)]
     measures |= experiment.measures(trained, options)
 

@@ -6,9 +6,9 @@ import sys
 from argparse import Namespace
 from functools import partial
 
-from experiments._slices import Experiment, Measures, Trained, doubled, growing
+from experiments._slices import Experiment, Measures, Trained, answers, doubled, growing
 from experiments.passkey import add_options, questions
-from goatviz.analysis import length_sweep, needle_grid
+from goatviz.analysis import needle_grid
 from goatviz.training.presets import preset
 
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -19,15 +19,22 @@ def measures(trained: Trained, options: Namespace) -> Measures:
     length = trained.task.length
     lengths = options.lengths or doubled(length, 16 * length if options.tiny else 16_384)
     most = 8 if options.tiny else options.examples
-    common = {"cache": trained.cells, "progress": sys.stderr.isatty()}
-    asked = trained.models, trained.task
-    sweep = partial(length_sweep, *asked, examples=questions(lengths, most), **common)
+    examples = questions(lengths, most)
     # Five depths together have the tokens of a cell of the sweep.
-    each = {
-        length: max(1, count // len(DEPTHS)) for length, count in questions(lengths, most).items()
+    each = {length: max(1, count // len(DEPTHS)) for length, count in examples.items()}
+    grid = partial(
+        needle_grid,
+        trained.models,
+        trained.task,
+        depths=DEPTHS,
+        examples=each,
+        cache=trained.cells,
+        progress=sys.stderr.isatty(),
+    )
+    return {
+        "grid": lambda: growing(grid, lengths),
+        "sweep": lambda: answers(trained, lengths, examples),
     }
-    grid = partial(needle_grid, *asked, depths=DEPTHS, examples=each, **common)
-    return {"grid": lambda: growing(grid, lengths), "sweep": lambda: growing(sweep, lengths)}
 
 
 EXPERIMENT = Experiment(

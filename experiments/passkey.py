@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace
-from functools import partial
 
-from experiments._slices import Experiment, Measures, Trained, doubled, growing
-from goatviz.analysis import length_sweep
+from experiments._slices import Experiment, Measures, Trained, answers, doubled
 from goatviz.training.presets import preset
 
 #: Tokens of all questions of a cell, as far as they are no more than `--examples`.
@@ -28,15 +25,8 @@ def measures(trained: Trained, options: Namespace) -> Measures:
     """Whole answers right, against length."""
     length = trained.task.length
     lengths = options.lengths or doubled(length, 16 * length if options.tiny else 32_768)
-    sweep = partial(
-        length_sweep,
-        trained.models,
-        trained.task,
-        examples=questions(lengths, 8 if options.tiny else options.examples),
-        cache=trained.cells,
-        progress=sys.stderr.isatty(),
-    )
-    return {"sweep": lambda: growing(sweep, lengths)}
+    examples = questions(lengths, 8 if options.tiny else options.examples)
+    return {"sweep": lambda: answers(trained, lengths, examples)}
 
 
 EXPERIMENT = Experiment(

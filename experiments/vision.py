@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
-from functools import partial
 
-from experiments._slices import Experiment, Measures, Trained, growing
-from goatviz.analysis import length_sweep
+from experiments._slices import Experiment, Measures, Trained, answers
 from goatviz.tasks import Images
 from goatviz.training import TrainConfig
 from goatviz.training.presets import preset
@@ -32,35 +29,27 @@ def add_options(parser: ArgumentParser) -> None:
 
 def recipe(options: Namespace) -> TrainConfig:
     """ViT-S with R = 16 and M = 2, without the paper's augmentation."""
-    channels = options.channels
     task = Images(
         source=options.source,
-        length=channels * options.side**2,
+        side=options.side,
         patch=options.patch,
-        channels=channels,
+        channels=options.channels,
         classes=options.classes,
     )
     paper = preset("images", "paper")
     return replace(paper, task=task, steps=options.steps, batch_size=options.batch_size)
 
 
-def sides(task: Images) -> list[int]:
-    """The training resolution and the paper's finer ones, to whole patches, in pixels."""
-    return [task.patch * round(finer * task.side / task.patch) for finer in FINER]
+def resolutions(task: Images) -> list[int]:
+    """Tokens at the training resolution and at the paper's finer ones, to whole patches."""
+    sides = [task.patch * round(finer * task.side / task.patch) for finer in FINER]
+    return [replace(task, side=side).length for side in sides]
 
 
 def measures(trained: Trained, options: Namespace) -> Measures:
     """Images classified right, against resolution."""
-    lengths = options.lengths or [trained.task.at_side(side).length for side in sides(trained.task)]
-    sweep = partial(
-        length_sweep,
-        trained.models,
-        trained.task,
-        examples=8 if options.tiny else options.examples,
-        cache=trained.cells,
-        progress=sys.stderr.isatty(),
-    )
-    return {"sweep": lambda: growing(sweep, lengths)}
+    lengths = options.lengths or resolutions(trained.task)
+    return {"sweep": lambda: answers(trained, lengths, 8 if options.tiny else options.examples)}
 
 
 EXPERIMENT = Experiment(

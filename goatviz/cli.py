@@ -98,7 +98,7 @@ class Sweep:
     out: Path = Path("sweep.nc")
     """File to write, .nc; its folder is created if missing."""
     lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    """Tokens of context, increasing; for images side x side x channels."""
+    """Tokens of context, increasing; of images, 1 + n x n patches."""
     depths: tuple[float, ...] = ()
     """Answers: their positions, as fractions of the text; makes a grid of lengths and depths."""
     examples: int = 256

@@ -59,8 +59,8 @@ class ModelConfig:
     positions : str
         One of `POSITION_SCHEMES`; "none" has a uniform prior and no positions at all.
     training_length : int
-        T, tokens: normalises the sink, bounds learned positions, anchors interpolation. For
-        images, the numbers of one: side x side x channels.
+        T, tokens: normalises the sink, bounds learned positions, anchors interpolation. An image
+        has a class token and n x n patches.
     prior_rank, sink_rank : int
         R and M of the GOAT prior.
     prior_init : str
@@ -117,11 +117,17 @@ class ModelConfig:
         if self.patch is not None:
             checks.positive_int("patch", self.patch)
             checks.one_of("positions of images", self.positions, IMAGE_SCHEMES)
-            patches_across(self.training_length, self.patch, self.channels)
+            patches_across(self.training_length)
+
+    def count_ids(self, length: int) -> int:
+        """Number of ids of a sequence of `length` tokens; an image's are the numbers of pixels."""
+        if self.patch is None:
+            return length
+        return (self.patch * patches_across(length)) ** 2 * self.channels
 
 
-def patches_across(length: int, patch: int, channels: int = 1) -> int:
-    """Patches along a side of a square image of `length` numbers.
+def patches_across(length: int) -> int:
+    """Patches along a side of a square image of `length` tokens, the class token among them.
 
     Raises
     ------
@@ -130,16 +136,15 @@ def patches_across(length: int, patch: int, channels: int = 1) -> int:
 
     Examples
     --------
-    >>> patches_across(28 * 28, patch=4)
+    >>> patches_across(1 + 7 * 7)
     7
     """
-    side = math.isqrt(length // channels)
-    if side * side * channels != length or side % patch or not side:
+    across = math.isqrt(max(length - 1, 0))
+    if not across or 1 + across * across != length:
         raise ValueError(
-            f"length must be side x side x {channels}, with a side that is a multiple of "
-            f"patch={patch}, got {length}"
+            f"length must be 1 + n x n tokens, a class token and a square of patches, got {length}"
         )
-    return side // patch
+    return across
 
 
 def goat_prior(
@@ -251,14 +256,13 @@ class Transformer(nn.Module):
         """Make what comes before the blocks."""
         raise NotImplementedError
 
-    def _checked(self, ids: Tensor) -> Tensor:
+    def _check(self, ids: Tensor) -> None:
         if ids.ndim != 2 or ids.numel() == 0:
             raise ValueError(f"ids must have shape (batch, length), got {tuple(ids.shape)}")
         if ids.is_floating_point() or ids.dtype == torch.bool:
             raise TypeError(f"ids must be integers, got {ids.dtype}")
         if readable():
             _check_range(ids, self.config.vocab_size)
-        return ids
 
     def _through_blocks(
         self, x: Tensor, cache: list[LayerCache] | None = None, **options: Any
@@ -343,7 +347,7 @@ class CausalLM(Transformer):
         Tensor
             Shape (batch, length, vocab_size).
         """
-        self._checked(ids)
+        self._check(ids)
         if cache is not None and len(cache) != len(self.blocks):
             raise ValueError(f"cache must have {len(self.blocks)} entries, got {len(cache)}")
         start = 0 if cache is None else cache[0].length
@@ -359,7 +363,7 @@ class ImageClassifier(Transformer):
     """A vision transformer: patches of a square image, a class token in front, no causal mask.
 
     It reads an image as a language model reads text: as numbers in a row, of which the class is
-    the next. So tasks, training and sweeps are the same, and a higher resolution is a longer row.
+    the next. So tasks, training and sweeps are the same, and a higher resolution is more tokens.
 
     Parameters
     ----------
@@ -374,8 +378,8 @@ class ImageClassifier(Transformer):
 
     Examples
     --------
-    >>> config = ModelConfig(vocab_size=256, training_length=64, embed_dim=32, patch=4)
-    >>> ImageClassifier(config)(torch.zeros(1, 144, dtype=torch.long)).shape
+    >>> config = ModelConfig(vocab_size=256, training_length=5, embed_dim=32, patch=4)
+    >>> ImageClassifier(config)(torch.zeros(1, 12 * 12, dtype=torch.long)).shape
     torch.Size([1, 1, 256])
     """
 
@@ -386,7 +390,7 @@ class ImageClassifier(Transformer):
         self.class_token = nn.Parameter(torch.zeros(config.embed_dim))
         self.position_embedding = None
         if config.positions == "learned":
-            across = patches_across(config.training_length, config.patch, config.channels)
+            across = patches_across(config.training_length)
             self.position_embedding = LearnedGridEmbedding(config.embed_dim, side=across)
 
     def _reset_inputs(self) -> None:
@@ -413,9 +417,14 @@ class ImageClassifier(Transformer):
         ValueError
             If `ids` are no square image whose side is a multiple of the patch.
         """
-        self._checked(ids)
+        self._check(ids)
         patch, channels = self.config.patch, self.config.channels
-        across = patches_across(ids.shape[1], patch, channels)
+        across = math.isqrt(ids.shape[1] // channels) // patch
+        if not across or ids.shape[1] != (across * patch) ** 2 * channels:
+            raise ValueError(
+                f"ids must hold side x side x {channels} numbers, with a side that is a multiple "
+                f"of patch={patch}, got {ids.shape[1]}"
+            )
         pixels = ids.to(self.embedding.weight.dtype) / 127.5 - 1
         pixels = pixels.reshape(len(ids), across, patch, across, patch, channels)
         patches = pixels.transpose(2, 3).reshape(len(ids), across * across, -1)
@@ -491,14 +500,11 @@ def _attention(config: ModelConfig) -> Attention:
     rotary = None
     causal = config.patch is None
     if config.positions == "goat":
-        tokens = config.training_length
-        if not causal:
-            tokens = 1 + patches_across(tokens, config.patch, config.channels) ** 2
         prior = goat_prior(
             heads,
             rank=config.prior_rank,
             sink_rank=config.sink_rank,
-            training_length=tokens,
+            training_length=config.training_length,
             causal=causal,
             base=config.base,
             init=config.prior_init,

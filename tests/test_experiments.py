@@ -172,8 +172,8 @@ def test_images_are_read_at_finer_resolutions(experiment, pictures, tmp_path):
     sweep = brought_home(tmp_path / "work" / "out", "vision", "sweep.nc")["sweep.nc"]
     assert sweep.attrs["schema"] == goatviz.load_shipped_result("passkey-sweep").attrs["schema"]
     assert sweep["scheme"].values.tolist() == ["goat", "none", "learned"]
-    # 7 patches of 8 pixels across, and 384 / 224 and 512 / 224 times as many.
-    assert sweep["length"].values.tolist() == [3 * (8 * across) ** 2 for across in (7, 12, 16)]
+    # 7 patches across, and 384 / 224 and 512 / 224 times as many.
+    assert sweep["length"].values.tolist() == [1 + across**2 for across in (7, 12, 16)]
     assert (sweep["examples"] == 8).all() and (sweep["tokens"] == 8).all()
 
 

@@ -237,7 +237,7 @@ def test_interpolated_positions_are_the_same_model_up_to_the_training_length():
 
 
 def classifier(positions="goat", **changes):
-    settings = {"vocab_size": 256, "training_length": 8 * 8, "embed_dim": 48, "num_layers": 2}
+    settings = {"vocab_size": 256, "training_length": 1 + 4 * 4, "embed_dim": 48, "num_layers": 2}
     settings |= {"num_heads": 4, "prior_rank": 4, "sink_rank": 2, "patch": 2}
     made = build_model(ModelConfig(positions=positions, **(settings | changes))).eval()
     with torch.no_grad():
@@ -266,7 +266,7 @@ def test_images_of_any_resolution_give_one_row_of_logits(positions):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_patch_is_a_square_of_pixels(channels):
-    model = classifier("none", channels=channels, training_length=64 * channels, num_layers=1)
+    model = classifier("none", channels=channels, num_layers=1)
     seen = []
     model.embedding.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     image = pictures(channels=channels)
@@ -337,7 +337,7 @@ def test_recomputed_activations_of_images_change_nothing():
     ("changes", "message"),
     [
         ({"positions": "rope"}, "positions of images must be one of goat, none, learned"),
-        ({"patch": 3}, "length must be side x side x 1, .* patch=3, got 64"),
+        ({"training_length": 64}, "length must be 1 \\+ n x n tokens, .* got 64"),
         ({"patch": 0}, "patch must be an integer of at least 1, got 0"),
         ({"channels": 0}, "channels must be an integer of at least 1, got 0"),
     ],
@@ -353,7 +353,8 @@ def test_a_model_of_images_is_no_language_model_and_the_reverse():
         CausalLM(config)
     with pytest.raises(ValueError, match="patch must be the side of a patch in pixels, got None"):
         ImageClassifier(dataclasses.replace(config, patch=None))
-    with pytest.raises(ValueError, match="length must be side x side x 1, .* got 60"):
-        classifier()(torch.zeros(1, 60, dtype=torch.long))
+    for count in (1, 60, 81):
+        with pytest.raises(ValueError, match=f"ids must hold side x side x 1 .* got {count}"):
+            classifier()(torch.zeros(1, count, dtype=torch.long))
     with pytest.raises(ValueError, match="ids must lie in"):
         classifier()(torch.full((1, 64), 256))

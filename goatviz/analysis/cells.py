@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from goatviz import checks
+from goatviz.attention.positions import LearnedEmbedding
 from goatviz.files import whole_file
 from goatviz.models import CausalLM, ImageClassifier, Transformer
-from goatviz.tasks import Images, Task
+from goatviz.tasks import Task
 
 #: Length of a SHA-256 in hexadecimal.
 _SUM = 64
@@ -36,8 +37,9 @@ def check_models(models: Models, task: Task) -> dict[str, list[Transformer]]:
     wanted = "a mapping of scheme names to models, such as {'goat': model}"
     if not checks.instance("models", models, Mapping, wanted):
         raise ValueError(f"models must be {wanted}, got none")
-    of_images = isinstance(task, Images)
-    kind, one = (ImageClassifier, "an ImageClassifier") if of_images else (CausalLM, "a CausalLM")
+    kind, one = (CausalLM, "a CausalLM")
+    if task.patch is not None:
+        kind, one = (ImageClassifier, "an ImageClassifier")
     runs = {}
     for scheme, given in models.items():
         name = f"models[{scheme!r}]"
@@ -133,13 +135,10 @@ def each_model(
             yield number, run, scheme, model
 
 
-def exceeds_positions(model: CausalLM, length: int) -> bool:
+def exceeds_positions(model: Transformer, length: int) -> bool:
     """Whether the model has learned positions, and none for this length."""
-    return (
-        isinstance(model, CausalLM)
-        and model.config.positions == "learned"
-        and length > model.config.training_length
-    )
+    embedding = model.position_embedding
+    return isinstance(embedding, LearnedEmbedding) and length > embedding.max_length
 
 
 def _read_json(path: Path, name: str) -> Any:

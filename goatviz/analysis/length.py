@@ -66,18 +66,19 @@ def length_sweep(
 ) -> xr.Dataset:
     """Accuracy of answers against length, for several schemes and training seeds.
 
-    All models get the same questions. Learned positions end at the training length: longer cells
-    of such a model are missing (0 examples, NaN).
+    All models get the same questions. Learned positions of a sequence end at the training length:
+    longer cells of such a model are missing (0 examples, NaN).
 
     Parameters
     ----------
-    models : mapping of str to CausalLM or sequence of CausalLM
-        Models by scheme; several models of a scheme are runs with different seeds.
+    models : mapping of str to Transformer or sequence of Transformer
+        Models by scheme, `CausalLM`s or, for images, `ImageClassifier`s; several models of a scheme
+        are runs with different seeds.
     task : Task
         `Passkey`, `Needle` or `Images`; its own length does not matter, and images are those of
         its held-out part.
     lengths : sequence of int
-        Context lengths in tokens, increasing; for images side x side x channels.
+        Context lengths in tokens, increasing; those of images are 1 + n x n patches.
     examples : int or mapping of int to int
         Number of questions for each model and length, or the number by length.
     seed : int

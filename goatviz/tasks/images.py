@@ -1,7 +1,7 @@
 """Images: rows of pixels, and the class as the number that follows them.
 
-A model that classifies images is then trained, evaluated and swept over lengths like any other: a
-longer sequence is the same image at a higher resolution.
+A model that classifies images is then trained, evaluated and swept over lengths like any other:
+more tokens are the same image at a higher resolution.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Images(Task):
         A .npz file with arrays x_train, y_train and x_test, y_test (whatever follows "test"):
         images as uint8 of shape (images, side, side) or (images, side, side, channels), and their
         classes as integers from 0.
-    length : int
-        Numbers of an image: side x side x channels. Images of the source are resized to it.
+    side : int
+        Pixels along a side, to which images of the source are resized.
     patch : int
-        Side of a square patch, pixels; the image's side is a multiple of it.
+        Side of a square patch, pixels; `side` is a multiple of it.
     channels : int
         Numbers of a pixel: 1 for grey, 3 for colours.
     classes : int
@@ -73,12 +73,12 @@ class Images(Task):
 
     Examples
     --------
-    >>> Images(length=28 * 28, patch=4).at_side(56).length
-    3136
+    >>> Images(side=28, patch=4).length
+    50
     """
 
     source: str = ""
-    length: int = 784
+    side: int = 28
     patch: int = 4
     channels: int = 1
     classes: int = 10
@@ -86,13 +86,14 @@ class Images(Task):
 
     name: ClassVar[str] = "images"
     answer_length: ClassVar[int] = 1
-    answers_only: ClassVar[bool] = True
+    predicted: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         checks.instance("source", self.source, str, "text")
-        checks.integer_fields(self, length=1, patch=1, channels=1, classes=2)
+        checks.integer_fields(self, side=1, patch=1, channels=1, classes=2)
         checks.one_of("part", self.part, PARTS)
-        patches_across(self.length, self.patch, self.channels)
+        if self.side % self.patch:
+            raise ValueError(f"side must be a multiple of patch={self.patch}, got {self.side}")
 
     @property
     def vocab_size(self) -> int:
@@ -100,9 +101,9 @@ class Images(Task):
         return max(_GREYS, self.classes)
 
     @property
-    def side(self) -> int:
-        """Pixels along a side."""
-        return self.patch * patches_across(self.length, self.patch, self.channels)
+    def length(self) -> int:
+        """The class token and the patches."""
+        return 1 + (self.side // self.patch) ** 2
 
     @property
     def chance(self) -> float:
@@ -114,19 +115,13 @@ class Images(Task):
         """Probability of guessing the class, which is the whole answer."""
         return self.chance
 
-    def at_side(self, side: int) -> Self:
-        """The same task with images of `side` x `side` pixels."""
-        return self.at_length(self.channels * checks.positive_int("side", side) ** 2)
+    def at_length(self, length: int) -> Self:
+        """The same task at the resolution that has `length` tokens: 1 + n x n."""
+        return replace(self, side=self.patch * patches_across(length))
 
     def held_out(self) -> Self:
         """The images of the part "test"."""
         return replace(self, part="test")
-
-    def target_weights(self) -> Tensor:
-        """All weight on the class, the last of `length` predicted numbers."""
-        weights = torch.zeros(self.length)
-        weights[-1] = 1.0
-        return weights
 
     def images(self) -> Labelled:
         """The images of this part as they are in the source, read once and kept in memory."""
@@ -144,7 +139,7 @@ class Images(Task):
         return found
 
     def sample(self, count: int, *, generator: torch.Generator) -> Tensor:
-        """Draw `count` images with replacement; shape (count, length + 1), the class last.
+        """Draw `count` images with replacement; the class comes last.
 
         Parameters
         ----------
@@ -152,6 +147,11 @@ class Images(Task):
             Number of images, at least 1.
         generator : torch.Generator
             A generator on the CPU.
+
+        Returns
+        -------
+        Tensor
+            Shape (count, side x side x channels + 1).
 
         Raises
         ------

@@ -94,8 +94,8 @@ class TrainConfig:
             prior_rank=self.prior_rank,
             sink_rank=self.sink_rank,
             prior_init=self.prior_init,
-            patch=getattr(self.task, "patch", None),
-            channels=getattr(self.task, "channels", 1),
+            patch=self.task.patch,
+            channels=self.task.channels,
         )
 
     def to_dict(self) -> dict[str, Any]:

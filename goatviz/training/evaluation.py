@@ -98,7 +98,7 @@ def evaluate(
     """
     checks.integer("sequences", sequences, low=2)
     if batch_size is None:
-        batch_size = max(1, min(256, _LOGITS // (task.length * task.vocab_size)))
+        batch_size = max(1, min(256, _LOGITS // (task.predicted * task.vocab_size)))
     losses = []
     for ids in _batches(model, task, sequences, batch_size, seed):
         counted = counts(ids, task)
@@ -290,22 +290,14 @@ def squeezed_to(model: nn.Module, length: int) -> Iterator[None]:
 
 
 def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
-    """Cross-entropy of every next token, nats; shape (batch, length) for ids of length + 1.
-
-    It is 0 at the first positions of which a model has no logits, see `Task.answers_only`.
-    """
+    """Cross-entropy of every id that the model predicts, nats; shape (batch, predicted)."""
     logits = model(ids[:, :-1])
-    known = logits.shape[1]
-    losses = F.cross_entropy(logits.float().mT, ids[:, -known:], reduction="none")
-    return F.pad(losses, (ids.shape[1] - 1 - known, 0))
+    return F.cross_entropy(logits.float().mT, ids[:, -logits.shape[1] :], reduction="none")
 
 
 def counts(ids: Tensor, task: Task) -> Tensor:
-    """Whether each target counts: booleans, shape (batch, length) for ids of length + 1."""
-    targets = ids[:, 1:]
-    if task.answers_only:
-        answers = torch.arange(task.length, device=ids.device) >= task.length - task.answer_length
-        return answers.expand(targets.shape)
+    """Whether each target is not masked: booleans, shape (batch, predicted)."""
+    targets = ids[:, -task.predicted :]
     if task.masked is None:
         return torch.ones_like(targets, dtype=torch.bool)
     return targets != task.masked
@@ -324,7 +316,7 @@ def loss_weights(ids: Tensor, task: Task) -> Tensor:
     Returns
     -------
     Tensor
-        Float32, shape (batch, length).
+        Float32, shape (batch, predicted).
     """
     counted = counts(ids, task)
     targets = task.target_weights()

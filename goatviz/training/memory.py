@@ -22,8 +22,8 @@ from goatviz.training.evaluation import next_token_loss
 
 # Lengths at which saved tensors are counted; long enough that no constant part dominates.
 _PROBES = (64, 128, 256)
-# The same for images: patches along a side.
-_PATCHES_ACROSS = (8, 11, 16)
+# The same for images: a class token and squares of patches.
+_IMAGE_PROBES = (65, 122, 257)
 # At their peak there are three copies of the logits: float32, log-probabilities, and gradient.
 _LOGIT_COPIES = 3
 
@@ -93,8 +93,7 @@ def estimate_memory(
         activations = ends + sizes.num_layers * block
     # The gradients of one block exist beside what all blocks keep.
     activations += block
-    predicted = config.task.answer_length if config.task.answers_only else config.task.length
-    activations += 4 * (_LOGIT_COPIES - 1) * predicted * sizes.vocab_size
+    activations += 4 * (_LOGIT_COPIES - 1) * config.task.predicted * sizes.vocab_size
     sequences = config.batch_size / parts
     return MemoryEstimate(16.0 * _parameters(config), float(activations * sequences))
 
@@ -130,13 +129,6 @@ def in_gigabytes(count: float) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
-def _probes(config: TrainConfig) -> tuple[int, ...]:
-    sizes = config.model_config()
-    if sizes.patch is None:
-        return _PROBES
-    return tuple(sizes.channels * (sizes.patch * across) ** 2 for across in _PATCHES_ACROSS)
-
-
 def _small(config: TrainConfig, layers: int, length: int = 1) -> Transformer:
     sizes = config.model_config()
     # Positions must reach as far as they are probed.
@@ -153,7 +145,7 @@ def _parameters(config: TrainConfig) -> int:
 
 def _kept(config: TrainConfig, layers: int, mixed_precision: str) -> np.ndarray:
     """Bytes kept for the backward pass of one sequence: a polynomial of the length."""
-    probes = _probes(config)
+    probes = _PROBES if config.task.patch is None else _IMAGE_PROBES
     model = _small(config, layers, max(probes))
     held = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     bytes_kept = []
@@ -169,7 +161,7 @@ def _kept(config: TrainConfig, layers: int, mixed_precision: str) -> np.ndarray:
                 alive.append(tensor)
             return tensor
 
-        ids = torch.zeros((1, length + 1), dtype=torch.long)
+        ids = torch.zeros((1, model.config.count_ids(length) + 1), dtype=torch.long)
         low = mixed_precision == "bf16"
         with (
             torch.autocast("cpu", torch.bfloat16) if low else nullcontext(),

@@ -37,6 +37,7 @@ _SMALL = replace(
 )
 _PAPER = replace(_SMALL, embed_dim=512, content_dim=64, num_layers=12, learning_rate=3e-4)
 _DNA_PRIOR = {"prior_rank": 2, "sink_rank": 8, "prior_init": "uniform"}
+_IMAGE_PRIOR = {"prior_rank": 16, "sink_rank": 2}
 
 PRESETS: dict[str, dict[str, TrainConfig]] = {
     "copy-mixture": {
@@ -97,25 +98,20 @@ PRESETS: dict[str, dict[str, TrainConfig]] = {
     "images": {
         # With the rate of the rest, 0.001, the prior is learned several times more slowly.
         "tiny": replace(
-            _TINY, task=Images(length=28**2, patch=4), sink_rank=2, prior_learning_rate=3e-2
+            _TINY, task=Images(side=28, patch=4), sink_rank=2, prior_learning_rate=3e-2
         ),
         "small": replace(
-            _SMALL,
-            task=Images(length=3 * 64**2, patch=8, channels=3),
-            prior_rank=16,
-            sink_rank=2,
-            batch_size=128,
+            _SMALL, task=Images(side=64, patch=8, channels=3), batch_size=128, **_IMAGE_PRIOR
         ),
         "paper": replace(
             _PAPER,
-            task=Images(length=3 * 224**2, patch=16, channels=3, classes=1000),
+            task=Images(side=224, patch=16, channels=3, classes=1000),
             embed_dim=384,
             num_heads=6,
-            prior_rank=16,
-            sink_rank=2,
             batch_size=256,
             learning_rate=5e-4,
             weight_decay=0.05,
+            **_IMAGE_PRIOR,
         ),
     },
 }

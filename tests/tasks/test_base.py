@@ -19,21 +19,23 @@ def corpora(tmp_path):
     return {
         "text": {"source": str(tmp_path / "a.txt"), "validation": str(tmp_path / "a.txt")},
         "dna": {"source": str(tmp_path / "a.fa"), "validation": str(tmp_path / "a.fa")},
-        "images": {"source": str(tmp_path / "a.npz")},
+        "images": {"source": str(tmp_path / "a.npz"), "patch": 1},
     }
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_is_what_the_protocol_says(name, corpora):
     options = corpora.get(name, {})
-    task = TASKS[name](length=64, **options)
+    # Images have a side, and so 1 + 8 x 8 tokens of patches that are one pixel.
+    length = 65 if name == "images" else 64
+    task = TASKS[name](**options).at_length(length)
     assert dataclasses.is_dataclass(task) and TASKS[name].__dataclass_params__.frozen
-    assert task.at_length(144) == TASKS[name](length=144, **options)
+    assert task.length == length and task.at_length(145).at_length(length) == task
+    assert task.at_length(145).length == 145
     ids = task.sample(3, generator=torch.Generator().manual_seed(0))
     assert ids.shape == (3, 65) and int(ids.min()) >= 0 and int(ids.max()) < task.vocab_size
     weights = task.target_weights()
-    assert weights is None or (weights.shape == (64,) and float(weights.min()) >= 0)
-    assert 0 <= task.answer_length <= 64
-    assert type(task.held_out()) is TASKS[name] and task.held_out().length == 64
-    assert not task.answers_only or task.answer_length
+    assert weights is None or (weights.shape == (task.predicted,) and float(weights.min()) >= 0)
+    assert 0 <= task.answer_length <= task.predicted <= length
+    assert type(task.held_out()) is TASKS[name] and task.held_out().length == length
     assert task.masked is None or 0 <= task.masked < task.vocab_size

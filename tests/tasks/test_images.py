@@ -25,8 +25,7 @@ def images(tmp_path):
         test = {"x_test9": 255 - given["x_train"][:2], "y_test9": given["y_train"][:2]}
         path = tmp_path / "images.npz"
         np.savez(path, **given, **test)
-        numbers = side * side * (channels or 1)
-        return Images(str(path), **{"length": numbers, "channels": channels or 1, **options})
+        return Images(str(path), **{"side": side, "channels": channels or 1, **options})
 
     return make
 
@@ -58,7 +57,7 @@ def test_held_out_images_are_those_of_test(images):
 def test_another_length_is_the_same_image_resized(images, channels):
     task = images(channels=channels)
     small = task.sample(4, generator=seeded())
-    large = task.at_side(16).sample(4, generator=seeded())
+    large = task.at_length(1 + 4 * 4).sample(4, generator=seeded())
     assert large.shape == (4, 16 * 16 * (channels or 1) + 1)
     assert torch.equal(large[:, -1], small[:, -1])
     pixels = small[:, :-1].reshape(4, 8, 8, -1).permute(0, 3, 1, 2).float()
@@ -67,10 +66,9 @@ def test_another_length_is_the_same_image_resized(images, channels):
     assert float((found - wanted).abs().max()) <= 1
 
 
-def test_all_weight_is_on_the_class(images):
+def test_the_class_is_what_is_predicted(images):
     task = images()
-    weights = task.target_weights()
-    assert weights.shape == (64,) and weights[-1] == 1 and float(weights.sum()) == 1
+    assert task.length == 1 + 2 * 2 and task.predicted == task.answer_length == 1
     assert task.chance == task.strict_chance == 0.1
     assert task.vocab_size == 256 and Images(classes=1000).vocab_size == 1000
 
@@ -78,9 +76,8 @@ def test_all_weight_is_on_the_class(images):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"length": 60}, "length must be side x side x 1, .* patch=4, got 60"),
-        ({"length": 36}, "length must be side x side x 1, .* patch=4, got 36"),
-        ({"length": 64, "channels": 3}, "length must be side x side x 3"),
+        ({"side": 30}, "side must be a multiple of patch=4, got 30"),
+        ({"side": 0}, "side must be an integer of at least 1, got 0"),
         ({"part": "valid"}, "part must be one of train, test; got 'valid'"),
         ({"classes": 1}, "classes must be an integer of at least 2, got 1"),
     ],
@@ -90,6 +87,9 @@ def test_values_out_of_range(options, message):
         Images(**options)
     with pytest.raises(TypeError, match="source must be text"):
         Images(source=3)
+    for length in (1, 49, 51):
+        with pytest.raises(ValueError, match=f"length must be 1 \\+ n x n tokens, .* got {length}"):
+            Images().at_length(length)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_sources_that_hold_something_else(tmp_path, changes, message):
     held = {name: value for name, value in (arrays() | changes).items() if value is not None}
     np.savez(tmp_path / "a.npz", **held)
     with pytest.raises(ValueError, match=message):
-        Images(str(tmp_path / "a.npz"), length=64).sample(1, generator=seeded())
+        Images(str(tmp_path / "a.npz"), side=8).sample(1, generator=seeded())
 
 
 def test_sources_that_cannot_be_read(tmp_path):

@@ -170,7 +170,7 @@ def test_a_classifier_learns_where_things_are_only_with_positions(positions, tmp
     held = {f"x_{part}": images for part in ("train", "test")}
     held |= {f"y_{part}": classes for part in ("train", "test")}
     np.savez(tmp_path / "a.npz", **held)
-    task = Images(str(tmp_path / "a.npz"), length=256, classes=4)
+    task = Images(str(tmp_path / "a.npz"), side=16, classes=4)
     result = run(
         task=task, positions=positions, steps=250, batch_size=32, num_layers=2, prior_rank=4,
         content_dim=16, learning_rate=3e-3, prior_learning_rate=3e-2,

@@ -32,7 +32,8 @@ def kept_by(config, checkpoint=False):
             alive.append(tensor)
         return tensor
 
-    ids = torch.randint(config.task.vocab_size, (config.batch_size, config.task.length + 1))
+    count = model.config.count_ids(config.task.length) + 1
+    ids = torch.randint(config.task.vocab_size, (config.batch_size, count))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         next_token_loss(model, ids).sum()
     return sum(seen.values())
