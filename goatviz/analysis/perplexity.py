@@ -169,7 +169,7 @@ def _asked(
     if any(longest % length for length in lengths):
         raise ValueError(f"lengths must all divide the last, {longest}, got {lengths}")
     pieces, names = _pieces(task, longest, per_document, documents)
-    counted = counts(pieces, task).numpy()
+    counted = counts(pieces[:, 1:], task).numpy()
     ends = [2**power for power in range(4, longest.bit_length()) if 2**power < longest] + [longest]
     coords = {
         "scheme": list(models),
@@ -307,7 +307,7 @@ def _pieces(
 ) -> tuple[Tensor, tuple[str, ...]]:
     pieces, names = task.pieces(length, per_document=per_document)
     # A piece whose tokens are all masked says nothing about a model.
-    keep = [at for at, row in enumerate(counts(pieces, task)) if bool(row.any())]
+    keep = [at for at, row in enumerate(counts(pieces[:, 1:], task)) if bool(row.any())]
     if most is not None:
         checks.integer("documents", most, low=2)
         if len(keep) > most:

@@ -101,7 +101,7 @@ def evaluate(
         batch_size = max(1, min(256, _LOGITS // (task.predicted * task.vocab_size)))
     losses = []
     for ids in _batches(model, task, sequences, batch_size, seed):
-        counted = counts(ids, task)
+        counted = counts(ids[:, -task.predicted :], task)
         sums = (next_token_loss(model, ids) * counted).sum(dim=-1)
         targets = counted.sum(dim=-1)
         losses.append((sums / targets)[targets > 0].double().cpu())
@@ -295,9 +295,8 @@ def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().mT, ids[:, -logits.shape[1] :], reduction="none")
 
 
-def counts(ids: Tensor, task: Task) -> Tensor:
-    """Whether each target is not masked: booleans, shape (batch, predicted)."""
-    targets = ids[:, -task.predicted :]
+def counts(targets: Tensor, task: Task) -> Tensor:
+    """Whether each target is not masked: booleans of the same shape."""
     if task.masked is None:
         return torch.ones_like(targets, dtype=torch.bool)
     return targets != task.masked
@@ -318,7 +317,7 @@ def loss_weights(ids: Tensor, task: Task) -> Tensor:
     Tensor
         Float32, shape (batch, predicted).
     """
-    counted = counts(ids, task)
+    counted = counts(ids[:, -task.predicted :], task)
     targets = task.target_weights()
     if targets is None:
         return counted / counted.sum().clamp_min(1)
